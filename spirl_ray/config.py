@@ -1,0 +1,280 @@
+"""The one configuration language: a YAML file read into frozen models, with ``--set a.b=c`` overrides.
+
+Every key is declared here with its meaning and default; unknown keys and wrong types are errors.
+The defaults are the paper's (Pertsch et al. 2020) unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spirl_ray.errors import SpirlError
+
+MethodName = Literal["spirl", "spirl_cl", "ssp", "flat_prior", "bc_sac", "sac"]
+
+
+class Settings(BaseModel):
+    """A group of settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+
+
+class EnvSettings(Settings):
+    id: str = "spirl/Kitchen-v0"
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the environment's constructor, e.g. ``tasks``."""
+
+
+class DataSettings(Settings):
+    source: Literal["minari", "generated"] = "minari"
+    dataset: str | None = None
+    """Minari id, e.g. ``D4RL/kitchen/complete-v2``."""
+    minari_root: Path | None = None
+    """A local Minari root; None downloads (or uses Minari's own cache)."""
+    episodes: int = Field(default=100, ge=1)
+    """How many episodes to generate (``source: generated``)."""
+    seed: int = 0
+    generate: dict[str, Any] = Field(default_factory=dict)
+    """Options of the environment's scripted expert."""
+    shards: int = Field(default=8, ge=1)
+    """Parquet files; at least as many as training workers."""
+    skip_bad: bool = False
+    """Leave invalid episodes out (and say so) instead of stopping."""
+    validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the episodes held out of stage 1."""
+    in_memory_limit_mb: float = Field(default=2048.0, ge=0.0)
+    """A worker's shard is drained into tensors up to this size and streamed beyond it."""
+
+
+class SkillSettings(Settings):
+    horizon: int = Field(default=10, ge=1)
+    """H, primitive actions in a skill."""
+    latent_dim: int = Field(default=10, ge=1)
+    width: int = Field(default=128, ge=1)
+    decoder_layers: int = Field(default=5, ge=1)
+    """Hidden layers of the closed-loop decoder."""
+    prior_layers: int = Field(default=6, ge=1)
+    prior: Literal["gaussian", "mixture", "flow"] = "gaussian"
+    mixture_components: int = Field(default=5, ge=1)
+    flow_layers: int = Field(default=4, ge=1)
+    prior_loss: Literal["nll", "kl"] = "nll"
+    """NLL of a detached posterior sample (the reference's default) or KL(stop_grad(q) || p)."""
+    beta: float = Field(default=5e-4, ge=0.0)
+    """Weight of KL(q || N(0, I)); the start value when ``target_kl`` is set."""
+    target_kl: float | None = Field(default=None, gt=0.0)
+    """Nats per dimension; when set, beta is tuned by dual gradient towards it."""
+    state_std_floor: float = Field(default=0.05, gt=0.0)
+    """States are standardised by the data's deviation, but by no less than this."""
+
+
+class AugmentationSettings(Settings):
+    kind: Literal["none", "target_preserving"] = "none"
+    """``target_preserving`` is ours, not the paper's: move the robot, relabel the action, keep the target."""
+    position_normal: float = Field(default=0.03, ge=0.0)
+    """Deviation of the Gaussian part of the displacement d (position units)."""
+    position_uniform: float = Field(default=0.01, ge=0.0)
+    """Half-width of the uniform part of d."""
+    object_normal: float = Field(default=0.01, ge=0.0)
+    """Deviation of the noise on object entries, not relabelled."""
+
+
+class PretrainSettings(Settings):
+    updates: int = Field(default=3000, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    """Windows per update over all workers together."""
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    optimizer: Literal["radam", "adam"] = "radam"
+    cosine_decay: bool = False
+    warmup_updates: int = Field(default=100, ge=0)
+    """Updates with the gradient norm clipped to ``warmup_clip``."""
+    warmup_clip: float = Field(default=1e-3, gt=0.0)
+    augmentation: AugmentationSettings = AugmentationSettings()
+    workers: int = Field(default=1, ge=1)
+    use_gpu: bool = False
+    log_every: int = Field(default=100, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    max_failures: int = Field(default=3, ge=0)
+    """How often lost workers are replaced before the run gives up."""
+
+
+class TrainSettings(Settings):
+    env_steps: int = Field(default=300_000, ge=1)
+    """Primitive environment steps. Raising it continues a finished run."""
+    target_divergence: float | None = Field(default=None, gt=0.0)
+    """delta in nats a decision. None: 5 towards a learned prior, SAC's entropy rule -dim otherwise."""
+    initial_alpha: float = Field(default=1.0, gt=0.0)
+    alpha_min: float = Field(default=0.0, ge=0.0)
+    """Floor for alpha, a guard against drifting off the prior."""
+    actor_lr: float = Field(default=3e-4, gt=0.0)
+    critic_lr: float = Field(default=3e-4, gt=0.0)
+    alpha_lr: float = Field(default=3e-4, gt=0.0)
+    batch_size: int = Field(default=256, ge=1)
+    updates_per_decision: float = Field(default=1.0, gt=0.0)
+    """Gradient updates for each decision of the policy (a skill, or a primitive step for flat methods)."""
+    warmup_decisions: int = Field(default=5000, ge=0)
+    """Decisions sampled before learning starts."""
+    replay_capacity: int = Field(default=1_000_000, ge=1)
+    discount: float = Field(default=0.99, gt=0.0, le=1.0)
+    discount_per: Literal["decision", "primitive_step"] = "decision"
+    """gamma for every decision (the paper), or gamma^k for a skill of k primitive steps."""
+    divergence_in_target: bool = True
+    """Keep -alpha * D(s') in the critic's target; false for ablation."""
+    timeout_is_terminal: bool = False
+    """The paper's reference marks time-outs as terminal; bootstrapping through them is correct."""
+    polyak: float = Field(default=0.005, gt=0.0, le=1.0)
+    critic_width: int = Field(default=256, ge=1)
+    critic_layers: int = Field(default=5, ge=1)
+    critic_layer_norm: bool = False
+    latent_limit: float | None = Field(default=None, gt=0.0)
+    """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded."""
+    policy_init: Literal["preset", "prior", "scratch"] = "preset"
+    """Ablation of the preset's starting point."""
+    env_runners: int = Field(default=1, ge=0)
+    envs_per_runner: int = Field(default=2, ge=1)
+    learners: int = Field(default=0, ge=0)
+    """0 learns in the driver's process; >= 1 starts remote learners (for GPUs)."""
+    gpus_per_learner: float = Field(default=0.0, ge=0.0)
+    decisions_per_round: int = Field(default=32, ge=1)
+    """Decisions that one env runner samples in a round, while the learner learns from the rounds before."""
+    evaluate_every: int = Field(default=10_000, ge=1)
+    """Primitive steps between snapshots, each evaluated while training goes on."""
+    evaluate_episodes: int = Field(default=20, ge=1)
+    checkpoint_every: int = Field(default=10_000, ge=1)
+    """Primitive steps."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+
+class EvaluateSettings(Settings):
+    episodes: int = Field(default=100, ge=1)
+    modes: tuple[Literal["deterministic", "sampled"], ...] = ("deterministic", "sampled")
+    prior_episodes: int = Field(default=100, ge=0)
+    """Rollouts of the bare prior, for each mode; 0 leaves them out."""
+    videos: int = Field(default=2, ge=0)
+    """Recorded episodes for each mode."""
+    seed: int = 10_000
+    video_fps: int = Field(default=25, ge=1)
+
+
+class RaySettings(Settings):
+    address: str | None = None
+    """A running cluster; None uses the surrounding job's cluster or starts a local Ray."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """Logical CPUs of the local Ray; None takes the machine's, at least 2."""
+    dashboard: bool = False
+    """Start the dashboard of the local Ray, on 127.0.0.1."""
+    object_store_mb: int = Field(default=512, ge=80)
+
+
+class Experiment(Settings):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    output: Path | None = None
+    """Where everything is written; None means ``runs/<name>``."""
+    methods: tuple[MethodName, ...] = ("spirl_cl",)
+    seeds: tuple[int, ...] = (0,)
+    env: EnvSettings = EnvSettings()
+    data: DataSettings = DataSettings()
+    skills: SkillSettings = SkillSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    ray: RaySettings = RaySettings()
+    overrides: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
+    """Dotted keys that apply to one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
+
+    @property
+    def folder(self) -> Path:
+        return self.output if self.output is not None else Path("runs") / self.name
+
+    def for_method(self, method: MethodName) -> Experiment:
+        """This experiment with ``overrides[method]`` applied."""
+        changes = self.overrides.get(method, {})
+        if not changes:
+            return self
+        raw = self.model_dump(mode="json")
+        for key, value in changes.items():
+            _assign(raw, key, value, f"overrides.{method}")
+        return parse_experiment(raw, f"overrides.{method}")
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Reads a YAML file and applies ``key=value`` overrides (values are YAML too).
+
+    Raises:
+        SpirlError: for an unreadable file, YAML that is no mapping, an unknown key or a wrong type,
+            naming file and key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpirlError(f"Cannot read the config file {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpirlError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise SpirlError(f"{path} must hold a mapping of settings, not {type(raw).__name__}.")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise SpirlError(f"--set {override}: write it as key=value, for example train.env_steps=50000.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SpirlError(f"--set {override}: the value is not valid YAML: {error}") from error
+        _assign(raw, key.strip(), value, f"--set {override}")
+    return parse_experiment(raw, str(path))
+
+
+def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
+    """Validates settings; every problem is listed by key in one `SpirlError`."""
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                known = _known_keys(problem["loc"][:-1])
+                lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
+            else:
+                lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
+        raise SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines)) from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """Ten hex digits that identify settings and upstream results; equal input gives an equal key."""
+    text = json.dumps(
+        [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts],
+        sort_keys=True,
+        default=str,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def to_yaml(settings: Settings) -> str:
+    """The exact settings as YAML that `load_experiment` reads back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
+    *parents, last = dotted.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise SpirlError(f"{origin}: {parent} is a single value, it has no key {last}.")
+        node = child
+    node[last] = value
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: Any = Experiment
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field is not None else None
+    return sorted(getattr(model, "model_fields", {}))

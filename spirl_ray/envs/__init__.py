@@ -1,0 +1,51 @@
+"""Environments of the project: one flat interface, registered with gymnasium when this package is imported.
+
+The modules that simulate are imported when an environment is made, so this import stays light.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import load_env_creator
+
+from spirl_ray.envs import kitchen, point_pads
+from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
+from spirl_ray.errors import SpirlError
+
+__all__ = ["EnvironmentSpec", "PositionTarget", "environment", "make"]
+
+_ENTRY_POINTS = {
+    kitchen.SPEC: "spirl_ray.envs.kitchen:KitchenEnv",
+    point_pads.SPEC: "spirl_ray.envs.point_pads:PointPadsEnv",
+}
+_SPECS = {spec.id: spec for spec in _ENTRY_POINTS}
+
+for _spec, _entry_point in _ENTRY_POINTS.items():
+    if _spec.id not in gymnasium.registry:
+        gymnasium.register(_spec.id, entry_point=_entry_point, max_episode_steps=_spec.max_episode_steps)
+
+
+def environment(env_id: str) -> EnvironmentSpec:
+    """The facts about an environment id; raises `SpirlError` for an id that the project does not ship."""
+    if env_id not in _SPECS:
+        raise SpirlError(f"unknown environment {env_id!r}; known environments: {', '.join(sorted(_SPECS))}")
+    return _SPECS[env_id]
+
+
+def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
+    """The environment, wrapped in its time limit; ``kwargs`` go to its constructor.
+
+    Raises:
+        SpirlError: unknown id, an argument that the environment does not take, or a value that it refuses.
+    """
+    entry_point = _ENTRY_POINTS[environment(env_id)]
+    accepted = set(inspect.signature(load_env_creator(entry_point)).parameters) | {"max_episode_steps"}
+    unknown = sorted(set(kwargs) - accepted)
+    if unknown:
+        raise SpirlError(
+            f"{env_id} takes no argument {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(accepted))}"
+        )
+    return gymnasium.make(env_id, disable_env_checker=True, **kwargs)

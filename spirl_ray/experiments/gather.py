@@ -1,0 +1,106 @@
+"""Collects what an experiment's folder holds into the record that the report is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spirl_ray.config import to_yaml
+from spirl_ray.data.trajectories import read_card
+from spirl_ray.envs import environment
+from spirl_ray.experiments.pipeline import EPISODES, SUMMARY
+from spirl_ray.experiments.provenance import commit, hardware, versions
+from spirl_ray.experiments.records import ExperimentRecord, PriorRecord, SkillRecord, TrialRecord
+from spirl_ray.experiments.workspace import Trial, Workspace
+from spirl_ray.methods import METHODS
+from spirl_ray.skills.artifact import CARD as SKILL_CARD
+from spirl_ray.skills.artifact import read_json, read_skill_card
+
+
+def gather(workspace: Workspace, command: str) -> ExperimentRecord:
+    """The record of everything finished so far; missing pieces are left out."""
+    experiment = workspace.experiment
+    facts = environment(experiment.env.id)
+    card = read_card(workspace.dataset)
+    skills: dict[Path, SkillRecord] = {}
+    priors: dict[Path, list[PriorRecord]] = {}
+    trials: list[TrialRecord] = []
+    for trial in workspace.trials():
+        if trial.skills not in skills and (trial.skills / SKILL_CARD).exists():
+            skills[trial.skills] = _skills(trial)
+        if trial.prior_rollouts not in priors and (trial.prior_rollouts / SUMMARY).exists():
+            priors[trial.prior_rollouts] = _priors(trial)
+        if (trial.policy / "metrics.csv").exists() or (trial.policy / "trained.json").exists():
+            trials.append(_trial(trial))
+    return ExperimentRecord(
+        name=experiment.name,
+        environment=experiment.env.id,
+        subtasks=tuple(experiment.env.kwargs.get("tasks", facts.default_tasks)),
+        config_yaml=to_yaml(experiment),
+        commands=[command],
+        versions=versions(),
+        hardware=hardware(),
+        data_card=card.model_dump(mode="json", exclude={"files"}),
+        skills=list(skills.values()),
+        priors=[record for records in priors.values() for record in records],
+        trials=trials,
+    )
+
+
+def _skills(trial: Trial) -> SkillRecord:
+    card = read_skill_card(trial.skills)
+    summary = {
+        "decoder": card.spec.decoder.replace("_", " "),
+        "skill length": card.spec.horizon,
+        "latent size": card.spec.latent_dim,
+        "prior": card.spec.settings.prior,
+        "augmentation": card.pretrain["augmentation"]["kind"].replace("_", "-"),
+        "seed": card.seed,
+        **{name: card.metrics[name] for name in sorted(card.metrics) if name.startswith("validation")},
+    }
+    metrics = trial.skills / "metrics.csv"
+    return SkillRecord(_label(trial), trial.skills, metrics if metrics.exists() else None, summary)
+
+
+def _label(trial: Trial) -> str:
+    decoder = METHODS[trial.method].decoder
+    return "action prior (flat)" if decoder == "identity" else f"{decoder.replace('_', '-')} skills"
+
+
+def _priors(trial: Trial) -> list[PriorRecord]:
+    folder = trial.prior_rollouts
+    names = {"deterministic": "mean", "sampled": "sampled"}
+    return [
+        PriorRecord(
+            label=f"{_label(trial)}, {names[mode]}",
+            skill_label=_label(trial),
+            augmentation=trial.experiment.pretrain.augmentation.kind,
+            seed=trial.seed,
+            mode=names[mode],
+            episodes_csv=folder / f"{mode}-{EPISODES}",
+            videos=_videos(folder, mode),
+        )
+        for mode in read_json(folder / SUMMARY)
+    ]
+
+
+def _trial(trial: Trial) -> TrialRecord:
+    done = trial.policy / "trained.json"
+    result = read_json(done) if done.exists() else {}
+    episodes = trial.evaluation / EPISODES
+    return TrialRecord(
+        method=trial.method,
+        seed=trial.seed,
+        config_hash=trial.config_hash,
+        commit=str(result.get("commit", commit())),
+        env_steps=int(result.get("env_steps", 0)),
+        wall_clock_s=float(result.get("wall_clock_s", 0.0)),
+        metrics_csv=trial.policy / "metrics.csv",
+        evaluations_csv=trial.policy / "evaluations.csv",
+        final_episodes_csv=episodes if episodes.exists() else None,
+        videos=[film for mode in trial.experiment.evaluate.modes for film in _videos(trial.evaluation, mode)],
+    )
+
+
+def _videos(folder: Path, mode: str) -> list[Path]:
+    film = folder / "videos" / f"{mode}.mp4"
+    return [film] if film.exists() else []

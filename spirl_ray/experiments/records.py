@@ -1,0 +1,184 @@
+"""What a report is made of: the record of an experiment, and readers of the CSV files that it points to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spirl_ray.errors import SpirlError
+
+
+@dataclass(frozen=True)
+class SkillRecord:
+    """One skill model (stage 1)."""
+
+    label: str
+    directory: Path
+    metrics_csv: Path | None = None
+    """Columns update, train_loss, train_reconstruction, …, validation_prior, windows_per_s."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """Anything worth a table: latent size, skill length, best validation loss, …"""
+
+
+@dataclass(frozen=True)
+class PriorRecord:
+    """Episodes of a bare prior: skills drawn from it without any reinforcement learning."""
+
+    label: str
+    skill_label: str
+    augmentation: str
+    seed: int
+    mode: str
+    """``sampled`` (latents drawn from the prior) or ``mean`` (the prior's mean latent)."""
+    episodes_csv: Path
+    videos: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One method with one seed (stage 2)."""
+
+    method: str
+    seed: int
+    config_hash: str
+    commit: str
+    env_steps: int
+    """Primitive environment steps trained for."""
+    wall_clock_s: float
+    metrics_csv: Path | None = None
+    evaluations_csv: Path | None = None
+    final_episodes_csv: Path | None = None
+    videos: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ExperimentRecord:
+    """Everything a report says; pieces that do not exist yet are None or empty."""
+
+    name: str
+    environment: str
+    subtasks: tuple[str, ...]
+    """The target's subtasks, in the target's order."""
+    config_yaml: str
+    commands: list[str]
+    """Shell commands that reproduce the experiment, in order."""
+    versions: dict[str, str]
+    hardware: dict[str, str]
+    data_card: dict[str, Any] | None = None
+    skills: list[SkillRecord] = field(default_factory=list)
+    priors: list[PriorRecord] = field(default_factory=list)
+    trials: list[TrialRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EvaluationPoint:
+    """One evaluation during training."""
+
+    env_steps: int
+    mode: str
+    """``deterministic`` or ``sampled``."""
+    episodes: int
+    subtasks: float
+    """Mean number of subtasks completed."""
+    wall_clock_s: float
+
+
+@dataclass(frozen=True)
+class EpisodeOutcome:
+    """One evaluation episode."""
+
+    mode: str
+    subtasks: float
+    episode_return: float
+    completed: tuple[str, ...]
+    """Names of the subtasks in the order of completion."""
+
+
+def read_columns(path: Path | None) -> dict[str, np.ndarray]:
+    """The columns of a metrics CSV as float64 [rows]; an empty cell is NaN; no file is no columns.
+
+    Raises:
+        SpirlError: the file cannot be read, or a cell is not a number.
+    """
+    rows = _rows(path)
+    names = list(rows[0][1]) if rows else []
+    return {name: np.array([_number(path, line, row, name) for line, row in rows]) for name in names}
+
+
+def read_evaluations(path: Path | None) -> list[EvaluationPoint]:
+    """The points of an evaluations CSV by rising env_steps; no file is no points.
+
+    A resumed run may have evaluated the same point twice; the later row counts.
+
+    Raises:
+        SpirlError: the file cannot be read, lacks env_steps or subtasks, or a cell is not a number.
+    """
+    points = {}
+    for line, row in _rows(path, ("env_steps", "subtasks")):
+        steps, subtasks = _number(path, line, row, "env_steps"), _number(path, line, row, "subtasks")
+        if math.isnan(steps) or math.isnan(subtasks):
+            continue
+        episodes = _number(path, line, row, "episodes")
+        point = EvaluationPoint(
+            env_steps=int(steps),
+            mode=row.get("mode") or "deterministic",
+            episodes=0 if math.isnan(episodes) else int(episodes),
+            subtasks=subtasks,
+            wall_clock_s=_number(path, line, row, "wall_clock_s"),
+        )
+        points[point.env_steps, point.mode] = point
+    return [points[key] for key in sorted(points)]
+
+
+def read_episodes(path: Path | None) -> list[EpisodeOutcome]:
+    """The episodes of an episodes CSV in the order of the file; no file is no episodes.
+
+    Raises:
+        SpirlError: the file cannot be read, lacks subtasks, or a cell is not a number.
+    """
+    outcomes = []
+    for line, row in _rows(path, ("subtasks",)):
+        subtasks = _number(path, line, row, "subtasks")
+        if math.isnan(subtasks):
+            continue
+        names = (row.get("completed") or "").split(">")
+        outcomes.append(
+            EpisodeOutcome(
+                mode=row.get("mode") or "deterministic",
+                subtasks=subtasks,
+                episode_return=_number(path, line, row, "episode_return"),
+                completed=tuple(name.strip() for name in names if name.strip()),
+            )
+        )
+    return outcomes
+
+
+def _rows(path: Path | None, required: tuple[str, ...] = ()) -> list[tuple[int, dict[str, str | None]]]:
+    """Rows with their line number in the file."""
+    if path is None or not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpirlError(f"{path}: cannot read it: {error}") from error
+    # A run that is still going, or was killed, may leave half a line at the end.
+    text = text[: text.rfind("\n") + 1]
+    reader = csv.DictReader(io.StringIO(text))
+    missing = [name for name in required if name not in (reader.fieldnames or required)]
+    if missing:
+        raise SpirlError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(reader.fieldnames or ())}")
+    return [(reader.line_num, {k: v for k, v in row.items() if k is not None}) for row in reader]
+
+
+def _number(path: Path | None, line: int, row: dict[str, str | None], column: str) -> float:
+    text = row.get(column)
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        raise SpirlError(f"{path}, line {line}, column {column!r}: {text!r} is not a number") from None

@@ -1,0 +1,140 @@
+"""Episodes of a saved policy, or of a bare skill prior: run anywhere with torch alone, or spread over Ray."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+
+import spirl_ray.envs as envs
+from spirl_ray.data.importing import spirl_error_within
+from spirl_ray.experiments.video import VideoWriter
+from spirl_ray.rl.policy import Policy, load_policy, prior_policy
+from spirl_ray.skills.artifact import write_atomically
+
+Mode = Literal["deterministic", "sampled"]
+_CHUNK = 10
+"""Episodes in one Ray task."""
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """Which agent acts in which environment. Travels to Ray tasks; the folder must be readable there."""
+
+    folder: str
+    """A policy artifact, or a skill artifact if ``prior``."""
+    env_id: str
+    env_kwargs: dict[str, Any]
+    mode: Mode
+    prior: bool = False
+    seed: int = 0
+
+    def agent(self) -> Policy:
+        deterministic = self.mode == "deterministic"
+        if self.prior:
+            return prior_policy(Path(self.folder), self.env_id, deterministic=deterministic)
+        return load_policy(self.folder, deterministic=deterministic)
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One evaluated episode; the columns of ``episodes.csv``."""
+
+    mode: str
+    episode: int
+    seed: int
+    episode_return: float
+    steps: int
+    subtasks: int
+    completed: str
+    """Names in the order of completion, joined by " > "."""
+
+
+def run_episodes(
+    plan: RolloutPlan, episodes: Sequence[int], video: Path | None = None, fps: int = 25
+) -> list[EpisodeRow]:
+    """Runs episodes by number; episode i has environment and latent seed ``plan.seed + i``.
+
+    Args:
+        plan: agent and environment.
+        episodes: numbers of the episodes.
+        video: when given, all of them are recorded into this mp4, captioned with step and subtasks.
+        fps: of the video.
+    """
+    torch.set_num_threads(1)
+    agent = plan.agent()
+    rows = []
+    with ExitStack() as stack:
+        env = envs.make(plan.env_id, **plan.env_kwargs, render_mode="rgb_array" if video else None)
+        stack.callback(env.close)
+        writer = stack.enter_context(VideoWriter(video, fps)) if video else None
+        for number in episodes:
+            seed = plan.seed + number
+            observation, info = env.reset(seed=seed)
+            agent.reset(seed)
+            total, steps, ended = 0.0, 0, False
+            while not ended:
+                observation, reward, terminated, truncated, info = env.step(agent.act(observation))
+                total += float(reward)
+                steps += 1
+                ended = terminated or truncated
+                if writer:
+                    done = " ".join(f"{name} ✓" for name in info["completed"]) or "nothing done yet"
+                    writer.add(env.render(), f"episode {number} · step {steps} · {done}")  # type: ignore[arg-type]
+            completed = info["completed"]
+            rows.append(EpisodeRow(plan.mode, number, seed, total, steps, len(completed), " > ".join(completed)))
+    return rows
+
+
+def start_rollouts(plan: RolloutPlan, episodes: int) -> list[ray.ObjectRef]:
+    """Ray tasks that together run ``episodes`` episodes, one logical CPU each."""
+    chunks = [range(first, min(first + _CHUNK, episodes)) for first in range(0, episodes, _CHUNK)]
+    task = ray.remote(num_cpus=1, max_retries=3)(run_episodes)
+    return [task.remote(plan, list(chunk)) for chunk in chunks]
+
+
+def gather_rollouts(references: list[ray.ObjectRef], on_done: Callable[[int], None] | None = None) -> list[EpisodeRow]:
+    """Rows of all tasks, ordered by episode; ``on_done`` hears of finished episodes."""
+    rows: list[EpisodeRow] = []
+    pending = list(references)
+    while pending:
+        ready, pending = ray.wait(pending, num_returns=1)
+        try:
+            found = ray.get(ready[0])
+        except ray.exceptions.RayError as error:
+            known = spirl_error_within(error)
+            raise known if known is not None else error from error
+        rows += found
+        if on_done is not None:
+            on_done(len(found))
+    return sorted(rows, key=lambda row: row.episode)
+
+
+def mean_subtasks(rows: Sequence[EpisodeRow]) -> float:
+    return sum(row.subtasks for row in rows) / max(1, len(rows))
+
+
+def mean_return(rows: Sequence[EpisodeRow]) -> float:
+    return sum(row.episode_return for row in rows) / max(1, len(rows))
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows of dicts atomically; the columns are the union of their keys in order of appearance."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_episodes(path: Path, rows: Sequence[EpisodeRow]) -> None:
+    """Writes ``episodes.csv``."""
+    write_csv(path, [asdict(row) for row in rows])

@@ -1,0 +1,332 @@
+"""Stage 2 from its driver: build or resume the algorithm, checkpoint, take snapshots and evaluate them meanwhile."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.tune.registry import register_env
+from torch.utils.tensorboard import SummaryWriter
+
+from spirl_ray.config import Experiment
+from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.provenance import commit
+from spirl_ray.experiments.rollouts import (
+    Mode,
+    RolloutPlan,
+    gather_rollouts,
+    mean_return,
+    mean_subtasks,
+    start_rollouts,
+    write_csv,
+)
+from spirl_ray.methods import ResolvedMethod
+from spirl_ray.rl import checkpoint
+from spirl_ray.rl.algorithm import SkillPriorSAC, SkillPriorSACConfig
+from spirl_ray.rl.policy import CARD as POLICY_CARD
+from spirl_ray.rl.policy import read_policy_card, save_policy
+from spirl_ray.rl.skill_env import SkillEnv
+from spirl_ray.skills.artifact import read_json, write_json
+
+_ENV_NAME = "spirl/SkillEnv"
+_RESULT = "trained.json"
+_MODES: tuple[Mode, ...] = ("deterministic", "sampled")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One policy to train: an experiment resolved for a method and a seed."""
+
+    experiment: Experiment
+    method: ResolvedMethod
+    seed: int
+    skills: Path
+    out: Path
+    config_hash: str
+
+
+def _make_skill_env(config: Any) -> SkillEnv:
+    torch.set_num_threads(1)
+    return SkillEnv(config["env_id"], config["env_kwargs"], Path(config["skills"]), config["latent_limit"])
+
+
+def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
+    """The RLlib config of a run."""
+    train, method, env = run.experiment.train, run.method, run.experiment.env
+    register_env(_ENV_NAME, _make_skill_env)
+    fragment = max(1, train.decisions_per_round // train.envs_per_runner)
+    config = SkillPriorSACConfig()
+    config.environment(
+        _ENV_NAME,
+        env_config={
+            "env_id": env.id,
+            "env_kwargs": env.kwargs,
+            "skills": str(run.skills.absolute()),
+            "latent_limit": method.latent_limit,
+        },
+    )
+    config.env_runners(
+        num_env_runners=train.env_runners,
+        num_envs_per_env_runner=train.envs_per_runner,
+        rollout_fragment_length=fragment,
+        num_cpus_per_env_runner=1,
+    )
+    config.learners(
+        num_learners=train.learners,
+        num_gpus_per_learner=train.gpus_per_learner,
+    )
+    config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=True)
+    config.debugging(seed=run.seed, log_level="ERROR")
+    config.rl_module(
+        model_config={
+            "skills": str(run.skills.absolute()),
+            "regulariser": method.regulariser,
+            "policy_init": method.policy_init,
+            "initial_alpha": train.initial_alpha,
+            "critic_width": train.critic_width,
+            "critic_layers": train.critic_layers,
+            "critic_layer_norm": train.critic_layer_norm,
+        }
+    )
+    return config.training(
+        gamma=train.discount,
+        train_batch_size_per_learner=train.batch_size,
+        actor_lr=train.actor_lr,
+        critic_lr=train.critic_lr,
+        alpha_lr=train.alpha_lr,
+        target_divergence=method.target_divergence,
+        alpha_min=train.alpha_min,
+        polyak=train.polyak,
+        divergence_in_target=train.divergence_in_target,
+        timeout_is_terminal=train.timeout_is_terminal,
+        discount_per=train.discount_per,
+        updates_per_decision=train.updates_per_decision,
+        warmup_decisions=train.warmup_decisions,
+        replay_capacity=train.replay_capacity,
+    )
+
+
+def is_trained(run: TrainingRun) -> bool:
+    """True when the run has reached the experiment's number of steps."""
+    if not (run.out / _RESULT).exists() or not (run.out / POLICY_CARD).exists():
+        return False
+    return read_json(run.out / _RESULT)["env_steps"] >= run.experiment.train.env_steps
+
+
+def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) -> Row:
+    """Trains (or goes on training) one policy and writes its artifact to ``run.out``.
+
+    Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
+    ``evaluations.csv``, TensorBoard files, the policy artifact and ``trained.json``.
+
+    Returns:
+        The contents of ``trained.json``.
+    """
+    if is_trained(run):
+        return read_json(run.out / _RESULT)
+    torch.set_num_threads(1)
+    train = run.experiment.train
+    checkpoints = _checkpoints(run.out)
+    config = algorithm_config(run)
+    if checkpoints:
+        # Episodes that start after a restore must not repeat those from before.
+        config.debugging(seed=run.seed + 1000 * (1 + int(checkpoints[-1].name.split("-")[1])))
+    algorithm: SkillPriorSAC = config.build_algo()  # type: ignore[assignment]
+    try:
+        if checkpoints:
+            algorithm.load_checkpoint(str(checkpoints[-1]))
+        return _loop(run, algorithm, train.env_steps, on_row)
+    finally:
+        algorithm.stop()
+
+
+def _loop(run: TrainingRun, algorithm: SkillPriorSAC, limit: int, on_row: Callable[[Row], None] | None) -> Row:
+    train, counters = run.experiment.train, algorithm.counters
+    log = MetricsLog(run.out, counters["env_steps"])
+    evaluations = SnapshotEvaluations(run)
+    spent = counters.get("wall_clock_s", 0.0)
+    started = time.perf_counter()
+    if counters["env_steps"] == 0:
+        evaluations.snapshot(algorithm, 0)
+    last = dict(counters)
+    last_time = started
+    try:
+        while counters["env_steps"] < limit:
+            before = counters["env_steps"]
+            algorithm.train()
+            now = time.perf_counter()
+            counters["wall_clock_s"] = spent + now - started
+            steps = counters["env_steps"]
+            if steps - last["env_steps"] >= 1000 or steps >= limit:
+                row: Row = {
+                    "env_steps": steps,
+                    "skill_steps": counters["decisions"],
+                    "updates": counters["updates"],
+                    "episodes": counters["episodes"],
+                    "wall_clock_s": round(counters["wall_clock_s"], 2),
+                    **algorithm.episode_metrics(),
+                    **algorithm.learner_metrics,
+                    "env_steps_per_s": (steps - last["env_steps"]) / (now - last_time),
+                    "updates_per_s": (counters["updates"] - last["updates"]) / (now - last_time),
+                }
+                log.add(row)
+                last, last_time = dict(counters), now
+                if on_row is not None:
+                    on_row(row | evaluations.newest)
+            if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:
+                evaluations.snapshot(algorithm, steps)
+            evaluations.collect(counters["wall_clock_s"])
+            if steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit:
+                _checkpoint(run, algorithm)
+        evaluations.collect(counters["wall_clock_s"], wait=True)
+    finally:
+        log.close()
+    final = evaluations.folder(counters["env_steps"])
+    shutil.copytree(final, run.out, dirs_exist_ok=True)
+    best = evaluations.best()
+    result = {
+        "env_steps": counters["env_steps"],
+        "skill_steps": counters["decisions"],
+        "updates": counters["updates"],
+        "wall_clock_s": round(counters["wall_clock_s"], 1),
+        "config_hash": run.config_hash,
+        "commit": commit(),
+        "best_snapshot": None if best is None else str(evaluations.folder(best).relative_to(run.out)),
+    }
+    write_json(run.out / _RESULT, result)
+    return result
+
+
+# --- checkpoints ---
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return [path for path in sorted((out / "checkpoints").glob("step-*")) if checkpoint.complete(path)]
+
+
+def _checkpoint(run: TrainingRun, algorithm: SkillPriorSAC) -> None:
+    target = run.out / "checkpoints" / f"step-{algorithm.counters['env_steps']:012d}"
+    if not target.exists():
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        algorithm.save_checkpoint(str(partial))
+        partial.rename(target)
+    for old in _checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# --- metrics ---
+
+
+class MetricsLog:
+    """``metrics.csv`` and TensorBoard. Rows from after the restored checkpoint are dropped when a run goes on."""
+
+    def __init__(self, out: Path, env_steps: int) -> None:
+        self.path = out / "metrics.csv"
+        self.rows: list[Row] = []
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["env_steps"]) <= env_steps]
+        try:
+            self.board = SummaryWriter(out / "tensorboard", purge_step=env_steps)
+        except OSError as error:
+            raise SpirlError(f"Cannot write to {out}: {error.strerror}. Choose another `output`.") from error
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        write_csv(self.path, self.rows)
+        for name, value in row.items():
+            self.board.add_scalar(f"train/{name}", value, row["env_steps"])
+
+    def close(self) -> None:
+        self.board.close()
+
+
+# --- snapshots and their evaluation ---
+
+
+class SnapshotEvaluations:
+    """Policy artifacts taken during training, each evaluated by Ray tasks while training goes on.
+
+    A snapshot without a result, for example after a crash, is evaluated when the run goes on.
+    """
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run = run
+        self.results: dict[tuple[int, str], Row] = {}
+        self.pending: dict[tuple[int, str], list[ray.ObjectRef]] = {}
+        self.newest: Row = {}
+        self._clock: dict[int, float] = {}
+        for file in sorted((run.out / "snapshots").glob("*/evaluation-*.json")):
+            result = read_json(file)
+            self.results[(result["env_steps"], result["mode"])] = result
+        for card in sorted((run.out / "snapshots").glob(f"*/{POLICY_CARD}")):
+            self._start(read_policy_card(card.parent).env_steps)
+
+    def folder(self, env_steps: int) -> Path:
+        return self.run.out / "snapshots" / f"step-{env_steps:012d}"
+
+    def snapshot(self, algorithm: SkillPriorSAC, env_steps: int) -> None:
+        run = self.run
+        if not (self.folder(env_steps) / POLICY_CARD).exists():
+            save_policy(
+                self.folder(env_steps),
+                algorithm.policy_state(),
+                run.skills,
+                environment=run.experiment.env.id,
+                env_kwargs=run.experiment.env.kwargs,
+                method=run.method.name,
+                seed=run.seed,
+                latent_limit=run.method.latent_limit,
+                env_steps=env_steps,
+                config_hash=run.config_hash,
+            )
+        self._clock[env_steps] = algorithm.counters.get("wall_clock_s", 0.0)
+        self._start(env_steps)
+
+    def _start(self, env_steps: int) -> None:
+        env = self.run.experiment.env
+        for mode in _MODES:
+            if (env_steps, mode) in self.results or (env_steps, mode) in self.pending:
+                continue
+            plan = RolloutPlan(
+                str(self.folder(env_steps).absolute()), env.id, env.kwargs, mode, seed=1_000_000 + env_steps
+            )
+            episodes = self.run.experiment.train.evaluate_episodes
+            self.pending[(env_steps, mode)] = start_rollouts(plan, episodes)
+
+    def collect(self, wall_clock_s: float, *, wait: bool = False) -> None:
+        """Takes in finished evaluations; ``wait`` takes in all of them."""
+        for key in list(self.pending):
+            references = self.pending[key]
+            if not wait and len(ray.wait(references, num_returns=len(references), timeout=0)[1]):
+                continue
+            rows = gather_rollouts(references)
+            del self.pending[key]
+            env_steps, mode = key
+            result = {
+                "env_steps": env_steps,
+                "mode": mode,
+                "episodes": len(rows),
+                "subtasks": mean_subtasks(rows),
+                "episode_return": mean_return(rows),
+                "wall_clock_s": round(self._clock.get(env_steps, wall_clock_s), 1),
+            }
+            write_json(self.folder(env_steps) / f"evaluation-{mode}.json", result)
+            self.results[key] = result
+            self.newest[f"evaluation_{mode}"] = result["subtasks"]
+            write_csv(self.run.out / "evaluations.csv", [self.results[k] for k in sorted(self.results)])
+
+    def best(self) -> int | None:
+        """Steps of the snapshot with the best deterministic evaluation, the later one of equals."""
+        scores = [(r["episode_return"], steps) for (steps, mode), r in self.results.items() if mode == _MODES[0]]
+        return max(scores)[1] if scores else None

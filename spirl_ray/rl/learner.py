@@ -1,0 +1,129 @@
+"""The Learner: one backward pass through critic, policy and temperature losses, then Polyak averaging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.utils import update_target_network
+from ray.rllib.core.rl_module.apis import TargetNetworkAPI
+from torch import Tensor
+
+from spirl_ray.rl import losses
+from spirl_ray.rl.replay import DISCOUNTS, PHASE
+
+PHASES = 3
+"""Divergence is logged for this many equal parts of the episode."""
+LOGGED = (
+    "critic_loss",
+    "policy_loss",
+    "alpha",
+    "q_mean",
+    "latent_std",
+    "divergence",
+    "divergence_p50",
+    "divergence_p90",
+    "divergence_p99",
+    *(f"divergence_phase_{phase}" for phase in range(PHASES)),
+)
+"""Names of the learner's metrics. The mean divergence hides local drift: quantiles and phases show it."""
+
+
+class SkillPriorSACLearner(TorchLearner):
+    """Prior-regularised SAC. The equations are in `spirl_ray.rl.losses`."""
+
+    def build(self) -> None:
+        super().build()
+        self._updates = 0
+        self.module.foreach_module(lambda _, module: module.unwrapped().make_target_networks())
+
+    @classmethod
+    def rl_module_required_apis(cls) -> list[type]:
+        return [TargetNetworkAPI]
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        module = self._module[module_id].unwrapped()
+        groups = {
+            "critic": (list(module.critics.parameters()), config.critic_lr),
+            "policy": (list(module.policy.parameters()), config.actor_lr),
+            "alpha": ([module.log_alpha], config.alpha_lr),
+        }
+        for name, (parameters, rate) in groups.items():
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=torch.optim.Adam(parameters, lr=rate, fused=True),
+                params=parameters,
+                lr_or_lr_schedule=rate,
+            )
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        module = self._module[module_id].unwrapped()
+        alpha = module.log_alpha.detach().exp()
+        target = losses.critic_target(
+            batch[Columns.REWARDS],
+            batch[DISCOUNTS],
+            batch[Columns.TERMINATEDS],
+            fwd_out["next_value"],
+            fwd_out["next_divergence"],
+            alpha if config.divergence_in_target else 0.0,
+        )
+        critic = losses.critic_loss(list(fwd_out["values"]), target)
+        policy = losses.policy_loss(fwd_out["divergence"], fwd_out["policy_value"], alpha)
+        temperature = losses.alpha_loss(module.log_alpha, fwd_out["divergence"], config.target_divergence)
+        self._updates += 1
+        if self._updates % config.metrics_every == 0:
+            self._log(module_id, batch, fwd_out, critic, policy, alpha)
+        return critic + policy + temperature
+
+    def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
+        """One optimiser step for each group, alpha's floor, then the target critics (Polyak)."""
+        super().apply_gradients(gradients_dict)
+        with torch.no_grad():
+            for module_id, wrapped in self.module.items():
+                config = self.config.get_config_for_module(module_id)
+                module = wrapped.unwrapped()
+                if config.alpha_min > 0.0:
+                    module.log_alpha.clamp_(min=float(torch.tensor(config.alpha_min).log()))
+                for main, target in module.get_target_network_pairs():
+                    update_target_network(main_net=main, target_net=target, tau=config.polyak)
+
+    def _log(
+        self,
+        module_id: str,
+        batch: dict[str, Tensor],
+        forward: dict[str, Tensor],
+        critic: Tensor,
+        policy: Tensor,
+        alpha: Tensor,
+    ) -> None:
+        divergence = forward["divergence"].detach()
+        levels = torch.quantile(divergence, torch.tensor([0.5, 0.9, 0.99], device=divergence.device))
+        values: dict[str, float] = {
+            "critic_loss": float(critic.detach()),
+            "policy_loss": float(policy.detach()),
+            "alpha": float(alpha),
+            "q_mean": float(forward["values"].detach().mean()),
+            "latent_std": float(forward["latent_std"].mean()),
+            "divergence": float(divergence.mean()),
+            "divergence_p50": float(levels[0]),
+            "divergence_p90": float(levels[1]),
+            "divergence_p99": float(levels[2]),
+        }
+        part = (batch[PHASE] * PHASES).long().clamp(max=PHASES - 1)
+        for phase in range(PHASES):
+            chosen = divergence[part == phase]
+            if len(chosen):
+                values[f"divergence_phase_{phase}"] = float(chosen.mean())
+        bad = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+        if bad:
+            raise FloatingPointError(
+                f"{', '.join(bad)} stopped being finite after {self._updates} updates: lower the learning rates "
+                "or raise the target divergence, and resume from the last checkpoint."
+            )
+        for name, value in values.items():
+            self.metrics.log_value((module_id, name), value, window=1)

@@ -1,0 +1,155 @@
+"""The RLModule: high-level policy, frozen skill prior, twin critics, and the temperature alpha."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussian
+from ray.rllib.core.learner.utils import make_target_network
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from torch import Tensor, nn
+
+from spirl_ray.rl.losses import divergence_to_prior, divergence_to_uniform
+from spirl_ray.rl.policy import SkillPolicy
+from spirl_ray.skills.artifact import load_skills
+from spirl_ray.skills.gaussian import DiagonalGaussian
+from spirl_ray.skills.networks import mlp
+from spirl_ray.skills.priors import LatentDistribution
+
+
+class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
+    """Networks of one agent. ``model_config`` holds:
+
+    ``skills`` (path of the skill artifact, readable on every node), ``regulariser`` ("prior" | "uniform"),
+    ``policy_init`` ("prior" | "scratch"), ``initial_alpha``, ``critic_width``, ``critic_layers``,
+    ``critic_layer_norm``.
+    """
+
+    framework = "torch"
+    critics: nn.ModuleList
+    target_critics: nn.ModuleList
+    log_alpha: nn.Parameter
+
+    def setup(self) -> None:
+        config = self.model_config
+        skills = load_skills(Path(config["skills"]))
+        spec = skills.spec
+        self.policy = SkillPolicy(skills)
+        if config["policy_init"] == "prior":
+            self.policy.start_from(skills.policy_start)
+        self.regulariser: str = config["regulariser"]
+        self.act_from_prior = False
+        # A policy from scratch explores with the prior at first, so its env runners need the prior, too.
+        warms_up = self.regulariser == "prior" and config["policy_init"] == "scratch"
+        self.prior: nn.Module | None = None
+        if self.regulariser == "prior" and (warms_up or not self.inference_only):
+            self.prior = skills.prior.requires_grad_(False)
+        if not self.inference_only:
+            self.critics = nn.ModuleList(
+                mlp(
+                    spec.state_dim + spec.latent_dim,
+                    1,
+                    width=config["critic_width"],
+                    layers=config["critic_layers"],
+                    layer_norm=config["critic_layer_norm"],
+                )
+                for _ in range(2)
+            )
+            # A parameter of the module, so that checkpoints cannot lose it.
+            self.log_alpha = nn.Parameter(torch.tensor(math.log(config["initial_alpha"])))
+
+    # --- RLlib's interfaces ---
+
+    def get_train_action_dist_cls(self) -> type[TorchDiagGaussian]:
+        return TorchDiagGaussian
+
+    get_exploration_action_dist_cls = get_train_action_dist_cls
+    get_inference_action_dist_cls = get_train_action_dist_cls
+
+    def get_non_inference_attributes(self) -> list[str]:
+        names = ["critics", "target_critics", "log_alpha"]
+        if self.regulariser == "prior" and self.model_config["policy_init"] == "prior":
+            names.append("prior")
+        return names
+
+    def make_target_networks(self) -> None:
+        self.target_critics = make_target_network(self.critics)
+
+    def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.critics, self.target_critics)]
+
+    def forward_target(self, batch: dict[str, Tensor]) -> Tensor:
+        """min_i of the target critics at (obs, actions): [B]."""
+        states = self.policy.standardise(batch[Columns.OBS])
+        return self._values(self.target_critics, states, batch[Columns.ACTIONS]).min(0).values
+
+    def _forward(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+        chosen: Any = self.policy(batch[Columns.OBS])
+        if self.act_from_prior and self.prior is not None:
+            prior = self.prior(self.policy.standardise(batch[Columns.OBS]))
+            if not isinstance(prior, DiagonalGaussian):
+                prior = DiagonalGaussian(prior.sample(), torch.full_like(chosen.log_std, -10.0))
+            chosen = prior
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([chosen.mean, chosen.log_std], dim=-1)}
+
+    def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+        """What the losses need: values, divergences (paper, Eqs. 3-5), each [B].
+
+        Policy and prior see s and s' in one pass. The critics' parameters take no gradient from the policy's loss, so
+        that pass computes only the gradient with respect to the latent.
+        """
+        rows = batch[Columns.OBS].shape[0]
+        both = self.policy.standardise(torch.cat([batch[Columns.OBS], batch[Columns.NEXT_OBS]]))
+        states, next_states = both[:rows], both[rows:]
+        with torch.no_grad():
+            next_policy = self.policy.head(next_states)
+            next_latent = next_policy.sample()
+            next_value = self._values(self.target_critics, next_states, next_latent).min(0).values
+            prior = self.prior(both) if self.prior is not None else None
+            next_divergence = self._divergence(next_policy, next_latent, prior, slice(rows, None))
+        policy = self.policy.head(states)
+        latent = policy.sample()
+        divergence = self._divergence(policy, latent, prior, slice(0, rows))
+        values = self._values(self.critics, states, batch[Columns.ACTIONS])
+        self.critics.requires_grad_(False)
+        policy_value = self._values(self.critics, states, latent).min(0).values
+        self.critics.requires_grad_(True)
+        return {
+            "values": values,
+            "next_value": next_value,
+            "next_divergence": next_divergence,
+            "divergence": divergence,
+            "policy_value": policy_value,
+            "latent_std": policy.log_std.detach().exp(),
+        }
+
+    def _divergence(
+        self, policy: DiagonalGaussian, latent: Tensor, prior: LatentDistribution | None, rows: slice
+    ) -> Tensor:
+        if prior is None:
+            return divergence_to_uniform(policy, latent)
+        return divergence_to_prior(policy, _rows(prior, rows), latent)
+
+    @staticmethod
+    def _values(critics: nn.ModuleList, states: Tensor, latents: Tensor) -> Tensor:
+        """Values of both critics at standardised states and latents: [2, B]."""
+        inputs = torch.cat([states, latents], dim=-1)
+        return torch.stack([critic(inputs).squeeze(-1) for critic in critics])
+
+
+def _rows(prior: Any, rows: slice) -> LatentDistribution:
+    """The same distribution for some of its states."""
+    parts = {
+        name: _rows(value, rows)
+        if isinstance(value, DiagonalGaussian)
+        else value[rows]
+        if isinstance(value, Tensor)
+        else value
+        for name, value in vars(prior).items()
+    }
+    return type(prior)(**parts)

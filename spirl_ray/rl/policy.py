@@ -1,0 +1,186 @@
+"""The high-level policy and the artifact that acts without Ray: ``load_policy(path).act(observation)``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from spirl_ray.config import Settings
+from spirl_ray.errors import SpirlError
+from spirl_ray.skills.artifact import load_skills, load_tensors, read_json, save_tensors, write_json
+from spirl_ray.skills.execution import Array, SkillExecution
+from spirl_ray.skills.gaussian import DiagonalGaussian
+from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.priors import GaussianPrior
+
+TENSORS, CARD, SKILLS = "policy.safetensors", "policy.json", "skills"
+FORMAT_VERSION = 1
+
+
+class SkillPolicy(nn.Module):
+    """pi(z | s): the same network shape as a Gaussian skill prior, with the prior's state normalisation."""
+
+    state_mean: Tensor
+    state_std: Tensor
+
+    def __init__(self, skills: SkillModel) -> None:
+        super().__init__()
+        spec = skills.spec
+        self.head = GaussianPrior(
+            spec.state_dim, spec.latent_dim, width=spec.settings.width, layers=spec.settings.prior_layers
+        )
+        self.register_buffer("state_mean", skills.state_mean.clone())
+        self.register_buffer("state_std", skills.state_std.clone())
+
+    def standardise(self, states: Tensor) -> Tensor:
+        return (states - self.state_mean) / self.state_std
+
+    def forward(self, states: Tensor) -> DiagonalGaussian:
+        """Raw states [B, S] -> a Gaussian over latents [B, Z]."""
+        return self.head(self.standardise(states))
+
+    def start_from(self, prior: GaussianPrior) -> None:
+        """Copies the weights of a Gaussian skill prior."""
+        self.head.load_state_dict(prior.state_dict())
+
+
+class PolicyCard(Settings):
+    """Contents of ``policy.json``."""
+
+    format_version: int
+    environment: str
+    env_kwargs: dict[str, Any]
+    method: str
+    seed: int
+    latent_limit: float | None
+    state_dim: int
+    env_steps: int
+    skills: str
+    """Folder of the skill artifact, relative to the policy's."""
+    config_hash: str
+    sha256: str
+
+
+class Policy:
+    """A trained agent: an observation in, a primitive action out, a new skill every H steps.
+
+    Call `reset` at the start of every episode. Nothing here needs Ray.
+    """
+
+    def __init__(
+        self,
+        network: SkillPolicy,
+        execution: SkillExecution,
+        state_dim: int,
+        *,
+        deterministic: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.network = network.eval()
+        self.execution = execution
+        self.state_dim = state_dim
+        self.deterministic = deterministic
+        self.reset(seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forgets the running skill; ``seed`` restarts the sampling of latents."""
+        if seed is not None:
+            self._generator = torch.Generator().manual_seed(seed)
+        self._running = False
+
+    @torch.inference_mode()
+    def act(self, observation: Array) -> Array:
+        """The next primitive action, float32 [A] in [-1, 1], for an observation [>= S]."""
+        state = np.asarray(observation, np.float32)[: self.state_dim]
+        if not self._running or self.execution.finished:
+            chosen = self.network(torch.from_numpy(state).unsqueeze(0))
+            latent = chosen.mode() if self.deterministic else chosen.sample(self._generator)
+            self.execution.begin(latent[0].numpy())
+            self._running = True
+        return self.execution.action(state)
+
+
+class PriorNetwork(nn.Module):
+    """The bare skill prior in the place of a policy: what skills do before any reinforcement learning."""
+
+    def __init__(self, skills: SkillModel) -> None:
+        super().__init__()
+        self.skills = skills
+
+    def forward(self, states: Tensor) -> Any:
+        return self.skills.prior_distribution(states)
+
+
+def prior_policy(skills: Path, environment: str, *, deterministic: bool) -> Policy:
+    """A `Policy` that draws its latents from the prior of a skill artifact (or takes the prior's mode)."""
+    model = load_skills(skills, environment)
+    network: Any = PriorNetwork(model)
+    return Policy(network, SkillExecution(model), model.spec.state_dim, deterministic=deterministic)
+
+
+def save_policy(folder: Path, state: dict[str, Tensor], skills: Path, **card: Any) -> PolicyCard:
+    """Writes a policy artifact next to a copy of its skills, so that the folder is complete in itself.
+
+    Args:
+        folder: receives ``policy.safetensors``, ``policy.json`` and ``skills/``.
+        state: state dict of a `SkillPolicy`.
+        skills: folder of the skill artifact.
+        card: the fields of `PolicyCard` that are not derived here.
+    """
+    model = load_skills(skills)
+    network = SkillPolicy(model)
+    network.load_state_dict(state)
+    copy = folder / SKILLS
+    for file in sorted(skills.glob("skill*")):
+        if file.is_file():
+            target = copy / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    written = PolicyCard(
+        format_version=FORMAT_VERSION,
+        state_dim=model.spec.state_dim,
+        skills=SKILLS,
+        sha256=save_tensors(network, folder / TENSORS),
+        **card,
+    )
+    write_json(folder / CARD, written.model_dump(mode="json"))
+    return written
+
+
+def read_policy_card(folder: Path) -> PolicyCard:
+    """Reads and checks ``policy.json``."""
+    raw = read_json(folder / CARD)
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise SpirlError(
+            f"{folder / CARD} has format version {raw.get('format_version')!r}; this program reads {FORMAT_VERSION}."
+        )
+    try:
+        return PolicyCard.model_validate(raw)
+    except ValidationError as error:
+        raise SpirlError(f"{folder / CARD} is not a policy card: {error}") from error
+
+
+def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0) -> Policy:
+    """Loads a saved policy that acts in a gymnasium loop with torch alone.
+
+    Example:
+        >>> policy = load_policy("runs/kitchen_human/policy/...")
+        >>> action = policy.act(observation)
+
+    Raises:
+        SpirlError: for a missing, damaged or foreign artifact.
+    """
+    folder = Path(folder)
+    card = read_policy_card(folder)
+    if Path(card.skills).is_absolute() or ".." in Path(card.skills).parts:
+        raise SpirlError(f"{folder / CARD} points outside its folder ({card.skills}): refused.")
+    model = load_skills(folder / card.skills, card.environment)
+    network = SkillPolicy(model)
+    load_tensors(network, folder / TENSORS, card.sha256)
+    execution = SkillExecution(model, card.latent_limit)
+    return Policy(network.requires_grad_(False), execution, card.state_dim, deterministic=deterministic, seed=seed)

@@ -1,0 +1,217 @@
+"""The skill model: skill encoder q(z | s, a), skill decoder, skill prior p(z | s), and their joint loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from spirl_ray.config import Settings, SkillSettings
+from spirl_ray.skills.gaussian import LOG_STD_MIN, DiagonalGaussian
+from spirl_ray.skills.networks import RecurrentActionDecoder, mlp
+from spirl_ray.skills.priors import FlowPrior, GaussianPrior, LatentDistribution, MixturePrior
+
+DecoderKind = Literal["closed_loop", "open_loop", "identity"]
+_MAX_ACTION = 0.999
+"""Actions are clamped to this before atanh, which is infinite at 1."""
+
+
+class SkillSpec(Settings):
+    """Everything that is needed to build a skill model."""
+
+    decoder: DecoderKind
+    state_dim: int
+    action_dim: int
+    settings: SkillSettings
+
+    @property
+    def horizon(self) -> int:
+        """H in primitive steps. A flat method is a skill of length 1."""
+        return 1 if self.decoder == "identity" else self.settings.horizon
+
+    @property
+    def latent_dim(self) -> int:
+        return self.action_dim if self.decoder == "identity" else self.settings.latent_dim
+
+
+class RecurrentEncoder(nn.Module):
+    """q(z | window): a one-layer LSTM whose last output gives a diagonal Gaussian."""
+
+    def __init__(self, inputs: int, latent_dim: int, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(inputs, width, batch_first=True)
+        self.head = nn.Linear(width, 2 * latent_dim)
+
+    def forward(self, sequence: Tensor) -> DiagonalGaussian:
+        outputs, _ = self.lstm(sequence)
+        return DiagonalGaussian.from_parameters(self.head(outputs[:, -1]))
+
+
+class OpenLoopCodec(nn.Module):
+    """Actions in, actions out: the plan is fixed when the skill starts."""
+
+    closed_loop = False
+
+    def __init__(self, spec: SkillSpec) -> None:
+        super().__init__()
+        width = spec.settings.width
+        self.horizon = spec.horizon
+        self.encoder = RecurrentEncoder(spec.action_dim, spec.latent_dim, width)
+        self.decoder = RecurrentActionDecoder(spec.latent_dim, spec.action_dim, width)
+
+    def encode(self, states: Tensor, actions: Tensor) -> DiagonalGaussian:
+        return self.encoder(actions)
+
+    def decode(self, states: Tensor, latent: Tensor) -> Tensor:
+        return self.decoder(latent, self.horizon)
+
+
+class ClosedLoopCodec(nn.Module):
+    """The decoder is a policy a(s_t, z) that looks at the current state at every primitive step."""
+
+    closed_loop = True
+
+    def __init__(self, spec: SkillSpec) -> None:
+        super().__init__()
+        width = spec.settings.width
+        self.encoder = RecurrentEncoder(spec.action_dim + spec.state_dim, spec.latent_dim, width)
+        self.decoder = mlp(
+            spec.state_dim + spec.latent_dim,
+            spec.action_dim,
+            width=width,
+            layers=spec.settings.decoder_layers,
+        )
+
+    def encode(self, states: Tensor, actions: Tensor) -> DiagonalGaussian:
+        return self.encoder(torch.cat([actions, states], dim=-1))
+
+    def decode(self, states: Tensor, latent: Tensor) -> Tensor:
+        repeated = latent.unsqueeze(1).expand(-1, states.shape[1], -1)
+        return self.decoder(torch.cat([states, repeated], dim=-1))
+
+
+class IdentityCodec(nn.Module):
+    """The flat case: the latent is the action itself before a tanh, so its prior is behaviour cloning."""
+
+    closed_loop = True
+
+    def encode(self, states: Tensor, actions: Tensor) -> DiagonalGaussian:
+        mean = torch.atanh(actions[:, 0].clamp(-_MAX_ACTION, _MAX_ACTION))
+        return DiagonalGaussian(mean, torch.full_like(mean, LOG_STD_MIN))
+
+    def decode(self, states: Tensor, latent: Tensor) -> Tensor:
+        return torch.tanh(latent).unsqueeze(1).expand(-1, states.shape[1], -1)
+
+
+def _make_codec(spec: SkillSpec) -> OpenLoopCodec | ClosedLoopCodec | IdentityCodec:
+    if spec.decoder == "open_loop":
+        return OpenLoopCodec(spec)
+    if spec.decoder == "closed_loop":
+        return ClosedLoopCodec(spec)
+    return IdentityCodec()
+
+
+def _make_prior(spec: SkillSpec) -> nn.Module:
+    s = spec.settings
+    sizes = {"width": s.width, "layers": s.prior_layers}
+    if s.prior == "mixture":
+        return MixturePrior(spec.state_dim, spec.latent_dim, components=s.mixture_components, **sizes)
+    if s.prior == "flow":
+        return FlowPrior(spec.state_dim, spec.latent_dim, couplings=s.flow_layers, **sizes)
+    return GaussianPrior(spec.state_dim, spec.latent_dim, **sizes)
+
+
+class SkillModel(nn.Module):
+    """Skill embedding and skill prior, trained together (paper, Eq. 2)."""
+
+    state_mean: Tensor
+    state_std: Tensor
+
+    def __init__(self, spec: SkillSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("state_mean", torch.zeros(spec.state_dim))
+        self.register_buffer("state_std", torch.ones(spec.state_dim))
+        self.codec = _make_codec(spec)
+        self.prior = _make_prior(spec)
+        # A policy is Gaussian. Where the prior is not, a Gaussian fitted beside it is where policies start.
+        self.gaussian: GaussianPrior | None = None
+        if spec.settings.prior != "gaussian":
+            self.gaussian = GaussianPrior(
+                spec.state_dim, spec.latent_dim, width=spec.settings.width, layers=spec.settings.prior_layers
+            )
+        if spec.settings.target_kl is not None:
+            self.log_beta = nn.Parameter(torch.tensor(spec.settings.beta).clamp_min(1e-8).log())
+
+    @property
+    def policy_start(self) -> GaussianPrior:
+        """The Gaussian network that a high-level policy is initialised with."""
+        start = self.gaussian if self.gaussian is not None else self.prior
+        assert isinstance(start, GaussianPrior)
+        return start
+
+    def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
+        """Statistics of the training states [S]; deviations are floored by ``state_std_floor``."""
+        self.state_mean.copy_(mean)
+        self.state_std.copy_(std.clamp_min(self.spec.settings.state_std_floor))
+
+    def standardise(self, states: Tensor) -> Tensor:
+        return (states - self.state_mean) / self.state_std
+
+    def prior_distribution(self, states: Tensor) -> LatentDistribution:
+        """p(z | s) for raw states [B, S]."""
+        return self.prior(self.standardise(states))
+
+    def decode(self, states: Tensor, latent: Tensor) -> Tensor:
+        """Raw states [B, T, S] and latents [B, Z] -> actions [B, T, A] (open loop: [B, H, A])."""
+        return self.codec.decode(self.standardise(states), latent)
+
+    def forward(self, states: Tensor, actions: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The stage-1 loss (paper, Eq. 2), every term averaged over batch and dimensions.
+
+        Args:
+            states: raw states [B, H, S].
+            actions: [B, H, A] in [-1, 1].
+            noise: standard normal [B, Z], the draw from the posterior.
+
+        Returns:
+            Scalars ``loss``, ``reconstruction``, ``kl`` (nats per dimension), ``prior``, ``beta``.
+        """
+        settings = self.spec.settings
+        states = self.standardise(states)
+        posterior = self.codec.encode(states, actions)
+        latent = posterior.mean + posterior.log_std.exp() * noise
+        # NLL of a unit Gaussian around the decoded action, without its constant.
+        reconstruction = 0.5 * (self.codec.decode(states, latent) - actions).square().mean()
+        kl = posterior.kl_to_standard_normal().mean() / self.spec.latent_dim
+        prior = self._prior_loss(states[:, 0], posterior.detach(), latent.detach())
+        if settings.target_kl is None:
+            beta = torch.tensor(settings.beta, device=kl.device)
+            loss = reconstruction + beta * kl + prior
+        else:
+            # Dual gradient: beta rises while the divergence exceeds its target.
+            beta = self.log_beta.exp()
+            loss = reconstruction + beta.detach() * kl + prior
+            loss = loss - self.log_beta * (kl.detach() - settings.target_kl)
+        return {
+            "loss": loss,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "prior": prior,
+            "beta": beta.detach(),
+        }
+
+    def _prior_loss(self, first: Tensor, posterior: DiagonalGaussian, latent: Tensor) -> Tensor:
+        """L_prior: the posterior is detached, so the prior never shapes the embedding."""
+        loss = self._divergence_from(self.prior(first), posterior, latent)
+        if self.gaussian is not None:
+            loss = loss + self._divergence_from(self.gaussian(first), posterior, latent)
+        return loss.mean() / self.spec.latent_dim
+
+    def _divergence_from(self, prior: LatentDistribution, posterior: DiagonalGaussian, latent: Tensor) -> Tensor:
+        if self.spec.settings.prior_loss == "nll":
+            return -prior.log_prob(latent)
+        if isinstance(prior, DiagonalGaussian):
+            return posterior.kl(prior)
+        return posterior.log_prob(latent) - prior.log_prob(latent)

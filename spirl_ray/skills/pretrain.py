@@ -1,0 +1,250 @@
+"""Stage 1 on Ray: workers drain their shards through Ray Data and train the skill model with Ray Train (DDP)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.util.queue import Empty, Queue
+from torch import Tensor
+
+from spirl_ray import __version__
+from spirl_ray.config import PretrainSettings
+from spirl_ray.data.trajectories import dataset_files, episode_index, read_card
+from spirl_ray.envs import environment
+from spirl_ray.errors import SpirlError
+from spirl_ray.skills.artifact import save_skills
+from spirl_ray.skills.augmentation import TargetPreserving
+from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, sum_over_workers, update_generator
+from spirl_ray.skills.model import SkillModel
+
+Rows = dict[str, float]
+
+
+def held_out(dataset: Path, fraction: float, seed: int) -> frozenset[str]:
+    """Ids of the episodes that are left for validation: a random share, at least one if the share is not 0."""
+    ids = sorted(entry.id for entry in episode_index(dataset))
+    if fraction == 0.0 or len(ids) < 2:
+        return frozenset()
+    count = min(len(ids) - 1, max(1, round(fraction * len(ids))))
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
+    return frozenset(ids[i] for i in order[:count])
+
+
+def pretrain(
+    job: PretrainJob,
+    out: Path,
+    *,
+    in_memory: bool | None = None,
+    on_row: Callable[[Rows], None] | None = None,
+) -> dict[str, float]:
+    """Trains skills and prior, and writes the skill artifact to ``out``.
+
+    A killed worker is replaced and goes on from the last checkpoint; a killed driver goes on when it is
+    called again with the same ``out``.
+
+    Args:
+        job: what to train on what.
+        out: folder of the artifact; ``out/ray_train`` holds the checkpoints.
+        in_memory: forces draining (True) or streaming (False) instead of choosing by size.
+        on_row: called in the driver with each row of metrics.
+
+    Returns:
+        The final metrics.
+
+    Raises:
+        SpirlError: when the data does not fit the request.
+    """
+    files = dataset_files(job.dataset)
+    workers = job.settings.workers
+    if workers > len(files):
+        raise SpirlError(
+            f"{workers} training workers need at least as many data files; {job.dataset} has {len(files)}. "
+            "Set data.shards higher and import again, or lower pretrain.workers."
+        )
+    card = read_card(job.dataset)
+    if in_memory is None:
+        bytes_per_step = 4 * (card.state_dim + card.action_dim)
+        in_memory = card.steps * bytes_per_step / workers <= job.in_memory_limit_mb * MEGABYTE
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "in_memory": in_memory, "queue": queue},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=job.settings.use_gpu,
+            resources_per_worker={"CPU": 1, **({"GPU": 1} if job.settings.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(out.absolute()),
+            failure_config=FailureConfig(max_failures=job.settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _listening(queue, on_row):
+        result = trainer.fit()
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / "state.pt", weights_only=True)
+    model = SkillModel(job.spec)
+    model.load_state_dict(state["model"])
+    metrics = dict(state["metrics"])
+    save_skills(
+        out,
+        model,
+        environment=card.environment,
+        dataset_sha256=card.content_sha256,
+        pretrain=job.settings.model_dump(mode="json"),
+        seed=job.seed,
+        metrics=metrics,
+        package_version=__version__,
+    )
+    return metrics
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """One DDP worker: resume, drain or stream the shard, update, validate, report."""
+    torch.set_num_threads(1)
+    job: PretrainJob = config["job"]
+    settings, spec = job.settings, job.spec
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.manual_seed(job.seed)
+    batch_size = math.ceil(settings.batch_size / world)
+    batches = Batches(job, dataset_files(job.dataset)[rank::world], batch_size, rank, in_memory=config["in_memory"])
+    model = SkillModel(spec)
+    model.set_normalisation(*batches.state_statistics())
+    optimizer = _optimizer(model, settings)
+    first, metrics = _resume(model, optimizer)
+    network = ray.train.torch.prepare_model(model)
+
+    target = environment(read_card(job.dataset).environment).position_target
+    augment = None
+    if settings.augmentation.kind == "target_preserving":
+        if target is None:
+            raise SpirlError(
+                "pretrain.augmentation.kind: target_preserving needs an environment that turns actions into "
+                "position targets; this one does not declare it. Use none."
+            )
+        augment = TargetPreserving(target, settings.augmentation)
+
+    started, windows = time.perf_counter(), 0
+    for update in range(first, settings.updates):
+        generator = update_generator(job.seed, update, rank)
+        states, actions = batches.at(update, generator)
+        if augment is not None:
+            states, actions = augment(states, actions, generator)
+        noise = torch.randn(batch_size, spec.latent_dim, generator=generator)
+        losses = network(states.to(device), actions.to(device), noise.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        if update < settings.warmup_updates:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.warmup_clip)
+        _set_rate(optimizer, settings, update)
+        optimizer.step()
+        windows += batch_size * world
+        done = update + 1
+        if done % settings.log_every == 0 or done == settings.updates:
+            metrics = {"update": float(done), **{f"train_{k}": float(v.detach()) for k, v in losses.items()}}
+            if not math.isfinite(metrics["train_loss"]):
+                raise SpirlError(f"The loss stopped being finite at update {done}: lower pretrain.learning_rate.")
+            metrics |= _validate(model, batches.held, device)
+            metrics["windows_per_s"] = windows / (time.perf_counter() - started)
+            if rank == 0:
+                config["queue"].put(metrics)
+        if done % settings.checkpoint_every == 0 or done == settings.updates:
+            _report(model, optimizer, done, metrics, rank)
+
+
+def _optimizer(model: SkillModel, settings: PretrainSettings) -> torch.optim.Optimizer:
+    kind = torch.optim.RAdam if settings.optimizer == "radam" else torch.optim.Adam
+    return kind(model.parameters(), lr=settings.learning_rate)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, settings: PretrainSettings, update: int) -> None:
+    rate = settings.learning_rate
+    if settings.cosine_decay:
+        rate *= 0.5 * (1.0 + math.cos(math.pi * update / settings.updates))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _resume(model: SkillModel, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, float]]:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0, {}
+    with checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / "state.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["update"]), dict(state["metrics"])
+
+
+def _report(
+    model: SkillModel, optimizer: torch.optim.Optimizer, update: int, metrics: dict[str, float], rank: int
+) -> None:
+    """A barrier for all workers; rank 0 adds the checkpoint."""
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "update": update,
+            "metrics": metrics,
+        }
+        torch.save(state, Path(folder) / "state.pt")
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+@torch.no_grad()
+def _validate(model: SkillModel, held: tuple[Tensor, Tensor] | None, device: torch.device) -> dict[str, float]:
+    """Mean losses over the held-out windows of all workers (with the posterior's mean)."""
+    names = ("loss", "reconstruction", "kl", "prior")
+    sums = torch.zeros(1 + len(names), device=device)
+    if held is not None:
+        states, actions = (tensor.to(device) for tensor in held)
+        losses = model(states, actions, torch.zeros(len(states), model.spec.latent_dim, device=device))
+        sums = len(states) * torch.stack([torch.ones((), device=device), *(losses[n] for n in names)])
+    total = sum_over_workers(sums)
+    if total[0] == 0:
+        return {}
+    return {f"validation_{name}": float(total[1 + i] / total[0]) for i, name in enumerate(names)}
+
+
+@contextlib.contextmanager
+def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[None]:
+    """Passes the workers' metrics to ``on_row`` while the trainer runs."""
+    finished = threading.Event()
+
+    def drain() -> None:
+        last = False
+        while not last:
+            last = finished.wait(0.2)
+            with contextlib.suppress(Empty):
+                while True:
+                    row = queue.get_nowait()
+                    if on_row is not None:
+                        on_row(row)
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join(timeout=10.0)
+        queue.shutdown(force=True)
