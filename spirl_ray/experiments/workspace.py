@@ -169,13 +169,15 @@ class Trial:
     @cached_property
     def evaluation(self) -> Path:
         """Folder of the final evaluation of the policy at the experiment's number of steps."""
-        key = fingerprint(
-            self.config_hash, self.experiment.train.env_steps, self.experiment.evaluate, self.experiment.env
-        )
+        key = fingerprint(self.config_hash, self.experiment.train.env_steps, self._episodes)
         return self.workspace.folder / "evaluation" / f"{self.method}-s{self.seed}-{key}"
 
     @cached_property
     def prior_rollouts(self) -> Path:
         """Folder of the episodes of the bare prior."""
-        key = fingerprint(self.skills_key, self.experiment.evaluate, self.experiment.env)
+        key = fingerprint(self.skills_key, self.experiment.env, self.experiment.evaluate.prior_episodes, self._episodes)
         return self.workspace.folder / "prior" / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
+
+    @property
+    def _episodes(self) -> dict[str, object]:
+        return self.experiment.evaluate.model_dump(mode="json", exclude={"videos", "video_fps", "prior_episodes"})

@@ -1,4 +1,4 @@
-"""The equations of stage 2 (paper, Algorithm 1): SAC in which the divergence to the skill prior replaces the entropy."""
+"""The equations of stage 2 (paper, Algorithm 1): SAC with the divergence to the skill prior in place of the entropy."""
 
 from __future__ import annotations
 

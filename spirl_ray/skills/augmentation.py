@@ -13,8 +13,8 @@ class TargetPreserving:
     """Perturbs windows where the environment turns an action into a target, ``target = q + gain * a``.
 
     Positions move by d ~ N(0, sigma) + U(+-width), independently at every step, and actions by -d / gain, clipped
-    to [-1, 1]: the target stays where the demonstration had it and the model learns to return to it. Entries of objects only get
-    noise. Not in the paper.
+    to [-1, 1]: the target stays where the demonstration had it, and the model learns to return to it. Entries of
+    objects only get noise. Not in the paper.
     """
 
     def __init__(self, target: PositionTarget, settings: AugmentationSettings) -> None:
