@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import os
-import sys
+import shlex
+import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
 from rich.table import Table
 
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.terminal import (
+    console,
+    error_console,
+    print_facts,
+    print_next,
+    print_scores,
+    print_table,
+    run_stage,
+    say_waiting,
+    shown,
+)
+
+_RAY_ENVIRONMENT = {
+    # Harmless on a small machine, and printed even when the logs of Ray are not.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Set before Ray is imported, unless the user has set them."""
+_INTERRUPTED = 128 + signal.SIGINT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,118 +46,132 @@ app = typer.Typer(
     help="""Skill-prior reinforcement learning (SPiRL) on Ray.
 
     Give it demonstrations and one YAML file: [bold]spirl run CONFIG[/bold] learns skills, trains an agent with them,
-    evaluates it and writes a report. The same command again goes on where it stopped.""",
+    evaluates it and writes a report. The same command again goes on where it stopped.
+
+    A first experiment of a few minutes: [bold]spirl run tune_configs/quickstart.yaml[/bold]""",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Import, inspect and validate offline trajectories.")
 app.add_typer(data_app, name="data")
-console = Console(stderr=False, highlight=False)
 
-ConfigFile = Annotated[Path, typer.Argument(help="The experiment's YAML file.", show_default=False)]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="The experiment's YAML file, such as tune_configs/quickstart.yaml.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a setting: --set train.env_steps=50000. May be repeated.", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        help="Change a setting: --set train.env_steps=50000 --set output=FOLDER. May be repeated.",
+        metavar="KEY=VALUE",
+    ),
 ]
+DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder (it holds card.json).", show_default=False)]
 
 
 @app.command()
 def run(config: ConfigFile, set: Overrides = None) -> None:
     """Does everything: data, skills, prior rollouts, training, evaluation, report.
 
-    What is done already is not done again: call it again after an interruption or a change of the config.
+    What is done already is not done again: call it again after an interruption or a change of the config. Raising
+    train.env_steps trains a finished policy further.
     """
-    with _workspace(config, set) as (workspace, pipeline):
-        _data(workspace, pipeline)
-        trials = workspace.trials()
-        first = workspace.experiment.seeds[0]
-        for trial in trials:
-            name = f"{trial.method}, seed {trial.seed}"
-            _stage(f"Skills for {name}", lambda p, t=trial: pipeline.train_skills(t, p))
-            if trial.experiment.evaluate.prior_episodes:
-                videos = trial.seed == first
-                _stage(
-                    f"Bare prior of {name}",
-                    lambda p, t=trial, v=videos: pipeline.roll_out_prior(t, p, videos=v),
-                )
-        for trial in trials:
-            name, videos = f"{trial.method}, seed {trial.seed}", trial.seed == first
-            _stage(f"Training {name}", lambda p, t=trial: pipeline.train(t, p))
-            _stage(f"Evaluating {name}", lambda p, t=trial, v=videos: pipeline.evaluate_policy(t, p, videos=v))
-        _report(workspace, config)
+    with _session(config, set) as session:
+        session.data()
+        for trial in session.trials:
+            session.skills(trial)
+            if trial.has_prior and trial.experiment.evaluate.prior_episodes:
+                session.prior(trial, videos=trial.seed == session.first_seed)
+        for trial in session.trials:
+            session.train(trial)
+            session.evaluate(trial, videos=trial.seed == session.first_seed)
+        session.report()
 
 
 @app.command()
 def pretrain(config: ConfigFile, set: Overrides = None) -> None:
-    """Stage 1: learns the skill embedding and the skill prior from the data."""
-    with _workspace(config, set) as (workspace, pipeline):
-        _data(workspace, pipeline)
-        for trial in workspace.trials():
-            _stage(
-                f"Skills for {trial.method}, seed {trial.seed}",
-                lambda p, t=trial: pipeline.train_skills(t, p),
-            )
-        _next(f"spirl prior {config}", "what the skills do before any reinforcement learning")
+    """Stage 1: learns the skill embedding and the skill prior from the data.
+
+    Imports the data first, if that has not been done.
+    """
+    with _session(config, set) as session:
+        session.data()
+        for trial in session.trials:
+            session.skills(trial)
+        session.next("prior", "what the skills do before any reinforcement learning")
 
 
 @app.command()
 def prior(config: ConfigFile, set: Overrides = None) -> None:
-    """Rolls out the bare prior: how many subtasks random skills solve, with a video."""
-    with _workspace(config, set) as (workspace, pipeline):
-        _data(workspace, pipeline)
+    """Rolls out the bare prior: how many subtasks random skills solve, with a video.
+
+    No reinforcement learning yet: skills are drawn from the prior ("sampled"), or are its most likely ones
+    ("deterministic"). Trains the skills first, if that has not been done.
+    """
+    with _session(config, set) as session:
+        session.data()
+        trials = [trial for trial in session.trials if trial.has_prior]
+        if not trials or not session.experiment.evaluate.prior_episodes:
+            raise SpirlError(
+                "There is no prior to roll out: none of the methods uses one, or evaluate.prior_episodes is 0. "
+                "Add a method such as spirl_cl, or set evaluate.prior_episodes."
+            )
         results = {}
-        for trial in workspace.trials():
-            name = f"{trial.method}, seed {trial.seed}"
-            _stage(f"Skills for {name}", lambda p, t=trial: pipeline.train_skills(t, p))
-            results[name] = _stage(f"Bare prior of {name}", lambda p, t=trial: pipeline.roll_out_prior(t, p))
-        _score_table("Subtasks that the bare prior solves", {n: r.facts for n, r in results.items()})
-        _next(f"spirl train {config}", "train the policy from this prior")
+        for trial in trials:
+            session.skills(trial)
+            results[_name(trial)] = session.prior(trial).facts
+        print_scores("Subtasks that the bare prior solves", results)
+        session.next("train", "train the policy from this prior")
 
 
 @app.command()
 def train(config: ConfigFile, set: Overrides = None) -> None:
-    """Stage 2: trains the high-level policy (and stage 1 first, if it is missing)."""
-    with _workspace(config, set) as (workspace, pipeline):
-        _data(workspace, pipeline)
-        for trial in workspace.trials():
-            name = f"{trial.method}, seed {trial.seed}"
-            _stage(f"Skills for {name}", lambda p, t=trial: pipeline.train_skills(t, p))
-            _stage(f"Training {name}", lambda p, t=trial: pipeline.train(t, p))
-        _next(f"spirl evaluate {config}", "the final evaluation with videos")
+    """Stage 2: trains the high-level policy, which acts by choosing skills.
+
+    Imports the data and trains the skills first, if that has not been done.
+    """
+    with _session(config, set) as session:
+        session.data()
+        for trial in session.trials:
+            session.skills(trial)
+            session.train(trial)
+        session.next("evaluate", "the final evaluation with videos")
 
 
 @app.command()
 def evaluate(config: ConfigFile, set: Overrides = None) -> None:
     """Evaluates the trained policies, deterministic and sampled, and films them."""
-    with _workspace(config, set) as (workspace, pipeline):
-        _require_data(workspace)
+    with _session(config, set, create=False) as session:
+        session.require_data()
         results = {}
-        for trial in workspace.trials():
-            name = f"{trial.method}, seed {trial.seed}"
-            if not (trial.policy / "policy.json").exists():
-                raise SpirlError(f"There is no trained policy for {name} in {trial.policy}: run spirl train first.")
-            results[name] = _stage(f"Evaluating {name}", lambda p, t=trial: pipeline.evaluate_policy(t, p))
-        _score_table("Subtasks completed", {n: r.facts for n, r in results.items()})
-        _next(f"spirl report {config}", "write the report")
+        for trial in session.trials:
+            if not (trial.policy / "trained.json").exists():
+                raise SpirlError(
+                    f"There is no trained policy for {_name(trial)} in {trial.policy}. Run spirl train with the same "
+                    "config and --set options first."
+                )
+            results[_name(trial)] = session.evaluate(trial).facts
+        print_scores("Subtasks completed", results)
+        session.next("report", "write the report")
 
 
 @app.command()
 def report(config: ConfigFile, set: Overrides = None) -> None:
-    """Writes the HTML report, the CSV and the JSON from what is there."""
-    with _workspace(config, set, ray=False) as (workspace, _):
-        _require_data(workspace)
-        _report(workspace, config)
+    """Writes the HTML report, the CSV and the JSON from what is there, also while training goes on."""
+    with _session(config, set, ray=False, create=False) as session:
+        session.require_data()
+        session.report()
 
 
 @data_app.command("import")
 def import_data(config: ConfigFile, set: Overrides = None) -> None:
     """Imports (or generates) the experiment's trajectories into its folder, and validates them."""
-    with _workspace(config, set) as (workspace, pipeline):
-        _data(workspace, pipeline)
-        _next(f"spirl data inspect {workspace.dataset}", "look at what is in it")
+    with _session(config, set) as session:
+        session.data()
+        print_next(["spirl", "data", "inspect", shown(session.workspace.dataset)], "look at what is in it")
 
 
 @data_app.command("inspect")
 def inspect_data(
-    dataset: Annotated[Path, typer.Argument(help="A dataset folder (it holds card.json).", show_default=False)],
+    dataset: DatasetFolder,
 ) -> None:
     """Shows what a dataset holds: episodes, lengths, subtasks and their order, ranges."""
     from spirl_ray.data.inspecting import summarize
@@ -149,32 +183,32 @@ def inspect_data(
             "environment": card.environment,
             "source": card.source,
             "licence": card.licence,
-            "episodes": f"{summary.episodes} ({summary.terminated} terminated, {summary.truncated} truncated)",
-            "steps": f"{summary.steps}",
+            "episodes": f"{summary.episodes:,} ({summary.terminated} terminated, {summary.truncated} truncated)",
+            "steps": f"{summary.steps:,}",
             "length": f"{summary.length_min} to {summary.length_max}, mean {summary.length_mean:.1f}",
         }
-        _facts_table(str(dataset), facts)
+        print_facts(escape(str(dataset)), facts)
         if summary.subtasks:
             table = Table("subtask", "episodes", title="Completed subtasks")
             for name, count in summary.subtasks.items():
-                table.add_row(name, str(count))
-            console.print(table)
+                table.add_row(escape(name), str(count))
+            print_table(table)
             table = Table("order", "episodes", title="Orders of completion")
             for order, count in list(summary.orders.items())[:10]:
-                table.add_row(" > ".join(order) or "none", str(count))
-            console.print(table)
+                table.add_row(escape(" > ".join(order)) or "none", str(count))
+            print_table(table)
         for name, spread in (("state", summary.states), ("action", summary.actions)):
             table = Table("dimension", "min", "max", "mean", "std", title=f"{name.capitalize()} ranges")
             for i, values in enumerate(zip(spread.minimum, spread.maximum, spread.mean, spread.std, strict=True)):
                 table.add_row(f"{name} {i}", *(f"{value:.3f}" for value in values))
-            console.print(table)
+            print_table(table)
         console.print(f"Saturated action entries: {100 * summary.saturated.mean():.1f} %")
-        _next(f"spirl data validate {dataset}", "check every value and hash")
+        print_next(["spirl", "data", "validate", str(dataset)], "check every value and hash")
 
 
 @data_app.command("validate")
 def validate_data(
-    dataset: Annotated[Path, typer.Argument(help="A dataset folder (it holds card.json).", show_default=False)],
+    dataset: DatasetFolder,
 ) -> None:
     """Checks every file's hash and every episode's lengths, shapes and values."""
     from spirl_ray.data.validation import validate_dataset
@@ -188,158 +222,148 @@ def validate_data(
                 f"{dataset} has {len(problems)} problem(s):\n{listing}{more}\n"
                 "Import it again, with --set data.skip_bad=true to leave bad episodes out."
             )
-        console.print(f"[green]{dataset} is valid.[/green]")
+        console.print(f"[green]{escape(str(dataset))} is valid.[/green]")
+        console.print("It can be trained on: see [bold]spirl pretrain --help[/bold].")
 
 
-# --- how stages are shown ---
+# --- an experiment at work ---
 
 
-def _data(workspace: Any, pipeline: Any) -> None:
-    def stage(progress: Any) -> Any:
-        result, imported = pipeline.prepare_data(workspace, progress)
-        for problem in imported.skipped if imported is not None else []:
-            console.print(f"[yellow]left out[/yellow] {problem}")
-        return result
+@dataclass
+class _Session:
+    """A claimed experiment folder, and the command that works on it; shows each stage as it runs it."""
 
-    _stage("Data", stage)
+    experiment: Experiment
+    workspace: Any
+    pipeline: Any
+    config: Path
+    overrides: Sequence[str]
 
+    @property
+    def trials(self) -> list[Any]:
+        return list(self.workspace.trials())
 
-def _require_data(workspace: Any) -> None:
-    if not (workspace.dataset / "card.json").exists():
-        raise SpirlError(f"There is no dataset in {workspace.dataset}: run spirl run or spirl data import first.")
+    @property
+    def first_seed(self) -> int:
+        """The seed whose episodes ``spirl run`` films."""
+        return self.experiment.seeds[0]
 
+    def data(self) -> None:
+        def stage(progress: Any) -> Any:
+            result, imported = self.pipeline.prepare_data(self.workspace, progress)
+            for problem in imported.skipped if imported is not None else []:
+                console.print(f"[yellow]left out[/yellow] {escape(str(problem))}")
+            return result
 
-def _stage(title: str, work: Callable[[Any], Any]) -> Any:
-    """Runs one stage under a progress bar and prints its result in a line."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}", style="dim"),
-    )
-    last_line = -1
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None, facts="")
+        run_stage("Data", stage)
 
-        def progress(done: float, total: float, facts: dict[str, Any]) -> None:
-            nonlocal last_line
-            text = _brief(facts)
-            bar.update(task, completed=done, total=total, facts=text)
-            tenth = int(10 * done / total)
-            if not console.is_terminal and tenth > last_line:
-                last_line = tenth
-                console.print(f"  {title}: {100 * done / total:.0f} %  {text}")
-
-        result = work(progress)
-    mark = "[green]done[/green]" if result.ran else "[dim]there already[/dim]"
-    console.print(f"{mark}  {title}  [dim]{_brief(result.facts)}[/dim]\n      {_shown(result.folder)}")
-    return result
-
-
-_BRIEF = {
-    "episodes": "episodes",
-    "steps": "steps",
-    "skipped": "left out",
-    "train_loss": "loss",
-    "validation_loss": "held out",
-    "windows_per_s": "windows/s",
-    "subtasks": "subtasks",
-    "evaluation_deterministic": "evaluated",
-    "divergence": "divergence",
-    "alpha": "α",
-    "env_steps_per_s": "steps/s",
-}
-
-
-def _brief(facts: dict[str, Any]) -> str:
-    parts = []
-    for key, name in _BRIEF.items():
-        if isinstance(facts.get(key), int | float):
-            parts.append(f"{name} {float(facts[key]):.4g}")
-    for mode in ("deterministic", "sampled"):
-        if isinstance(facts.get(mode), dict):
-            parts.append(f"{mode} {facts[mode]['subtasks']:.2f} subtasks")
-    return " · ".join(parts)
-
-
-def _score_table(title: str, scores: dict[str, dict[str, Any]]) -> None:
-    table = Table("agent", "mode", "subtasks", "return", "episodes", title=title)
-    for name, modes in scores.items():
-        for mode, score in modes.items():
-            table.add_row(
-                name,
-                mode,
-                f"{score['subtasks']:.2f}",
-                f"{score['episode_return']:.2f}",
-                str(score["episodes"]),
+    def require_data(self) -> None:
+        if not (self.workspace.dataset / "card.json").exists():
+            raise SpirlError(
+                f"There is no dataset in {self.workspace.dataset}. Run spirl run, or spirl data import, with the same "
+                "config and --set options first."
             )
-    console.print(table)
+
+    def skills(self, trial: Any) -> Any:
+        return run_stage(f"Skills for {_name(trial)}", lambda progress: self.pipeline.train_skills(trial, progress))
+
+    def prior(self, trial: Any, *, videos: bool = True) -> Any:
+        return run_stage(
+            f"Bare prior of {_name(trial)}",
+            lambda progress: self.pipeline.roll_out_prior(trial, progress, videos=videos),
+        )
+
+    def train(self, trial: Any) -> Any:
+        return run_stage(f"Training {_name(trial)}", lambda progress: self.pipeline.train(trial, progress))
+
+    def evaluate(self, trial: Any, *, videos: bool = True) -> Any:
+        return run_stage(
+            f"Evaluating {_name(trial)}",
+            lambda progress: self.pipeline.evaluate_policy(trial, progress, videos=videos),
+        )
+
+    def report(self) -> None:
+        from spirl_ray.experiments.gather import gather
+        from spirl_ray.experiments.report import write_report
+
+        files = write_report(self.workspace.folder / "report", gather(self.workspace, shlex.join(self.command("run"))))
+        console.print("[green]done[/green]  Report")
+        for file in (files.html, files.csv, files.json):
+            console.print(f"      {escape(shown(file))}")
+        print_next(["open", shown(files.html)], "curves, tables, videos, commands; any browser will do")
+
+    def command(self, name: str) -> list[str]:
+        """Another command on the same experiment."""
+        return ["spirl", name, str(self.config), *(part for text in self.overrides for part in ("--set", text))]
+
+    def next(self, name: str, why: str) -> None:
+        print_next(self.command(name), why)
 
 
-def _facts_table(title: str, facts: dict[str, str]) -> None:
-    table = Table(title=title, show_header=False)
-    for name, value in facts.items():
-        table.add_row(name, value)
-    console.print(table)
-
-
-def _report(workspace: Any, config: Path) -> None:
-    from spirl_ray.experiments.gather import gather
-    from spirl_ray.experiments.provenance import command_line
-    from spirl_ray.experiments.report import write_report
-
-    files = write_report(workspace.folder / "report", gather(workspace, command_line()))
-    console.print("[green]Report[/green]")
-    for file in (files.html, files.csv, files.json):
-        console.print(f"      {_shown(file)}")
-    _next(f"open {_shown(files.html)}", "curves, tables, videos, commands")
-
-
-def _next(command: str, why: str) -> None:
-    console.print(f"[bold]Next:[/bold] {command}  [dim]({why})[/dim]")
-
-
-def _shown(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
+def _name(trial: Any) -> str:
+    return f"{trial.method}, seed {trial.seed}"
 
 
 @contextmanager
-def _workspace(config: Path, overrides: list[str] | None, *, ray: bool = True) -> Iterator[tuple[Any, Any]]:
+def _session(config: Path, overrides: list[str] | None, *, ray: bool = True, create: bool = True) -> Iterator[_Session]:
     """The claimed folder of an experiment, with Ray connected if asked for."""
     with _readable_errors():
-        experiment: Experiment = load_experiment(config, overrides or [])
-        from spirl_ray.envs import environment
+        experiment = load_experiment(config, overrides or [])
+        from spirl_ray import envs
 
-        environment(experiment.env.id)
+        envs.environment(experiment.env.id)
+        if ray:
+            # A wrong argument is said now, not after an hour of pretraining.
+            envs.make(experiment.env.id, **experiment.env.kwargs).close()
+        for name, value in _RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         from spirl_ray.experiments import pipeline
         from spirl_ray.experiments.session import ray_session
         from spirl_ray.experiments.workspace import Workspace
 
-        workspace = Workspace(experiment)
-        workspace.claim()
+        workspace = Workspace(experiment, on_wait=say_waiting)
+        workspace.claim(create=create)
+        session = _Session(experiment, workspace, pipeline, config, overrides or [])
         if not ray:
-            yield workspace, pipeline
+            yield session
             return
-        with ray_session(experiment.ray):
-            yield workspace, pipeline
+        variants = [experiment.for_method(method) for method in experiment.methods]
+        workers = max(max(variant.pretrain.workers, variant.train.env_runners) for variant in variants)
+        with ray_session(experiment.ray, workers):
+            yield session
 
 
 @contextmanager
 def _readable_errors() -> Iterator[None]:
-    """A `SpirlError` becomes one message on stderr and exit status 2."""
+    """What a user can act on becomes one message on stderr and exit status 2; Ctrl-C is status 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        error_console().print(
+            "[yellow]Stopped.[/yellow] What is done is kept: the same command goes on from the last checkpoint."
+        )
+        raise typer.Exit(_INTERRUPTED) from None
     except SpirlError as error:
-        Console(stderr=True, highlight=False).print("[red]Error:[/red]", str(error), markup=True, soft_wrap=True)
-        raise typer.Exit(2) from error
+        _fail(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        Console(stderr=True, highlight=False).print(f"[red]Error:[/red] {error.strerror or error}{where}")
-        raise typer.Exit(2) from error
+        if error.strerror is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}.")
+    except Exception as error:
+        from spirl_ray.experiments.session import readable_cause
+
+        known = readable_cause(error)
+        if known is None:
+            raise
+        _fail(str(known))
+
+
+def _fail(message: str) -> None:
+    error_console().print(f"[red]Error:[/red] {escape(message)}")
+    raise typer.Exit(2) from None
 
 
 def main() -> None:
@@ -348,4 +372,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from spirl_ray.errors import SpirlError
 
 MethodName = Literal["spirl", "spirl_cl", "ssp", "flat_prior", "bc_sac", "sac"]
+_OVERRIDABLE = ("skills", "pretrain", "train")
 
 
 class Settings(BaseModel):
@@ -108,7 +109,8 @@ class TrainSettings(Settings):
     env_steps: int = Field(default=300_000, ge=1)
     """Primitive environment steps. Raising it continues a finished run."""
     target_divergence: float | None = Field(default=None, gt=0.0)
-    """delta in nats a decision. None: 5 towards a learned prior, SAC's entropy rule -dim otherwise."""
+    """delta in nats a decision, for methods with a learned prior; None is 5. The others follow SAC's rule,
+    entropy -> -dim, whatever stands here."""
     initial_alpha: float = Field(default=1.0, gt=0.0)
     alpha_min: float = Field(default=0.0, ge=0.0)
     """Floor for alpha, a guard against drifting off the prior."""
@@ -153,7 +155,7 @@ class TrainSettings(Settings):
 
 class EvaluateSettings(Settings):
     episodes: int = Field(default=100, ge=1)
-    modes: tuple[Literal["deterministic", "sampled"], ...] = ("deterministic", "sampled")
+    modes: tuple[Literal["deterministic", "sampled"], ...] = Field(default=("deterministic", "sampled"), min_length=1)
     prior_episodes: int = Field(default=100, ge=0)
     """Rollouts of the bare prior, for each mode; 0 leaves them out."""
     videos: int = Field(default=2, ge=0)
@@ -173,11 +175,11 @@ class RaySettings(Settings):
 
 
 class Experiment(Settings):
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     output: Path | None = None
     """Where everything is written; None means ``runs/<name>``."""
-    methods: tuple[MethodName, ...] = ("spirl_cl",)
-    seeds: tuple[int, ...] = (0,)
+    methods: tuple[MethodName, ...] = Field(default=("spirl_cl",), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     env: EnvSettings = EnvSettings()
     data: DataSettings = DataSettings()
     skills: SkillSettings = SkillSettings()
@@ -186,7 +188,14 @@ class Experiment(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     ray: RaySettings = RaySettings()
     overrides: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
-    """Dotted keys that apply to one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
+    """Settings of skills, pretrain or train for one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
+
+    @field_validator("methods", "seeds")
+    @classmethod
+    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("the same value is there twice; one run must not count as two")
+        return values
 
     @property
     def folder(self) -> Path:
@@ -199,6 +208,10 @@ class Experiment(Settings):
             return self
         raw = self.model_dump(mode="json")
         for key, value in changes.items():
+            if key.partition(".")[0] not in _OVERRIDABLE:
+                raise SpirlError(
+                    f"overrides.{method}: {key} cannot differ between methods, only {', '.join(_OVERRIDABLE)} can."
+                )
             _assign(raw, key, value, f"overrides.{method}")
         return parse_experiment(raw, f"overrides.{method}")
 
@@ -227,7 +240,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         except yaml.YAMLError as error:
             raise SpirlError(f"--set {override}: the value is not valid YAML: {error}") from error
         _assign(raw, key.strip(), value, f"--set {override}")
-    return parse_experiment(raw, str(path))
+    experiment = parse_experiment(raw, str(path))
+    for method in experiment.overrides:
+        experiment.for_method(method)
+    return experiment
 
 
 def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
@@ -241,6 +257,8 @@ def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
             if problem["type"] == "extra_forbidden":
                 known = _known_keys(problem["loc"][:-1])
                 lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
+            elif problem["type"] == "missing":
+                lines.append(f"  {key}: is missing")
             else:
                 lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
         raise SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines)) from error
@@ -262,7 +280,12 @@ def to_yaml(settings: Settings) -> str:
 
 
 def _assign(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
+    """Sets one key, or several of a group: ``train: {a: 1}`` leaves the other settings of train alone."""
     *parents, last = dotted.split(".")
+    if isinstance(value, Mapping) and _known_keys([*parents, last]):
+        for key, inner in value.items():
+            _assign(raw, f"{dotted}.{key}", inner, origin)
+        return
     node = raw
     for parent in parents:
         child = node.setdefault(parent, {})

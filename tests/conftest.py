@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray of this test session's own, with two CPUs and its files in a folder that goes away with it."""
+    """A Ray of this test session's own, with three CPUs and its files in a folder that goes away with it."""
     import ray
 
     # Short, because Ray's socket paths must fit in 107 bytes.
@@ -26,7 +26,7 @@ def local_ray() -> Iterator[None]:
     try:
         ray.init(
             address="local",
-            num_cpus=2,
+            num_cpus=3,
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=200 * 1024**2,

@@ -63,19 +63,22 @@ class WindowTable:
 def stream_windows(
     episodes: Iterable[Episode], horizon: int, batch_size: int, generator: torch.Generator, buffer_bytes: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over episodes that do not fit in memory: shuffles within buffers of about ``buffer_bytes``.
+    """One pass over episodes that do not fit in memory: shuffles within buffers of at most ``buffer_bytes``.
 
-    Every window appears once a pass, up to the topping up of each buffer's last batch.
+    An episode that is larger has a buffer to itself. Every window appears once a pass, up to the topping up of each
+    buffer's last batch.
     """
     buffer: list[Episode] = []
     size = 0
     for episode in episodes:
         if len(episode.actions) < horizon:
             continue
-        buffer.append(episode)
-        size += episode.states.nbytes + episode.actions.nbytes
-        if size >= buffer_bytes:
-            yield from WindowTable(buffer, horizon).shuffled(batch_size, generator)
+        added = episode.states.nbytes + episode.actions.nbytes
+        if buffer and size + added > buffer_bytes:
+            table = WindowTable(buffer, horizon)
             buffer, size = [], 0
+            yield from table.shuffled(batch_size, generator)
+        buffer.append(episode)
+        size += added
     if buffer:
         yield from WindowTable(buffer, horizon).shuffled(batch_size, generator)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from spirl_ray.config import to_yaml
 from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
 from spirl_ray.experiments.pipeline import EPISODES, SUMMARY
-from spirl_ray.experiments.provenance import commit, hardware, versions
-from spirl_ray.experiments.records import ExperimentRecord, PriorRecord, SkillRecord, TrialRecord
+from spirl_ray.experiments.provenance import hardware, versions
+from spirl_ray.experiments.records import ExperimentRecord, PriorRecord, SkillRecord, TrialRecord, read_columns
+from spirl_ray.experiments.training import read_provenance
 from spirl_ray.experiments.workspace import Trial, Workspace
 from spirl_ray.methods import METHODS
 from spirl_ray.skills.artifact import CARD as SKILL_CARD
@@ -17,7 +19,15 @@ from spirl_ray.skills.artifact import read_json, read_skill_card
 
 
 def gather(workspace: Workspace, command: str) -> ExperimentRecord:
-    """The record of everything finished so far; missing pieces are left out."""
+    """The record of everything finished so far; missing pieces are left out.
+
+    Args:
+        workspace: a claimed folder with its dataset.
+        command: what reproduces the experiment, as a shell takes it.
+
+    Raises:
+        SpirlError: for a file that is damaged.
+    """
     experiment = workspace.experiment
     facts = environment(experiment.env.id)
     card = read_card(workspace.dataset)
@@ -38,12 +48,18 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         config_yaml=to_yaml(experiment),
         commands=[command],
         versions=versions(),
-        hardware=hardware(),
+        hardware=_hardware(workspace),
         data_card=card.model_dump(mode="json", exclude={"files"}),
         skills=list(skills.values()),
         priors=[record for records in priors.values() for record in records],
         trials=trials,
     )
+
+
+def _hardware(workspace: Workspace) -> dict[str, str]:
+    """That of the newest training, for the report may be made elsewhere."""
+    processes = [process for trial in workspace.trials() for process in read_provenance(trial.policy)]
+    return dict(processes[-1]["hardware"]) if processes else hardware()
 
 
 def _skills(trial: Trial) -> SkillRecord:
@@ -76,7 +92,7 @@ def _priors(trial: Trial) -> list[PriorRecord]:
             augmentation=trial.experiment.pretrain.augmentation.kind,
             seed=trial.seed,
             mode=names[mode],
-            episodes_csv=folder / f"{mode}-{EPISODES}",
+            episodes_csv=folder / EPISODES,
             videos=_videos(folder, mode),
         )
         for mode in read_json(folder / SUMMARY)
@@ -84,19 +100,26 @@ def _priors(trial: Trial) -> list[PriorRecord]:
 
 
 def _trial(trial: Trial) -> TrialRecord:
-    done = trial.policy / "trained.json"
-    result = read_json(done) if done.exists() else {}
-    episodes = trial.evaluation / EPISODES
+    """A finished training, or how far it is: then by its metrics."""
+    done, metrics = trial.policy / "trained.json", trial.policy / "metrics.csv"
+    commits = dict.fromkeys(process["commit"] for process in read_provenance(trial.policy))
+    result: dict[str, Any] = {"commit": "+".join(commits) or "unknown", "env_steps": 0, "wall_clock_s": 0.0}
+    if done.exists():
+        result |= read_json(done)
+    elif metrics.exists():
+        columns = read_columns(metrics)
+        result |= {name: columns[name][-1] for name in ("env_steps", "wall_clock_s") if len(columns.get(name, ()))}
+    evaluated = (trial.evaluation / SUMMARY).exists()
     return TrialRecord(
         method=trial.method,
         seed=trial.seed,
         config_hash=trial.config_hash,
-        commit=str(result.get("commit", commit())),
-        env_steps=int(result.get("env_steps", 0)),
-        wall_clock_s=float(result.get("wall_clock_s", 0.0)),
-        metrics_csv=trial.policy / "metrics.csv",
+        commit=str(result["commit"]),
+        env_steps=int(result["env_steps"]),
+        wall_clock_s=float(result["wall_clock_s"]),
+        metrics_csv=metrics,
         evaluations_csv=trial.policy / "evaluations.csv",
-        final_episodes_csv=episodes if episodes.exists() else None,
+        final_episodes_csv=trial.evaluation / EPISODES if evaluated else None,
         videos=[film for mode in trial.experiment.evaluate.modes for film in _videos(trial.evaluation, mode)],
     )
 

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
-
 from spirl_ray.config import EvaluateSettings
-from spirl_ray.data.importing import ImportReport, import_dataset, spirl_error_within
-from spirl_ray.data.trajectories import read_card
+from spirl_ray.data.importing import ImportReport, import_dataset
+from spirl_ray.data.trajectories import dataset_files, read_card
+from spirl_ray.data.validation import file_digest
+from spirl_ray.errors import SpirlError
 from spirl_ray.experiments.rollouts import (
+    EpisodeRow,
+    Mode,
     RolloutPlan,
     gather_rollouts,
     mean_return,
     mean_subtasks,
-    run_episodes,
+    read_episode_rows,
     start_rollouts,
+    start_video,
     write_csv,
     write_episodes,
 )
+from spirl_ray.experiments.session import interruptible
 from spirl_ray.experiments.training import TrainingRun, is_trained, train_policy
 from spirl_ray.experiments.workspace import Trial, Workspace
+from spirl_ray.rl.policy import CARD as POLICY_CARD
 from spirl_ray.skills.artifact import CARD as SKILL_CARD
 from spirl_ray.skills.artifact import read_json, read_skill_card, write_json
 from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.pretrain import held_out, pretrain
 
 SUMMARY, EPISODES = "summary.json", "episodes.csv"
+_UNFINISHED, _FILMS = "episodes-so-far.csv", "videos.json"
 Row = dict[str, Any]
 
 
@@ -75,13 +80,18 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[Sta
 
 
 def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
-    """Stage 1: skills and prior of a trial, unless another trial has trained the same."""
+    """Stage 1: skills and prior of a trial, unless another trial has trained the same.
+
+    Raises:
+        SpirlError: for data that is damaged or does not fit.
+    """
     out = trial.skills
     with trial.workspace.locked(out):
         if (out / SKILL_CARD).exists():
             return StageResult(out, False, dict(read_skill_card(out).metrics))
         data, settings = trial.experiment.data, trial.experiment.pretrain
         dataset = trial.workspace.dataset
+        check_files(dataset)
         job = PretrainJob(
             dataset=str(dataset),
             spec=trial.spec,
@@ -97,21 +107,26 @@ def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
             write_csv(out / "metrics.csv", rows)
             progress(row["update"], settings.updates, row)
 
-        try:
-            metrics = pretrain(job, out, on_row=on_row)
-        except Exception as error:
-            known = spirl_error_within(error) or _worker_error(error)
-            if known is None:
-                raise
-            raise known from error
+        metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))
     return StageResult(out, True, dict(metrics))
 
 
-def _worker_error(error: BaseException) -> Exception | None:
-    """The `SpirlError` of a training worker, which Ray Train keeps by rank."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    found = [spirl_error_within(failure) for failure in failures.values()]
-    return next((known for known in found if known is not None), None)
+def check_files(dataset: Path) -> None:
+    """Compares the size and hash of every data file with the card, which takes a second for a gigabyte.
+
+    Raises:
+        SpirlError: naming the file that is missing, cut short or changed.
+    """
+    card = read_card(dataset)
+    for name in dataset_files(dataset):
+        entry, size = card.files[Path(name).name], Path(name).stat().st_size
+        if size != entry.bytes:
+            found = f"has {size} bytes, its card says {entry.bytes}: it was cut short or replaced"
+        elif file_digest(Path(name)) != entry.sha256:
+            found = "does not match the SHA-256 in its card: it was changed or damaged"
+        else:
+            continue
+        raise SpirlError(f"{name} {found}. Remove the folder {dataset} and import the data again.")
 
 
 def _rows_so_far(path: Path) -> list[Row]:
@@ -132,54 +147,66 @@ def train(trial: Trial, progress: Progress = silent) -> StageResult:
 
 
 def evaluate_policy(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> StageResult:
-    """The final evaluation of a trained policy: episodes in every mode, and videos."""
+    """The final evaluation of a trained policy: episodes in every mode, and videos.
 
-    def plan(mode: Any) -> RolloutPlan:
-        env = trial.experiment.env
-        return RolloutPlan(str(trial.policy), env.id, env.kwargs, mode, seed=trial.experiment.evaluate.seed)
-
-    settings = trial.experiment.evaluate
-    with trial.workspace.locked(trial.evaluation):
-        return _evaluate(trial.evaluation, plan, settings, settings.episodes, videos, progress)
+    Raises:
+        SpirlError: when there is no trained policy, or it is damaged.
+    """
+    if not (trial.policy / POLICY_CARD).exists():
+        raise SpirlError(f"There is no trained policy in {trial.policy}: run spirl train first.")
+    env, settings, out = trial.experiment.env, trial.experiment.evaluate, trial.evaluation
+    plans = {
+        mode: RolloutPlan(str(trial.policy), env.id, env.kwargs, mode, seed=settings.seed) for mode in settings.modes
+    }
+    with trial.workspace.locked(out):
+        return _evaluate(out, plans, settings, settings.episodes, videos, progress)
 
 
 def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> StageResult:
     """Episodes of the bare prior: latents drawn from p(z | s), and the prior's mean latent."""
-
-    def plan(mode: Any) -> RolloutPlan:
-        env = trial.experiment.env
-        return RolloutPlan(str(trial.skills), env.id, env.kwargs, mode, prior=True, seed=trial.experiment.evaluate.seed)
-
-    settings = trial.experiment.evaluate
-    with trial.workspace.locked(trial.prior_rollouts):
-        return _evaluate(trial.prior_rollouts, plan, settings, settings.prior_episodes, videos, progress)
+    env, settings, out = trial.experiment.env, trial.experiment.evaluate, trial.prior_rollouts
+    plans = {
+        mode: RolloutPlan(str(trial.skills), env.id, env.kwargs, mode, prior=True, seed=settings.seed)
+        for mode in settings.modes
+    }
+    with trial.workspace.locked(out):
+        return _evaluate(out, plans, settings, settings.prior_episodes, videos, progress)
 
 
 def _evaluate(
     out: Path,
-    plan: Callable[[Any], RolloutPlan],
+    plans: dict[Mode, RolloutPlan],
     settings: EvaluateSettings,
     episodes: int,
     videos: bool,
     progress: Progress,
 ) -> StageResult:
-    """Runs and writes the episodes of one agent; a finished folder is read back."""
-    if (out / SUMMARY).exists():
+    """Runs and writes the episodes of one agent. What a stopped evaluation has finished is not run again."""
+    films = _missing_films(out, settings) if videos else []
+    done = (out / SUMMARY).exists()
+    if done and not films:
         return StageResult(out, False, read_json(out / SUMMARY))
-    films = _start_videos(out, plan, settings) if videos else []
-    total = episodes * len(settings.modes)
-    references = [ref for mode in settings.modes for ref in start_rollouts(plan(mode), episodes)]
-    finished = 0
+    rows = read_episode_rows(out / (EPISODES if done else _UNFINISHED))
+    finished = {(row.mode, row.episode) for row in rows}
+    missing = {mode: [i for i in range(episodes) if (mode, i) not in finished] for mode in plans}
+    references = [ref for mode, plan in plans.items() for ref in start_rollouts(plan, missing[mode])]
+    total = episodes * len(plans)
 
-    def on_done(count: int) -> None:
-        nonlocal finished
-        finished += count
-        progress(finished, total, {})
+    def on_rows(found: list[EpisodeRow]) -> None:
+        rows.extend(found)
+        rows.sort(key=lambda row: (settings.modes.index(row.mode), row.episode))
+        write_episodes(out / _UNFINISHED, rows)
+        progress(len(rows), total, {"subtasks": mean_subtasks(rows)})
 
-    rows = gather_rollouts(references, on_done)
-    for film in films:
-        ray.get(film)
-    write_episodes(out / EPISODES, rows)
+    films_started = [
+        start_video(plans[mode], settings.videos, out / "videos" / f"{mode}.mp4", settings.video_fps) for mode in films
+    ]
+    gather_rollouts(references, on_rows)
+    gather_rollouts(films_started)
+    if films:
+        write_json(out / "videos" / _FILMS, _films(settings))
+    if done:
+        return StageResult(out, True, read_json(out / SUMMARY))
     summary: Row = {}
     for mode in settings.modes:
         chosen = [row for row in rows if row.mode == mode]
@@ -188,16 +215,21 @@ def _evaluate(
             "subtasks": mean_subtasks(chosen),
             "episode_return": mean_return(chosen),
         }
+    write_episodes(out / EPISODES, rows)
     write_json(out / SUMMARY, summary)
+    (out / _UNFINISHED).unlink(missing_ok=True)
     return StageResult(out, True, summary)
 
 
-def _start_videos(out: Path, plan: Callable[[Any], RolloutPlan], settings: EvaluateSettings) -> list[ray.ObjectRef]:
-    """One Ray task for each mode that films the first episodes of the evaluation."""
+def _films(settings: EvaluateSettings) -> Row:
+    return {"episodes": settings.videos, "fps": settings.video_fps}
+
+
+def _missing_films(out: Path, settings: EvaluateSettings) -> list[Mode]:
+    """Modes of which there is no video yet, or one of another length or speed."""
     if not settings.videos:
         return []
-    task = ray.remote(num_cpus=1, max_retries=1)(run_episodes)
-    return [
-        task.remote(plan(mode), list(range(settings.videos)), out / "videos" / f"{mode}.mp4", settings.video_fps)
-        for mode in settings.modes
-    ]
+    card = out / "videos" / _FILMS
+    if card.exists() and read_json(card) != _films(settings):
+        return list(settings.modes)
+    return [mode for mode in settings.modes if not (card.exists() and (out / "videos" / f"{mode}.mp4").exists())]

@@ -1,29 +1,43 @@
-"""Where results come from: commit, package versions, hardware, command."""
+"""Where results come from: commit, package versions, hardware."""
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 _PACKAGES = ("spirl-ray", "ray", "torch", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
+_GIGABYTE = 2**30
 
 
+@functools.lru_cache(maxsize=1)
 def commit() -> str:
-    """The commit of the source tree this package runs from, or "unknown" for an installed wheel."""
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
+    """The commit of the source tree this package runs from, with "-dirty" if tracked files differ from it.
+
+    "unknown" for an installed wheel, even if its environment lies inside somebody else's repository.
+    """
+    here = Path(__file__).parent
+    if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return "unknown"
+    head = _git(here, "rev-parse", "--short=12", "HEAD")
+    if not head:
+        return "unknown"
+    changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return f"{head}-dirty" if changed else head
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command; None if it fails or there is no git."""
+    try:
+        found = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
 
 
 def versions() -> dict[str, str]:
@@ -44,10 +58,10 @@ def hardware() -> dict[str, str]:
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    return {"cpu": model, "cores": str(os.cpu_count()), "gpu": gpu, "system": platform.system()}
-
-
-def command_line() -> str:
-    """The running command, as a shell would take it."""
-    return shlex.join(["spirl", *sys.argv[1:]])
+    facts = {"cpu": model, "cores": str(os.cpu_count())}
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        facts["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / _GIGABYTE:.0f} GiB"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts["gpu"] = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"
+    facts["system"] = platform.system()
+    return facts

@@ -14,9 +14,10 @@ import ray
 import torch
 
 import spirl_ray.envs as envs
-from spirl_ray.data.importing import spirl_error_within
+from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.session import readable_cause
 from spirl_ray.experiments.video import VideoWriter
-from spirl_ray.rl.policy import Policy, load_policy, prior_policy
+from spirl_ray.rl.policy import Policy, load_policy, prior_policy, read_policy_card
 from spirl_ray.skills.artifact import write_atomically
 
 Mode = Literal["deterministic", "sampled"]
@@ -37,9 +38,16 @@ class RolloutPlan:
     seed: int = 0
 
     def agent(self) -> Policy:
+        """Raises `SpirlError` for an artifact that is missing, damaged or of another environment."""
         deterministic = self.mode == "deterministic"
         if self.prior:
             return prior_policy(Path(self.folder), self.env_id, deterministic=deterministic)
+        trained_for = read_policy_card(Path(self.folder)).environment
+        if trained_for != self.env_id:
+            raise SpirlError(
+                f"The policy in {self.folder} was trained for {trained_for}, this experiment uses {self.env_id}. "
+                "Evaluate it with the experiment that it belongs to, or train one for this environment."
+            )
         return load_policy(self.folder, deterministic=deterministic)
 
 
@@ -93,15 +101,27 @@ def run_episodes(
     return rows
 
 
-def start_rollouts(plan: RolloutPlan, episodes: int) -> list[ray.ObjectRef]:
-    """Ray tasks that together run ``episodes`` episodes, one logical CPU each."""
-    chunks = [range(first, min(first + _CHUNK, episodes)) for first in range(0, episodes, _CHUNK)]
+def start_rollouts(plan: RolloutPlan, episodes: Sequence[int]) -> list[ray.ObjectRef]:
+    """Ray tasks that together run the episodes with these numbers, one logical CPU each."""
+    chunks = [list(episodes[first : first + _CHUNK]) for first in range(0, len(episodes), _CHUNK)]
     task = ray.remote(num_cpus=1, max_retries=3)(run_episodes)
-    return [task.remote(plan, list(chunk)) for chunk in chunks]
+    return [task.remote(plan, chunk) for chunk in chunks]
 
 
-def gather_rollouts(references: list[ray.ObjectRef], on_done: Callable[[int], None] | None = None) -> list[EpisodeRow]:
-    """Rows of all tasks, ordered by episode; ``on_done`` hears of finished episodes."""
+def start_video(plan: RolloutPlan, episodes: int, video: Path, fps: int) -> ray.ObjectRef:
+    """A Ray task that films the first episodes; its result is a list of rows, too."""
+    task: Any = ray.remote(num_cpus=1, max_retries=1)(run_episodes)
+    return task.remote(plan, list(range(episodes)), video, fps)
+
+
+def gather_rollouts(
+    references: list[ray.ObjectRef], on_rows: Callable[[list[EpisodeRow]], None] | None = None
+) -> list[EpisodeRow]:
+    """Rows of all tasks, ordered by episode; ``on_rows`` gets those of each task as it finishes.
+
+    Raises:
+        SpirlError: when a task failed for a reason that a user can do something about; the others are cancelled.
+    """
     rows: list[EpisodeRow] = []
     pending = list(references)
     while pending:
@@ -109,11 +129,13 @@ def gather_rollouts(references: list[ray.ObjectRef], on_done: Callable[[int], No
         try:
             found = ray.get(ready[0])
         except ray.exceptions.RayError as error:
-            known = spirl_error_within(error)
+            for reference in pending:
+                ray.cancel(reference)
+            known = readable_cause(error)
             raise known if known is not None else error from error
         rows += found
-        if on_done is not None:
-            on_done(len(found))
+        if on_rows is not None:
+            on_rows(found)
     return sorted(rows, key=lambda row: row.episode)
 
 
@@ -138,3 +160,22 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def write_episodes(path: Path, rows: Sequence[EpisodeRow]) -> None:
     """Writes ``episodes.csv``."""
     write_csv(path, [asdict(row) for row in rows])
+
+
+def read_episode_rows(path: Path) -> list[EpisodeRow]:
+    """Reads what `write_episodes` wrote; no file is no rows."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            EpisodeRow(
+                mode=row["mode"],
+                episode=int(row["episode"]),
+                seed=int(row["seed"]),
+                episode_return=float(row["episode_return"]),
+                steps=int(row["steps"]),
+                subtasks=int(row["subtasks"]),
+                completed=row["completed"],
+            )
+            for row in csv.DictReader(file)
+        ]

@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext
@@ -14,45 +19,164 @@ from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
 
 _MEGABYTE = 2**20
+_TERMINATED = 128 + signal.SIGTERM
+_POLL_S = 0.1
+_NOISE = re.compile(
+    rb"core_worker\.cc:\d+\S* Actor with class name: .* has constructor arguments in the object store"
+    rb"|Set ray log level from environment variable"
+)
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def ray_session(settings: RaySettings) -> Iterator[None]:
+def ray_session(settings: RaySettings, workers: int = 1) -> Iterator[None]:
     """A connection to Ray for the duration of a command; does nothing if there is one already.
 
-    Without an address, a job's ``RAY_ADDRESS`` is used, or a local Ray is started. It binds to loopback and has
-    one logical CPU more than cores, for the short tasks that read data beside a training worker on every core.
+    Without an address, a job's ``RAY_ADDRESS`` is used, or a local Ray is started. It has one logical CPU more
+    than cores (or than ``workers``, if these are more), for the short tasks that run beside the workers.
+
+    Args:
+        settings: where to run.
+        workers: how many processes, of one logical CPU each, a stage keeps running at the same time.
 
     Raises:
-        SpirlError: when the named cluster cannot be reached.
+        SpirlError: when the named cluster cannot be reached, or a local Ray would have too few CPUs.
     """
     if ray.is_initialized():
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS")
+    if not address and settings.num_cpus is not None and settings.num_cpus <= workers:
+        raise SpirlError(
+            f"ray.num_cpus: {settings.num_cpus} is too few. pretrain.workers and train.env_runners ask for {workers} "
+            "processes at the same time, and one more CPU is needed for tasks beside them. "
+            f"Set ray.num_cpus to {workers + 1}, or leave it out."
+        )
+    with _filtered_stderr():
+        yield from _connected(settings, address, workers)
+
+
+def _connected(settings: RaySettings, address: str | None, workers: int) -> Iterator[None]:
     quiet = logging.ERROR
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=quiet)
         else:
             ray.init(
                 address="local",
-                num_cpus=settings.num_cpus or max(2, os.cpu_count() or 1) + 1,
+                num_cpus=settings.num_cpus or max(2, os.cpu_count() or 1, workers) + 1,
                 include_dashboard=settings.dashboard,
                 dashboard_host="127.0.0.1",
                 object_store_memory=settings.object_store_mb * _MEGABYTE,
                 log_to_driver=False,
                 logging_level=quiet,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster at {address}" if address else "a local Ray"
-        raise SpirlError(f"Cannot reach {where}: {error}") from error
+    except Exception as error:  # Ray raises a bare Exception when its processes are too slow to start
+        ray.shutdown()
+        if address:
+            raise SpirlError(f"Cannot reach the Ray cluster at {address}: {error}") from error
+        raise SpirlError(
+            f"Cannot start a local Ray: {error} If this machine is busy, try again later; the command goes on where "
+            "it stopped."
+        ) from error
     for name in ("ray.data", "ray.train", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(quiet)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        # Ray's own handlers end the process on the spot; ours lets locks, files and Ray be closed.
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
         ray.shutdown()
+        if in_main_thread:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _filtered_stderr() -> Iterator[None]:
+    """Keeps the harmless messages off stderr that Ray's C++ part writes there past every Python setting."""
+    sys.stderr.flush()
+    original, (reading, writing) = os.dup(2), os.pipe()
+
+    def copy() -> None:
+        with open(reading, "rb", buffering=0) as pipe, contextlib.suppress(OSError):
+            rest = b""
+            while chunk := pipe.read(65536):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if not _NOISE.search(line):
+                        os.write(original, line + b"\n")
+            os.write(original, rest)
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    os.dup2(writing, 2)
+    os.close(writing)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(original, 2)
+        thread.join(timeout=2.0)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    sys.exit(_TERMINATED)
+
+
+def interruptible(work: Callable[[], Result]) -> Result:
+    """Runs ``work`` in a thread of its own, so that Ctrl-C stays ours.
+
+    Ray Train takes over SIGINT in the main thread, ends the process with status 0, and keeps the handler when it
+    is done.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def readable_cause(error: BaseException) -> SpirlError | None:
+    """What a user can act on inside an error of Ray's: a `SpirlError`, or storage that failed.
+
+    Looks through tasks, actors, Ray Train's workers by rank, and its controller.
+    """
+    seen: set[int] = set()
+    pending: list[Any] = [error]
+    storage: OSError | None = None
+    while pending:
+        found = pending.pop(0)
+        if not isinstance(found, BaseException) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, SpirlError):
+            return SpirlError(*found.args)
+        if isinstance(found, OSError) and found.strerror and found.filename and storage is None:
+            storage = found
+        pending += [getattr(found, name, None) for name in ("cause", "_base_exc", "controller_failure")]
+        pending += dict(getattr(found, "worker_failures", {})).values()
+        pending += [found.__cause__, found.__context__]
+    if storage is None:
+        return None
+    return SpirlError(
+        f"{storage.filename}: {storage.strerror}. Free space or fix permissions, or choose another folder with "
+        "--set output=…, then give the same command again."
+    )

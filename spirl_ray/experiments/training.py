@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments.provenance import commit
+from spirl_ray.experiments.provenance import commit, hardware, versions
 from spirl_ray.experiments.rollouts import (
     Mode,
     RolloutPlan,
@@ -33,10 +33,11 @@ from spirl_ray.rl.algorithm import SkillPriorSAC, SkillPriorSACConfig
 from spirl_ray.rl.policy import CARD as POLICY_CARD
 from spirl_ray.rl.policy import read_policy_card, save_policy
 from spirl_ray.rl.skill_env import SkillEnv
-from spirl_ray.skills.artifact import read_json, write_json
+from spirl_ray.skills.artifact import load_skills, read_json, write_atomically, write_json
 
 _ENV_NAME = "spirl/SkillEnv"
-_RESULT = "trained.json"
+_RESULT, PROVENANCE = "trained.json", "provenance.json"
+_STEPS_PER_ROW = 1000
 _MODES: tuple[Mode, ...] = ("deterministic", "sampled")
 Row = dict[str, Any]
 
@@ -125,15 +126,19 @@ def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) 
     """Trains (or goes on training) one policy and writes its artifact to ``run.out``.
 
     Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
-    ``evaluations.csv``, TensorBoard files, the policy artifact and ``trained.json``.
+    ``evaluations.csv``, ``provenance.json``, TensorBoard files, the policy artifact and ``trained.json``.
 
     Returns:
         The contents of ``trained.json``.
+
+    Raises:
+        SpirlError: skills or environment that do not fit, a damaged checkpoint, storage that fails.
     """
     if is_trained(run):
         return read_json(run.out / _RESULT)
     torch.set_num_threads(1)
-    train = run.experiment.train
+    # Said here rather than by an env runner, which Ray would start again and again.
+    load_skills(run.skills, run.experiment.env.id)
     checkpoints = _checkpoints(run.out)
     config = algorithm_config(run)
     if checkpoints:
@@ -143,16 +148,40 @@ def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) 
     try:
         if checkpoints:
             algorithm.load_checkpoint(str(checkpoints[-1]))
-        return _loop(run, algorithm, train.env_steps, on_row)
+        counters: dict[str, Any] = algorithm.counters
+        history = _note_provenance(run.out, counters["env_steps"])
+        evaluations = SnapshotEvaluations(run, counters["env_steps"])
+        _loop(run, algorithm, evaluations, on_row)
     finally:
         algorithm.stop()
+    # After the env runners have given their CPUs back: the evaluations may need them.
+    evaluations.collect(counters["wall_clock_s"], wait=True)
+    _publish(evaluations.folder(counters["env_steps"]), run.out)
+    best = evaluations.best()
+    result = {
+        "env_steps": counters["env_steps"],
+        "skill_steps": counters["decisions"],
+        "updates": counters["updates"],
+        "wall_clock_s": round(counters["wall_clock_s"], 1),
+        "config_hash": run.config_hash,
+        "commit": "+".join(dict.fromkeys(entry["commit"] for entry in history)),
+        "best_snapshot": None if best is None else str(evaluations.folder(best).relative_to(run.out)),
+        **{f"evaluation_{mode}": value for mode, value in evaluations.at(counters["env_steps"]).items()},
+    }
+    write_json(run.out / _RESULT, result)
+    return result
 
 
-def _loop(run: TrainingRun, algorithm: SkillPriorSAC, limit: int, on_row: Callable[[Row], None] | None) -> Row:
-    train, counters = run.experiment.train, algorithm.counters
+def _loop(
+    run: TrainingRun,
+    algorithm: SkillPriorSAC,
+    evaluations: SnapshotEvaluations,
+    on_row: Callable[[Row], None] | None,
+) -> None:
+    train, limit = run.experiment.train, run.experiment.train.env_steps
+    counters: dict[str, Any] = algorithm.counters
     log = MetricsLog(run.out, counters["env_steps"])
-    evaluations = SnapshotEvaluations(run)
-    spent = counters.get("wall_clock_s", 0.0)
+    spent = counters.setdefault("wall_clock_s", 0.0)
     started = time.perf_counter()
     if counters["env_steps"] == 0:
         evaluations.snapshot(algorithm, 0)
@@ -165,7 +194,9 @@ def _loop(run: TrainingRun, algorithm: SkillPriorSAC, limit: int, on_row: Callab
             now = time.perf_counter()
             counters["wall_clock_s"] = spent + now - started
             steps = counters["env_steps"]
-            if steps - last["env_steps"] >= 1000 or steps >= limit:
+            saves = steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit
+            # Also before a checkpoint: what it covers is not measured again after a restart.
+            if steps - last["env_steps"] >= _STEPS_PER_ROW or (saves and steps > last["env_steps"]):
                 row: Row = {
                     "env_steps": steps,
                     "skill_steps": counters["decisions"],
@@ -184,25 +215,32 @@ def _loop(run: TrainingRun, algorithm: SkillPriorSAC, limit: int, on_row: Callab
             if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
-            if steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit:
+            if saves:
                 _checkpoint(run, algorithm)
-        evaluations.collect(counters["wall_clock_s"], wait=True)
     finally:
         log.close()
-    final = evaluations.folder(counters["env_steps"])
-    shutil.copytree(final, run.out, dirs_exist_ok=True)
-    best = evaluations.best()
-    result = {
-        "env_steps": counters["env_steps"],
-        "skill_steps": counters["decisions"],
-        "updates": counters["updates"],
-        "wall_clock_s": round(counters["wall_clock_s"], 1),
-        "config_hash": run.config_hash,
-        "commit": commit(),
-        "best_snapshot": None if best is None else str(evaluations.folder(best).relative_to(run.out)),
-    }
-    write_json(run.out / _RESULT, result)
-    return result
+
+
+def _publish(snapshot: Path, out: Path) -> None:
+    """Copies the last snapshot to where users look for the policy; its card comes last and completes it."""
+    files = [path.relative_to(snapshot) for path in sorted(snapshot.rglob("*")) if path.is_file()]
+    for file in sorted(files, key=lambda file: file == Path(POLICY_CARD)):
+        write_atomically(out / file, (snapshot / file).read_bytes())
+
+
+def _note_provenance(out: Path, env_steps: int) -> list[Row]:
+    """Adds this process to ``provenance.json``: which commit trained from which step on, on what hardware."""
+    path = out / PROVENANCE
+    history = [entry for entry in read_provenance(out) if entry["from_env_steps"] < env_steps]
+    history.append({"from_env_steps": env_steps, "commit": commit(), "versions": versions(), "hardware": hardware()})
+    write_json(path, {"processes": history})
+    return history
+
+
+def read_provenance(out: Path) -> list[Row]:
+    """The processes that trained a policy, in order; empty for one that has not started."""
+    path = out / PROVENANCE
+    return list(read_json(path)["processes"]) if path.exists() else []
 
 
 # --- checkpoints ---
@@ -257,15 +295,19 @@ class MetricsLog:
 class SnapshotEvaluations:
     """Policy artifacts taken during training, each evaluated by Ray tasks while training goes on.
 
-    A snapshot without a result, for example after a crash, is evaluated when the run goes on.
+    A snapshot without a result, for example after a crash, is evaluated when the run goes on. Those from after
+    the restored checkpoint are removed: the run takes another course from there.
     """
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, env_steps: int) -> None:
         self.run = run
         self.results: dict[tuple[int, str], Row] = {}
         self.pending: dict[tuple[int, str], list[ray.ObjectRef]] = {}
         self.newest: Row = {}
         self._clock: dict[int, float] = {}
+        for folder in sorted((run.out / "snapshots").glob("step-*")):
+            if int(folder.name.split("-")[1]) > env_steps:
+                shutil.rmtree(folder, ignore_errors=True)
         for file in sorted((run.out / "snapshots").glob("*/evaluation-*.json")):
             result = read_json(file)
             self.results[(result["env_steps"], result["mode"])] = result
@@ -302,13 +344,13 @@ class SnapshotEvaluations:
                 str(self.folder(env_steps).absolute()), env.id, env.kwargs, mode, seed=1_000_000 + env_steps
             )
             episodes = self.run.experiment.train.evaluate_episodes
-            self.pending[(env_steps, mode)] = start_rollouts(plan, episodes)
+            self.pending[(env_steps, mode)] = start_rollouts(plan, range(episodes))
 
     def collect(self, wall_clock_s: float, *, wait: bool = False) -> None:
         """Takes in finished evaluations; ``wait`` takes in all of them."""
         for key in list(self.pending):
             references = self.pending[key]
-            if not wait and len(ray.wait(references, num_returns=len(references), timeout=0)[1]):
+            if not wait and ray.wait(references, num_returns=len(references), timeout=0)[1]:
                 continue
             rows = gather_rollouts(references)
             del self.pending[key]
@@ -325,6 +367,10 @@ class SnapshotEvaluations:
             self.results[key] = result
             self.newest[f"evaluation_{mode}"] = result["subtasks"]
             write_csv(self.run.out / "evaluations.csv", [self.results[k] for k in sorted(self.results)])
+
+    def at(self, env_steps: int) -> dict[str, float]:
+        """Mean subtasks of a snapshot, by mode."""
+        return {mode: float(self.results[env_steps, mode]["subtasks"]) for mode in _MODES}
 
     def best(self) -> int | None:
         """Steps of the snapshot with the best deterministic evaluation, the later one of equals."""

@@ -7,7 +7,7 @@ folder is gone on with. Several processes may share it; each result has a lock.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,61 +20,87 @@ from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
 from spirl_ray.methods import METHODS, ResolvedMethod, resolve, skill_spec
+from spirl_ray.rl.policy import CARD as POLICY_CARD
+from spirl_ray.rl.policy import read_policy_card
 from spirl_ray.skills.artifact import read_json, write_json
 from spirl_ray.skills.model import SkillSpec
 
 _MARK = "experiment.json"
 _FORMAT = 1
+_LOCK_POLL_S = 0.5
 
 
 class Workspace:
     """``experiment.folder`` on disk."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, on_wait: Callable[[Path], None] = lambda target: None) -> None:
         self.experiment = experiment
+        self.on_wait = on_wait
+        """Told of a result that another process is working on, before waiting for it."""
         self.folder = experiment.folder.absolute()
 
-    def claim(self) -> None:
+    def claim(self, *, create: bool = True) -> None:
         """Marks the folder as this experiment's.
+
+        Args:
+            create: False for commands that only read; a folder that is not there is then an error.
 
         Raises:
             SpirlError: if it holds another experiment or other files, or cannot be written.
         """
         mine = {"name": self.experiment.name, "environment": self.experiment.env.id, "format": _FORMAT}
         mark = self.folder / _MARK
-        if mark.exists():
-            found = read_json(mark)
-            if found != mine:
-                raise SpirlError(
-                    f"{self.folder} belongs to the experiment {found.get('name')!r} on {found.get('environment')}, "
-                    f"this is {mine['name']!r} on {mine['environment']}. Choose another folder with "
-                    "--set output=…, or give the experiment that name."
-                )
-            return
         try:
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise SpirlError(
-                    f"{self.folder} is not empty and is no experiment folder ({_MARK} is missing): nothing was "
-                    "written. Choose another folder with --set output=…."
-                )
+            if not mark.exists():
+                if not create:
+                    raise SpirlError(
+                        f"There is no experiment in {self.folder}. Run spirl run first, or point --set output=… to "
+                        "the folder that it wrote."
+                    )
+                self._refuse_foreign_files()
+                write_json(mark, mine)
         except OSError as error:
             raise SpirlError(f"Cannot use {self.folder} as the output: {error.strerror}.") from error
-        write_json(mark, mine)
+        # Read back, for another process may have claimed the folder at the same moment.
+        found = read_json(mark)
+        if found != mine:
+            raise SpirlError(
+                f"{self.folder} belongs to the experiment {found.get('name')!r} on {found.get('environment')}, "
+                f"this is {mine['name']!r} on {mine['environment']}. Nothing was written. Choose another folder with "
+                "--set output=…, or give the experiment that name."
+            )
+
+    def _refuse_foreign_files(self) -> None:
+        if not self.folder.exists():
+            return
+        # Another process that claims the folder right now has a partial mark in it.
+        foreign = [path for path in self.folder.iterdir() if not path.name.startswith((_MARK, f".{_MARK}"))]
+        if foreign and not (self.folder / _MARK).exists():
+            raise SpirlError(
+                f"{self.folder} is not empty and is no experiment folder ({_MARK} is missing): nothing was "
+                "written. Choose another folder with --set output=…."
+            )
 
     @contextlib.contextmanager
     def locked(self, target: Path) -> Iterator[None]:
-        """Only one process works on ``target`` at a time; the others wait."""
+        """Only one process works on ``target`` at a time; the others say so and wait."""
         path = target.with_name(f".{target.name}.lock")
+        lock = FileLock(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path):
-                yield
-        except Timeout as error:  # pragma: no cover - FileLock waits for ever by default
-            raise SpirlError(f"Another process holds {path}.") from error
+            try:
+                lock.acquire(timeout=0.0)
+            except Timeout:
+                self.on_wait(target)
+                lock.acquire(poll_interval=_LOCK_POLL_S)
         except OSError as error:
-            if error.filename is None or Path(str(error.filename)) != path:
-                raise
-            raise SpirlError(f"Cannot write {path}: {error.strerror}.") from error
+            raise SpirlError(
+                f"Cannot write {path}: {error.strerror}. Fix permissions, or choose another folder with --set output=…."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     # --- data ---
 
@@ -166,18 +192,27 @@ class Trial:
         """Folder of the trained policy."""
         return self.workspace.folder / "policy" / f"{self.method}-s{self.seed}-{self.config_hash}"
 
-    @cached_property
+    @property
     def evaluation(self) -> Path:
-        """Folder of the final evaluation of the policy at the experiment's number of steps."""
-        key = fingerprint(self.config_hash, self.experiment.train.env_steps, self._episodes)
+        """Folder of the final evaluation of the policy as it is now: trained further, it is evaluated anew."""
+        card = self.policy / POLICY_CARD
+        policy = read_policy_card(self.policy).sha256 if card.exists() else None
+        key = fingerprint(self.config_hash, policy, self.experiment.evaluate.episodes, self._looks)
         return self.workspace.folder / "evaluation" / f"{self.method}-s{self.seed}-{key}"
+
+    @property
+    def has_prior(self) -> bool:
+        """False for methods that neither start from a learned prior nor stay close to one."""
+        return self.resolved.regulariser == "prior" or self.resolved.policy_init == "prior"
 
     @cached_property
     def prior_rollouts(self) -> Path:
         """Folder of the episodes of the bare prior."""
-        key = fingerprint(self.skills_key, self.experiment.env, self.experiment.evaluate.prior_episodes, self._episodes)
+        key = fingerprint(self.skills_key, self.experiment.env, self.experiment.evaluate.prior_episodes, self._looks)
         return self.workspace.folder / "prior" / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
 
     @property
-    def _episodes(self) -> dict[str, object]:
-        return self.experiment.evaluate.model_dump(mode="json", exclude={"videos", "video_fps", "prior_episodes"})
+    def _looks(self) -> dict[str, object]:
+        """How episodes are chosen, whoever acts; not how many, nor how they are filmed."""
+        evaluate = self.experiment.evaluate
+        return evaluate.model_dump(mode="json", exclude={"episodes", "videos", "video_fps", "prior_episodes"})

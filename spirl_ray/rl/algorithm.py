@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from typing import Any
 
@@ -18,12 +19,14 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
+from spirl_ray.errors import SpirlError
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.learner import LOGGED, SkillPriorSACLearner
 from spirl_ray.rl.module import SkillPriorModule
 from spirl_ray.rl.replay import DecisionReplay, decisions
 
 _POLL_S = 0.002
+_PAUSE_S = 0.5
 _RECENT_EPISODES = 50
 SKILL_RESULTS = "skills"
 """Key of this algorithm's own counters and episode statistics in RLlib's result dict."""
@@ -55,6 +58,12 @@ class SkillPriorSACConfig(AlgorithmConfig):
         self._dont_auto_sync_env_runner_states = True
         self.min_time_s_per_iteration = None
         self.restart_failed_env_runners = True
+        # A round waits this long for runners that are away, not the default 30 s, so that the others go on.
+        self.env_runner_health_probe_timeout_s = 1.0
+        # A restarted runner then gets the learner's weights, not those of a local runner that never learns.
+        self.create_local_env_runner = False
+        self.silence_limit_s = 1800.0
+        """Training gives up when no env runner has answered for this long."""
 
     def training(self, **settings: Any) -> SkillPriorSACConfig:
         """Sets this algorithm's own settings by name, and passes the rest on to RLlib."""
@@ -87,14 +96,27 @@ _OWN_SETTINGS = frozenset(
         "warmup_decisions",
         "replay_capacity",
         "metrics_every",
+        "silence_limit_s",
     }
 )
 
 
-def _sample_and_measure(runner: EnvRunner) -> tuple[list[SingleAgentEpisode], Any, float]:
+Sampled = tuple[list[SingleAgentEpisode], Any, float]
+"""Pieces of episodes, RLlib's metrics, seconds."""
+
+
+def _sample_and_measure(runner: EnvRunner) -> Sampled:
     started = time.perf_counter()
     episodes = runner.sample()
     return episodes, runner.get_metrics(), time.perf_counter() - started
+
+
+def _try_to_sample(runner: EnvRunner) -> Sampled | str:
+    """The samples, or the traceback of an error in the environment, which RLlib would hide behind restarts."""
+    try:
+        return _sample_and_measure(runner)
+    except Exception:
+        return traceback.format_exc()
 
 
 class SkillPriorSAC(Algorithm):
@@ -112,20 +134,18 @@ class SkillPriorSAC(Algorithm):
 
     def setup(self, config: Any) -> None:
         super().setup(config)
-        module = self.get_module(DEFAULT_MODULE_ID)
-        if module is not None:
-            state_dim = module.observation_space.shape[0]
-            latent_dim = module.action_space.shape[0]
-        else:
-            spaces = self.env_runner_group.get_spaces()[DEFAULT_MODULE_ID]
-            state_dim, latent_dim = spaces[0].shape[0], spaces[1].shape[0]
-        self.replay = DecisionReplay(self.config.replay_capacity, state_dim, latent_dim, self.config.seed or 0)
+        states, latents = self.env_runner_group.get_spaces()[DEFAULT_MODULE_ID]
+        self.replay = DecisionReplay(
+            self.config.replay_capacity, states.shape[0], latents.shape[0], self.config.seed or 0
+        )
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         self.recent: deque[dict[str, Any]] = deque(maxlen=_RECENT_EPISODES)
         self.learner_metrics: dict[str, float] = {}
         """The newest losses, divergences and alpha, by name."""
         self._owed_updates = 0.0
         self._returns: dict[str, float] = {}
+        self._sample_s = 0.0
+        self._heard_at = time.monotonic()
         self.timings = {"sample_s": 0.0, "wait_s": 0.0, "learn_s": 0.0}
 
     def training_step(self) -> None:
@@ -144,37 +164,62 @@ class SkillPriorSAC(Algorithm):
 
     # --- sampling ---
 
-    _sample_s = 0.0
-
     def _collect(self) -> list[SingleAgentEpisode]:
-        """Pieces of episodes sampled since the last round; requests the next ones before it returns."""
+        """Pieces of episodes sampled since the last round; requests the next ones before it returns.
+
+        Empty while the env runners are away; RLlib brings them back between two rounds.
+
+        Raises:
+            RuntimeError: with the traceback from the env runner, when its environment failed.
+            SpirlError: when no env runner has answered for `silence_limit_s`.
+        """
         group = self.env_runner_group
         if group.num_remote_env_runners() == 0:
-            episodes, metrics, self._sample_s = _sample_and_measure(group.local_env_runner)
-            self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
-            self._sync_weights()
-            return episodes
-        group.foreach_env_runner_async(_sample_and_measure, tag="sample")  # those that have no request yet
+            samples = {0: _sample_and_measure(group.local_env_runner)}
+            self._send_weights(None)
+        else:
+            samples = self._next_samples()
+            if not samples:
+                return []
+            # Only to those that sample next: behind a running request, weights would be old when they are used.
+            self._send_weights(list(samples))
+            group.foreach_env_runner_async(_try_to_sample, tag="sample", remote_worker_ids=list(samples))
+        self.metrics.aggregate([metrics for _, metrics, _ in samples.values()], key=ENV_RUNNER_RESULTS)
+        self._sample_s = float(np.mean([seconds for _, _, seconds in samples.values()]))
+        return [episode for episodes, _, _ in samples.values() for episode in episodes]
+
+    def _next_samples(self) -> dict[int, Sampled]:
+        """What has been sampled by env runner; waits for the first, and requests from those that are idle."""
+        group = self.env_runner_group
+        group.foreach_env_runner_async(_try_to_sample, tag="sample")  # no more than one request a runner
         deadline = time.monotonic() + self.config.sample_timeout_s
-        results: list[tuple[int, Any]] = []
-        while not results and time.monotonic() < deadline and group.num_healthy_remote_workers():
+        results: list[tuple[int, Sampled | str]] = []
+        while not results and group.num_in_flight_async_reqs("sample") and time.monotonic() < deadline:
             results = group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.0)
             if not results:
                 time.sleep(_POLL_S)
-        self._sync_weights()
-        group.foreach_env_runner_async(_sample_and_measure, tag="sample")
-        if results:
-            self.metrics.aggregate([metrics for _, (_, metrics, _) in results], key=ENV_RUNNER_RESULTS)
-            self._sample_s = float(np.mean([seconds for _, (_, _, seconds) in results]))
-        return [episode for _, (episodes, _, _) in results for episode in episodes]
+        samples = {}
+        for index, sampled in results:
+            if isinstance(sampled, str):
+                raise RuntimeError(f"The environment of env runner {index} failed:\n{sampled}")
+            samples[index] = sampled
+        now = time.monotonic()
+        if samples:
+            self._heard_at = now
+        elif now - self._heard_at > self.config.silence_limit_s:
+            raise SpirlError(
+                f"No env runner has answered for {self.config.silence_limit_s:.0f} s. Check that the cluster has a "
+                "free CPU for each (`ray status`), then start the command again: it goes on from the last checkpoint."
+            )
+        else:
+            time.sleep(_PAUSE_S)
+        return samples
 
-    def _sync_weights(self) -> None:
+    def _send_weights(self, runners: list[int] | None) -> None:
         if self.counters["updates"] > 0:
-            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-        model = self.config.model_config
-        if model["regulariser"] == "prior" and model["policy_init"] == "scratch":
-            act = _act_from_policy if self.counters["updates"] else _act_from_prior
-            self.env_runner_group.foreach_env_runner_async(act, tag="prior")
+            self.env_runner_group.sync_weights(
+                from_worker_or_learner_group=self.learner_group, to_worker_indices=runners, inference_only=True
+            )
 
     def _remember(self, episodes: list[SingleAgentEpisode]) -> None:
         rows = decisions(
@@ -204,7 +249,7 @@ class SkillPriorSAC(Algorithm):
 
     def _learn(self) -> None:
         """Makes the updates owed for the sampled decisions, in one call to the learners."""
-        if len(self.replay) < max(self.config.warmup_decisions, 1):
+        if len(self.replay) < max(1, min(self.config.warmup_decisions, self.config.replay_capacity)):
             self._owed_updates = 0.0
             return
         updates = int(self._owed_updates)
@@ -249,11 +294,3 @@ class SkillPriorSAC(Algorithm):
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         checkpoint.load(self, checkpoint_dir)
-
-
-def _act_from_prior(runner: Any) -> None:
-    runner.module.unwrapped().act_from_prior = True
-
-
-def _act_from_policy(runner: Any) -> None:
-    runner.module.unwrapped().act_from_prior = False

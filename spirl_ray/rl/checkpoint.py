@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from safetensors import SafetensorError
 
 from spirl_ray.errors import SpirlError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 STATE, ARRAYS = "state.json", "state.safetensors"
 _POLICY_PREFIX = "policy."
+_RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -33,7 +35,7 @@ def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return {"torch": _pack(value.detach().cpu().numpy(), arrays)["array"]}
     if isinstance(value, np.ndarray):
         name = f"a{len(arrays)}"
-        arrays[name] = np.ascontiguousarray(value)
+        arrays[name] = np.asarray(value, order="C")  # ascontiguousarray would make scalars 1-d
         return {"array": name}
     if isinstance(value, np.generic):
         return _pack(value.item(), arrays)
@@ -92,9 +94,8 @@ def save(algorithm: SkillPriorSAC, folder: str) -> None:
         {
             "learner": algorithm.learner_group.get_state()[COMPONENT_LEARNER],
             "learner_rng": _results(algorithm.learner_group.foreach_learner(_get_rng))[0],
-            "runner_rng": algorithm.env_runner_group.foreach_env_runner(
-                _get_rng, local_env_runner=algorithm.config.num_env_runners == 0
-            ),
+            "learner_cuda_rng": _results(algorithm.learner_group.foreach_learner(_get_cuda_rng))[0],
+            "runner_rng": algorithm.env_runner_group.foreach_env_runner(_get_rng),
             "replay": algorithm.replay.state(),
             "counters": dict(algorithm.counters),
             "owed_updates": algorithm._owed_updates,
@@ -107,29 +108,27 @@ def save(algorithm: SkillPriorSAC, folder: str) -> None:
 def load(algorithm: SkillPriorSAC, folder: str) -> None:
     """Restores what `save` wrote into an algorithm of the same config. Running episodes start anew."""
     state = read_state(Path(folder))
-    algorithm.learner_group.set_state({COMPONENT_LEARNER: state["learner"]})
+    learners, runners = algorithm.learner_group, algorithm.env_runner_group
+    # Learners and env runners take only weights with a higher number than their own.
+    live = learners.get_state(components=_RL_MODULE, inference_only=True)[COMPONENT_LEARNER]
+    newest = 1 + max(live[WEIGHTS_SEQ_NO], state["learner"][WEIGHTS_SEQ_NO])
+    learners.set_state({COMPONENT_LEARNER: {**state["learner"], WEIGHTS_SEQ_NO: newest}})
+    runners.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
     algorithm.replay.restore(state["replay"])
     algorithm.counters.update(state["counters"])
     algorithm._owed_updates = state["owed_updates"]
+    algorithm._returns.clear()
+    algorithm.recent.clear()
     algorithm.recent.extend(state["recent"])
     algorithm._iteration = state["iteration"]
-    algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
-    runner_states = iter(state["runner_rng"])
-    for index in algorithm.env_runner_group.healthy_env_runner_ids() or [0]:
-        saved = next(runner_states, None)
-        if saved is not None:
-            algorithm.env_runner_group.foreach_env_runner(
-                _RestoreRng(saved),
-                local_env_runner=algorithm.config.num_env_runners == 0,
-                remote_worker_ids=[index] if index else None,
-            )
-    algorithm.learner_group.foreach_learner(_RestoreRng(state["learner_rng"]))
+    for index, rng in zip(runners.healthy_env_runner_ids() or [None], state["runner_rng"], strict=False):
+        runners.foreach_env_runner(_RestoreRng(rng), remote_worker_ids=None if index is None else [index])
+    learners.foreach_learner(_RestoreRng(state["learner_rng"], state.get("learner_cuda_rng")))
 
 
 def policy_state(learner_group: Any) -> dict[str, torch.Tensor]:
     """State dict of the policy network, from the (first) learner."""
-    component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}/{DEFAULT_MODULE_ID}"
-    state = learner_group.get_state(components=[component], inference_only=True)
+    state = learner_group.get_state(components=[f"{_RL_MODULE}/{DEFAULT_MODULE_ID}"], inference_only=True)
     module = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
     return {
         name.removeprefix(_POLICY_PREFIX): torch.as_tensor(value)
@@ -151,14 +150,20 @@ def _get_rng(_: Any) -> torch.Tensor:
     return torch.get_rng_state()
 
 
+def _get_cuda_rng(_: Any) -> torch.Tensor | None:
+    return torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
 class _RestoreRng:
     """Callable on a learner or env runner; travels to remote ones."""
 
-    def __init__(self, state: torch.Tensor) -> None:
-        self.state = state
+    def __init__(self, state: torch.Tensor, cuda: torch.Tensor | None = None) -> None:
+        self.state, self.cuda = state, cuda
 
     def __call__(self, _: Any) -> None:
         torch.set_rng_state(self.state)
+        if self.cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.cuda)
 
 
 def _results(results: Any) -> list[Any]:

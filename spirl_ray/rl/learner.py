@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ray.rllib.core.learner.utils import update_target_network
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 from torch import Tensor
 
+from spirl_ray.errors import SpirlError
 from spirl_ray.rl import losses
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 
@@ -88,9 +90,24 @@ class SkillPriorSACLearner(TorchLearner):
                 config = self.config.get_config_for_module(module_id)
                 module = wrapped.unwrapped()
                 if config.alpha_min > 0.0:
-                    module.log_alpha.clamp_(min=float(torch.tensor(config.alpha_min).log()))
+                    module.log_alpha.clamp_(min=math.log(config.alpha_min))
+                if module.acts_from_prior is not None:
+                    module.acts_from_prior.fill_(False)
                 for main, target in module.get_target_network_pairs():
                     update_target_network(main_net=main, target_net=target, tau=config.polyak)
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Stops before broken networks can reach a checkpoint.
+
+        Raises:
+            SpirlError: when a parameter is not finite any more.
+        """
+        super().after_gradient_based_update(timesteps=timesteps)
+        if not all(bool(parameter.isfinite().all()) for parameter in self._params.values()):
+            raise SpirlError(
+                f"Training diverged: the networks stopped being finite within {self._updates} updates. Lower the "
+                "learning rates or raise the target divergence; the last checkpoint is sound."
+            )
 
     def _log(
         self,
@@ -119,11 +136,5 @@ class SkillPriorSACLearner(TorchLearner):
             chosen = divergence[part == phase]
             if len(chosen):
                 values[f"divergence_phase_{phase}"] = float(chosen.mean())
-        bad = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
-        if bad:
-            raise FloatingPointError(
-                f"{', '.join(bad)} stopped being finite after {self._updates} updates: lower the learning rates "
-                "or raise the target divergence, and resume from the last checkpoint."
-            )
         for name, value in values.items():
             self.metrics.log_value((module_id, name), value, window=1)

@@ -34,6 +34,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     critics: nn.ModuleList
     target_critics: nn.ModuleList
     log_alpha: nn.Parameter
+    acts_from_prior: Tensor | None
 
     def setup(self) -> None:
         config = self.model_config
@@ -43,12 +44,13 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         if config["policy_init"] == "prior":
             self.policy.start_from(skills.policy_start)
         self.regulariser: str = config["regulariser"]
-        self.act_from_prior = False
         # A policy from scratch explores with the prior at first, so its env runners need the prior, too.
         warms_up = self.regulariser == "prior" and config["policy_init"] == "scratch"
         self.prior: nn.Module | None = None
         if self.regulariser == "prior" and (warms_up or not self.inference_only):
             self.prior = skills.prior.requires_grad_(False)
+        # A buffer, so that it reaches the env runners with the weights, and the checkpoint. The first update ends it.
+        self.register_buffer("acts_from_prior", torch.tensor(True) if warms_up else None)
         if not self.inference_only:
             self.critics = nn.ModuleList(
                 mlp(
@@ -90,7 +92,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     def _forward(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         chosen: Any = self.policy(batch[Columns.OBS])
-        if self.act_from_prior and self.prior is not None:
+        if self.prior is not None and self.acts_from_prior is not None and self.acts_from_prior:
             prior = self.prior(self.policy.standardise(batch[Columns.OBS]))
             if not isinstance(prior, DiagonalGaussian):
                 prior = DiagonalGaussian(prior.sample(), torch.full_like(chosen.log_std, -10.0))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spirl_ray.config import Settings
 from spirl_ray.errors import SpirlError
-from spirl_ray.skills.artifact import load_skills, load_tensors, read_json, save_tensors, write_json
+from spirl_ray.skills.artifact import load_skills, load_tensors, read_json, save_tensors, write_atomically, write_json
 from spirl_ray.skills.execution import Array, SkillExecution
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.model import SkillModel
@@ -97,6 +97,10 @@ class Policy:
     def act(self, observation: Array) -> Array:
         """The next primitive action, float32 [A] in [-1, 1], for an observation [>= S]."""
         state = np.asarray(observation, np.float32)[: self.state_dim]
+        if state.shape != (self.state_dim,):
+            raise SpirlError(
+                f"the observation has shape {np.shape(observation)}, this policy needs {self.state_dim} entries"
+            )
         if not self._running or self.execution.finished:
             chosen = self.network(torch.from_numpy(state).unsqueeze(0))
             latent = chosen.mode() if self.deterministic else chosen.sample(self._generator)
@@ -138,9 +142,7 @@ def save_policy(folder: Path, state: dict[str, Tensor], skills: Path, **card: An
     copy = folder / SKILLS
     for file in sorted(skills.glob("skill*")):
         if file.is_file():
-            target = copy / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.read_bytes())
+            write_atomically(copy / file.name, file.read_bytes())
     written = PolicyCard(
         format_version=FORMAT_VERSION,
         state_dim=model.spec.state_dim,

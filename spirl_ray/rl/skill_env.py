@@ -38,7 +38,8 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         self.render_mode = render_mode
         self.execution = SkillExecution(load_skills(skills, env_id), latent_limit)
         self.state_dim = spec.state_dim
-        self.limit = spec.max_episode_steps
+        made = self.env.spec.max_episode_steps if self.env.spec else None  # `env_kwargs` can change it
+        self.limit = made or spec.max_episode_steps
         self.observation_space = Box(-np.inf, np.inf, (spec.state_dim,), np.float32)
         self.action_space = Box(-np.inf, np.inf, (self.execution.model.spec.latent_dim,), np.float32)
         self._state: Array = np.zeros(spec.state_dim, np.float32)

@@ -148,7 +148,8 @@ def read_skill_card(folder: Path) -> SkillCard:
     try:
         return SkillCard.model_validate(raw)
     except ValidationError as error:
-        raise SpirlError(f"{folder / CARD} is not a skill card: {error}") from error
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise SpirlError(f"{folder / CARD} is not a skill card: {faults}") from error
 
 
 def load_skills(folder: Path, environment: str | None = None) -> SkillModel:

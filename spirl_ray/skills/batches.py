@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ MEGABYTE = 2**20
 _READ_CPUS = 0.25
 """Logical CPUs of a task that reads Parquet, so that it fits beside the training workers."""
 _VALIDATION_WINDOWS = 1024
-"""At most so many held-out windows for each worker."""
+"""About so many held-out windows for all workers together, so that they always fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -41,47 +42,51 @@ class PretrainJob:
 class Batches:
     """Batches of windows from a worker's files, read by Ray Data.
 
-    ``in_memory`` drains the shard once and indexes tensors; otherwise every epoch streams the episodes through
-    shuffled buffers of at most ``in_memory_limit_mb``. Held-out episodes are only in ``held``.
+    ``in_memory`` drains the shard once and indexes tensors; otherwise every pass streams the episodes through
+    shuffled buffers of at most ``in_memory_limit_mb``. Held-out episodes are only in ``held``: states [N, H, S] and
+    actions [N, H, A], or None.
     """
 
-    def __init__(self, job: PretrainJob, files: list[str], batch_size: int, rank: int, *, in_memory: bool) -> None:
-        self.job, self.files, self.batch_size, self.rank = job, files, batch_size, rank
-        self._table: WindowTable | None = None
+    def __init__(self, job: PretrainJob, files: list[str], batch_size: int, *, in_memory: bool) -> None:
+        self.job, self.files, self.batch_size = job, files, batch_size
         self._stream: Iterator[tuple[Tensor, Tensor]] = iter(())
-        self._epoch = 0
         kept: list[Episode] = []
-        held: list[Episode] = []
-        moments = np.zeros((3, job.spec.state_dim))
+        held: dict[str, tuple[Tensor, Tensor]] = {}
+        moments: dict[str, np.ndarray] = {}
+        looked_at = sorted(job.validation)[:_VALIDATION_WINDOWS]
         for episode in self._episodes():
             if episode.id in job.validation:
-                held.append(episode)
+                if episode.id in looked_at and episode.length >= job.spec.horizon:
+                    held[episode.id] = _spread(episode, job.spec.horizon, _VALIDATION_WINDOWS / len(looked_at))
                 continue
             states = episode.states[: episode.length].astype(np.float64)
-            moments += np.stack([np.full(states.shape[1], len(states)), states.sum(0), np.square(states).sum(0)])
+            moments[episode.id] = np.stack(
+                [np.full(states.shape[1], len(states)), states.sum(0), np.square(states).sum(0)]
+            )
             if in_memory:
                 kept.append(episode)
-        self._moments = moments
-        if in_memory:
-            self._table = WindowTable(kept, job.spec.horizon)
-        self.held = _held_windows(held, job.spec.horizon)
+        # Reading tasks finish in any order. Sorted, a resumed run draws what an unbroken one would.
+        self._moments = sum((moments[i] for i in sorted(moments)), np.zeros((3, job.spec.state_dim)))
+        kept.sort(key=lambda episode: episode.id)
+        self._table = WindowTable(kept, job.spec.horizon) if in_memory else None
+        windows = [held[i] for i in sorted(held)]
+        self.held = (torch.cat([s for s, _ in windows]), torch.cat([a for _, a in windows])) if windows else None
 
-    def at(self, update: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """States [B, H, S] and actions [B, H, A] for an update.
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """States [B, H, S] and actions [B, H, A] for one update.
 
-        From memory they depend on (seed, update, rank) alone, so a resumed run sees what an unbroken one
-        would. A stream starts a new pass instead.
+        From memory they depend on the generator alone; a stream goes on with its pass, or starts another.
         """
         if self._table is not None:
             return self._table.sample(self.batch_size, generator)
         batch = next(self._stream, None)
         if batch is None:
-            self._epoch += 1
+            order = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
             self._stream = stream_windows(
-                self._training_episodes(),
+                (episode for episode in self._episodes() if episode.id not in self.job.validation),
                 self.job.spec.horizon,
                 self.batch_size,
-                update_generator(self.job.seed, self._epoch, self.rank),
+                order,
                 int(self.job.in_memory_limit_mb * MEGABYTE),
             )
             batch = next(self._stream, None)
@@ -89,9 +94,9 @@ class Batches:
                 raise SpirlError(f"A worker's share of {self.job.dataset} has no window of the skill's length.")
         return batch
 
-    def state_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [S] of the training states of all workers."""
-        count, sums, squares = sum_over_workers(torch.from_numpy(self._moments))
+    def state_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [S] of the training states of all workers, on the CPU."""
+        count, sums, squares = sum_over_workers(torch.from_numpy(self._moments), device)
         mean = sums / count
         return mean.float(), (squares / count - mean.square()).clamp_min(0.0).sqrt().float()
 
@@ -101,27 +106,23 @@ class Batches:
             assert isinstance(table, pa.Table)
             yield from table_to_episodes(table)
 
-    def _training_episodes(self) -> Iterator[Episode]:
-        return (episode for episode in self._episodes() if episode.id not in self.job.validation)
-
 
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:
     """Random numbers for one update of one worker: no generator state needs to be saved."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + rank) * 1_000_000_007 + update)
+    return torch.Generator().manual_seed(((seed * 1_000_003 + rank) * 1_000_000_007 + update) % 2**63)
 
 
-def sum_over_workers(values: Tensor) -> Tensor:
-    """All-reduce in float64 as far as the device has it; the values themselves with one worker."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-    return values
+def sum_over_workers(values: Tensor, device: torch.device) -> Tensor:
+    """All-reduce of values on the CPU, by way of the training device: NCCL knows no other."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    total = values.to(device, copy=True)
+    torch.distributed.all_reduce(total)
+    return total.cpu()
 
 
-def _held_windows(episodes: list[Episode], horizon: int) -> tuple[Tensor, Tensor] | None:
-    long_enough = [episode for episode in episodes if episode.length >= horizon]
-    if not long_enough:
-        return None
-    table = WindowTable(long_enough, horizon)
-    count = min(len(table), _VALIDATION_WINDOWS)
-    return table.rows(torch.linspace(0, len(table) - 1, count).long())
+def _spread(episode: Episode, horizon: int, count: float) -> tuple[Tensor, Tensor]:
+    """At most ``count`` windows of an episode, evenly spread."""
+    table = WindowTable([episode], horizon)
+    number = min(len(table), math.ceil(count))
+    return table.rows(torch.linspace(0, len(table) - 1, number, dtype=torch.float64).long())

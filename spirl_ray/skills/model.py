@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from spirl_ray.config import Settings, SkillSettings
@@ -21,8 +22,8 @@ class SkillSpec(Settings):
     """Everything that is needed to build a skill model."""
 
     decoder: DecoderKind
-    state_dim: int
-    action_dim: int
+    state_dim: int = Field(ge=1)
+    action_dim: int = Field(ge=1)
     settings: SkillSettings
 
     @property
@@ -167,25 +168,34 @@ class SkillModel(nn.Module):
         """Raw states [B, T, S] and latents [B, Z] -> actions [B, T, A] (open loop: [B, H, A])."""
         return self.codec.decode(self.standardise(states), latent)
 
-    def forward(self, states: Tensor, actions: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, states: Tensor, actions: Tensor, noise: Tensor, perturbed: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """The stage-1 loss (paper, Eq. 2), every term averaged over batch and dimensions.
 
         Args:
             states: raw states [B, H, S].
             actions: [B, H, A] in [-1, 1].
             noise: standard normal [B, Z], the draw from the posterior.
+            perturbed: the window after augmentation, same shapes. Decoder and prior learn from it; the encoder
+                recognises the skill in the demonstration itself, so that latents do not carry the perturbation.
 
         Returns:
             Scalars ``loss``, ``reconstruction``, ``kl`` (nats per dimension), ``prior``, ``beta``.
         """
         settings = self.spec.settings
-        states = self.standardise(states)
-        posterior = self.codec.encode(states, actions)
+        seen, targets = perturbed if perturbed is not None else (states, actions)
+        if isinstance(self.codec, IdentityCodec):
+            actions = targets  # the latent is the action, so it is relabelled, too
+        elif not self.codec.closed_loop:
+            targets = actions  # a plan cannot react to a displacement
+        seen = self.standardise(seen)
+        posterior = self.codec.encode(self.standardise(states), actions)
         latent = posterior.mean + posterior.log_std.exp() * noise
         # NLL of a unit Gaussian around the decoded action, without its constant.
-        reconstruction = 0.5 * (self.codec.decode(states, latent) - actions).square().mean()
+        reconstruction = 0.5 * (self.codec.decode(seen, latent) - targets).square().mean()
         kl = posterior.kl_to_standard_normal().mean() / self.spec.latent_dim
-        prior = self._prior_loss(states[:, 0], posterior.detach(), latent.detach())
+        prior = self._prior_loss(seen[:, 0], posterior.detach(), latent.detach())
         if settings.target_kl is None:
             beta = torch.tensor(settings.beta, device=kl.device)
             loss = reconstruction + beta * kl + prior

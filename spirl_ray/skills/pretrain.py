@@ -16,6 +16,7 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from spirl_ray import __version__
@@ -63,20 +64,20 @@ def pretrain(
         The final metrics.
 
     Raises:
-        SpirlError: when the data does not fit the request.
+        SpirlError: when the data or the environment does not fit the request.
     """
-    files = dataset_files(job.dataset)
     workers = job.settings.workers
-    if workers > len(files):
-        raise SpirlError(
-            f"{workers} training workers need at least as many data files; {job.dataset} has {len(files)}. "
-            "Set data.shards higher and import again, or lower pretrain.workers."
-        )
     card = read_card(job.dataset)
+    # What cannot work is said here: a worker would be started again ``max_failures`` times to say it.
+    _check_shares(job)
+    _augmentation(job.settings, card.environment)
+    model = SkillModel(job.spec)
     if in_memory is None:
         bytes_per_step = 4 * (card.state_dim + card.action_dim)
         in_memory = card.steps * bytes_per_step / workers <= job.in_memory_limit_mb * MEGABYTE
-    queue = Queue(actor_options={"num_cpus": 0})
+    # On the driver's node: the loss of another one must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "in_memory": in_memory, "queue": queue},
@@ -95,9 +96,7 @@ def pretrain(
     with _listening(queue, on_row):
         result = trainer.fit()
     assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / "state.pt", weights_only=True)
-    model = SkillModel(job.spec)
+    state = _read_checkpoint(result.checkpoint)
     model.load_state_dict(state["model"])
     metrics = dict(state["metrics"])
     save_skills(
@@ -121,33 +120,26 @@ def _train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    torch.manual_seed(job.seed)
     batch_size = math.ceil(settings.batch_size / world)
-    batches = Batches(job, dataset_files(job.dataset)[rank::world], batch_size, rank, in_memory=config["in_memory"])
-    model = SkillModel(spec)
-    model.set_normalisation(*batches.state_statistics())
+    batches = Batches(job, _share(job.dataset, rank, world), batch_size, in_memory=config["in_memory"])
+    augment = _augmentation(settings, read_card(job.dataset).environment)
+    torch.manual_seed(job.seed)
+    model = SkillModel(spec).to(device)
+    model.set_normalisation(*batches.state_statistics(device))
     optimizer = _optimizer(model, settings)
     first, metrics = _resume(model, optimizer)
     network = ray.train.torch.prepare_model(model)
 
-    target = environment(read_card(job.dataset).environment).position_target
-    augment = None
-    if settings.augmentation.kind == "target_preserving":
-        if target is None:
-            raise SpirlError(
-                "pretrain.augmentation.kind: target_preserving needs an environment that turns actions into "
-                "position targets; this one does not declare it. Use none."
-            )
-        augment = TargetPreserving(target, settings.augmentation)
-
     started, windows = time.perf_counter(), 0
     for update in range(first, settings.updates):
         generator = update_generator(job.seed, update, rank)
-        states, actions = batches.at(update, generator)
+        states, actions = batches.draw(generator)
+        perturbed = None
         if augment is not None:
-            states, actions = augment(states, actions, generator)
+            moved, relabelled = augment(states, actions, generator)
+            perturbed = (moved.to(device), relabelled.to(device))
         noise = torch.randn(batch_size, spec.latent_dim, generator=generator)
-        losses = network(states.to(device), actions.to(device), noise.to(device))
+        losses = network(states.to(device), actions.to(device), noise.to(device), perturbed)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         if update < settings.warmup_updates:
@@ -168,6 +160,46 @@ def _train_worker(config: dict[str, Any]) -> None:
             _report(model, optimizer, done, metrics, rank)
 
 
+def _share(dataset: str, rank: int, world: int) -> list[str]:
+    """The files that a worker reads."""
+    return dataset_files(dataset)[rank::world]
+
+
+def _check_shares(job: PretrainJob) -> None:
+    """Every worker must have a window to train on."""
+    workers, files = job.settings.workers, dataset_files(job.dataset)
+    if workers > len(files):
+        raise SpirlError(
+            f"{workers} training workers need at least as many data files; {job.dataset} has {len(files)}. "
+            "Set data.shards higher and import again, or lower pretrain.workers."
+        )
+    training = [entry for entry in episode_index(job.dataset) if entry.id not in job.validation]
+    used = {entry.file for entry in training if entry.length >= job.spec.horizon}
+    if not used:
+        raise SpirlError(
+            f"No episode of {job.dataset} is {job.spec.horizon} steps long, which is one skill (the longest has "
+            f"{max((entry.length for entry in training), default=0)}). Lower skills.horizon, or import longer episodes."
+        )
+    for rank in range(workers):
+        if used.isdisjoint(_share(job.dataset, rank, workers)):
+            raise SpirlError(
+                f"Training worker {rank + 1} of {workers} would have no episode of {job.spec.horizon} steps or more: "
+                f"{job.dataset} has too few for so many workers. Lower pretrain.workers or data.validation_fraction."
+            )
+
+
+def _augmentation(settings: PretrainSettings, environment_id: str) -> TargetPreserving | None:
+    if settings.augmentation.kind == "none":
+        return None
+    target = environment(environment_id).position_target
+    if target is None:
+        raise SpirlError(
+            "pretrain.augmentation.kind: target_preserving needs an environment that turns actions into position "
+            f"targets; {environment_id} does not declare it. Use none."
+        )
+    return TargetPreserving(target, settings.augmentation)
+
+
 def _optimizer(model: SkillModel, settings: PretrainSettings) -> torch.optim.Optimizer:
     kind = torch.optim.RAdam if settings.optimizer == "radam" else torch.optim.Adam
     return kind(model.parameters(), lr=settings.learning_rate)
@@ -185,11 +217,16 @@ def _resume(model: SkillModel, optimizer: torch.optim.Optimizer) -> tuple[int, d
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0, {}
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / "state.pt", weights_only=True)
+    state = _read_checkpoint(checkpoint)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["update"]), dict(state["metrics"])
+
+
+def _read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    with checkpoint.as_directory() as folder:
+        # On the CPU first: the driver may have no GPU.
+        return torch.load(Path(folder) / "state.pt", weights_only=True, map_location="cpu")
 
 
 def _report(
@@ -214,12 +251,12 @@ def _report(
 def _validate(model: SkillModel, held: tuple[Tensor, Tensor] | None, device: torch.device) -> dict[str, float]:
     """Mean losses over the held-out windows of all workers (with the posterior's mean)."""
     names = ("loss", "reconstruction", "kl", "prior")
-    sums = torch.zeros(1 + len(names), device=device)
+    sums = torch.zeros(1 + len(names))
     if held is not None:
         states, actions = (tensor.to(device) for tensor in held)
         losses = model(states, actions, torch.zeros(len(states), model.spec.latent_dim, device=device))
-        sums = len(states) * torch.stack([torch.ones((), device=device), *(losses[n] for n in names)])
-    total = sum_over_workers(sums)
+        sums = len(states) * torch.stack([torch.ones(()), *(losses[name].cpu() for name in names)])
+    total = sum_over_workers(sums, device)
     if total[0] == 0:
         return {}
     return {f"validation_{name}": float(total[1 + i] / total[0]) for i, name in enumerate(names)}
@@ -227,8 +264,9 @@ def _validate(model: SkillModel, held: tuple[Tensor, Tensor] | None, device: tor
 
 @contextlib.contextmanager
 def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[None]:
-    """Passes the workers' metrics to ``on_row`` while the trainer runs."""
+    """Passes the workers' metrics to ``on_row`` while the trainer runs; what that raises comes out at the end."""
     finished = threading.Event()
+    errors: list[Exception] = []
 
     def drain() -> None:
         last = False
@@ -237,8 +275,11 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
             with contextlib.suppress(Empty):
                 while True:
                     row = queue.get_nowait()
-                    if on_row is not None:
-                        on_row(row)
+                    if on_row is not None and not errors:
+                        try:
+                            on_row(row)
+                        except Exception as error:
+                            errors.append(error)
 
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()
@@ -248,3 +289,5 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
         finished.set()
         thread.join(timeout=10.0)
         queue.shutdown(force=True)
+    if errors:
+        raise errors[0]

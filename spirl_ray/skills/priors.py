@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from spirl_ray.errors import SpirlError
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp
 
@@ -124,6 +125,7 @@ class ConditionalFlow:
     def log_prob(self, value: Tensor) -> Tensor:
         log_det = torch.zeros(value.shape[:-1], device=value.device)
         for layer in reversed(self.layers):
+            assert isinstance(layer, AffineCoupling)
             value, change = layer.inverse(value, self.features)
             log_det = log_det + change
         return self.base.log_prob(value) + log_det
@@ -140,7 +142,10 @@ class FlowPrior(nn.Module):
     def __init__(self, state_dim: int, latent_dim: int, *, width: int, layers: int, couplings: int) -> None:
         super().__init__()
         if latent_dim < 2:
-            raise ValueError("a coupling flow needs at least 2 latent dimensions")
+            raise SpirlError(
+                f"skills.prior: flow needs a latent of at least 2 dimensions, this one has {latent_dim}. "
+                "Use gaussian or mixture."
+            )
         self.latent_dim = latent_dim
         self.trunk = mlp(state_dim, width + 2 * latent_dim, width=width, layers=layers - 1)
         self.couplings = nn.ModuleList(

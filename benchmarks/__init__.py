@@ -1,0 +1,1 @@
+"""Performance measurements that run from the source tree; nothing in `spirl_ray` imports them."""

@@ -1,0 +1,149 @@
+"""What the command line shows: stages with their progress, tables, files, the next command.
+
+On a terminal there are bars; in a pipe or a log file whole lines, which are never wrapped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+_FILE_WIDTH = 160
+"""Columns of tables that are not printed on a terminal."""
+_SECONDS_BETWEEN_LINES = 60.0
+console = Console(highlight=False, soft_wrap=True)
+
+
+def error_console() -> Console:
+    """For messages on stderr, wherever that points to now."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say_waiting(target: Path) -> None:
+    """Says which result another process is working on."""
+    console.print(f"[yellow]waiting[/yellow] for another process that works on {escape(shown(target))} …")
+
+
+def run_stage(title: str, work: Callable[[Any], Any]) -> Any:
+    """Runs one stage under a progress bar and prints its result; without a terminal, a line now and then."""
+    columns = (
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn(
+            "{task.fields[facts]}", style="dim", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+        ),
+    )
+    last_tenth, last_time = 0, time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, facts="starting")
+
+        def progress(done: float, total: float, facts: dict[str, Any]) -> None:
+            nonlocal last_tenth, last_time
+            done, text = min(done, total), _brief(facts)
+            bar.update(task, completed=done, total=total, facts=text)
+            tenth, now = int(10 * done / total), time.monotonic()
+            if not console.is_terminal and (tenth > last_tenth or now - last_time > _SECONDS_BETWEEN_LINES):
+                last_tenth, last_time = tenth, now
+                console.print(f"  {title}: {100 * done / total:.0f} %  {text}".rstrip(), markup=False)
+
+        result = work(progress)
+    facts = _brief(result.facts)
+    if not result.ran:
+        console.print(f"[dim]there already  {escape(title)}  {facts}\n      {escape(shown(result.folder))}[/dim]")
+        return result
+    console.print(f"[green]done[/green]  {escape(title)}  [dim]{facts}[/dim]")
+    console.print(f"      {escape(shown(result.folder))}: {escape(_listing(result.folder))}")
+    return result
+
+
+def _listing(folder: Path) -> str:
+    """Names in a folder; many of a kind are counted."""
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    tables = [path for path in entries if path.suffix == ".parquet"]
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in tables]
+    return ", ".join(names + ([f"{len(tables)} Parquet files"] if tables else []))
+
+
+_BRIEF = {
+    "env_steps": "steps",
+    "steps": "steps",
+    "episodes": "episodes",
+    "skipped": "left out",
+    "train_loss": "loss",
+    "validation_loss": "held out",
+    "windows_per_s": "windows/s",
+    "subtasks": "subtasks",
+    "evaluation_deterministic": "evaluated",
+    "divergence": "divergence",
+    "alpha": "α",
+    "env_steps_per_s": "steps/s",
+}
+
+
+def _brief(facts: dict[str, Any]) -> str:
+    parts = []
+    for key, name in _BRIEF.items():
+        if isinstance(facts.get(key), int | float):
+            parts.append(f"{name} {_number(facts[key])}")
+    for mode in ("deterministic", "sampled"):
+        if isinstance(facts.get(mode), dict):
+            parts.append(f"{mode} {facts[mode]['subtasks']:.2f} subtasks")
+    return " · ".join(parts)
+
+
+def _number(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def print_scores(title: str, scores: dict[str, dict[str, Any]]) -> None:
+    """Mean subtasks and return of every agent, by mode."""
+    table = Table("agent", "mode", "subtasks", "return", "episodes", title=title)
+    for name, modes in scores.items():
+        for mode, score in modes.items():
+            table.add_row(
+                name,
+                mode,
+                f"{score['subtasks']:.2f}",
+                f"{score['episode_return']:.2f}",
+                str(score["episodes"]),
+            )
+    print_table(table)
+
+
+def print_facts(title: str, facts: dict[str, str]) -> None:
+    """Two columns, name and value."""
+    table = Table(title=title, show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, escape(value))
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """A table, wide where there is no terminal."""
+    console.print(table, soft_wrap=False, width=None if console.is_terminal else _FILE_WIDTH)
+
+
+def print_next(command: Sequence[str], why: str) -> None:
+    """The command that comes next, ready to paste."""
+    console.print(f"[bold]Next:[/bold] {escape(shlex.join(command))}  [dim]({why})[/dim]")
+
+
+def shown(path: Path) -> str:
+    """A path relative to the working folder, if that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)

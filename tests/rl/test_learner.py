@@ -1,0 +1,231 @@
+"""The RLModule and the Learner together, without a cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gymnasium.spaces import Box
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from torch import Tensor
+
+from spirl_ray.errors import SpirlError
+from spirl_ray.rl import losses
+from spirl_ray.rl.learner import LOGGED
+from spirl_ray.rl.replay import DISCOUNTS, PHASE
+from spirl_ray.skills.artifact import load_skills
+
+STATE_DIM, LATENT_DIM, ROWS = 8, 3, 64
+MakeConfig = Callable[..., Any]
+MakeSkills = Callable[..., Path]
+
+
+def rows(seed: int = 0, **changes: Tensor) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        Columns.OBS: normal(ROWS, STATE_DIM),
+        Columns.NEXT_OBS: normal(ROWS, STATE_DIM),
+        Columns.ACTIONS: normal(ROWS, LATENT_DIM),
+        Columns.REWARDS: normal(ROWS),
+        Columns.TERMINATEDS: torch.zeros(ROWS),
+        DISCOUNTS: torch.full((ROWS,), 0.9),
+        PHASE: torch.linspace(0.0, 1.0, ROWS),
+    } | changes
+
+
+def build_learner(config: Any) -> Any:
+    spaces = {
+        DEFAULT_MODULE_ID: (
+            Box(-math.inf, math.inf, (STATE_DIM,)),
+            Box(-math.inf, math.inf, (LATENT_DIM,)),
+        )
+    }
+    learner = config.build_learner(spaces=spaces)
+    learner.build()
+    return learner
+
+
+def module_of(learner: Any) -> Any:
+    return learner.module[DEFAULT_MODULE_ID].unwrapped()
+
+
+def update(learner: Any, batch: dict[str, Tensor] | None = None) -> dict[str, float]:
+    batch = rows() if batch is None else batch
+    results = learner.update(batch=MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(batch)}, env_steps=ROWS))
+    return {name: float(value) for name, value in results[DEFAULT_MODULE_ID].items()}
+
+
+def state_of(module: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], module: Any) -> set[str]:
+    """First parts of the names of the entries that are not what they were."""
+    return {name.split(".")[0] for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_policy_starts_as_the_prior(make_config: MakeConfig, make_skills: MakeSkills) -> None:
+    skills = make_skills()
+    module = module_of(build_learner(make_config(skills=skills)))
+    states = rows()[Columns.OBS]
+    prior = load_skills(skills).prior_distribution(states)
+    torch.testing.assert_close(module.policy(states).mean, prior.mean)
+    torch.testing.assert_close(module.policy(states).log_std, prior.log_std)
+    torch.testing.assert_close(module.forward_train(rows())["divergence"], torch.zeros(ROWS), atol=1e-5, rtol=0)
+
+
+def test_policy_from_scratch_differs_from_the_prior(make_config: MakeConfig) -> None:
+    module = module_of(build_learner(make_config(policy_init="scratch")))
+    assert module.forward_train(rows())["divergence"].mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("prior", "regulariser", "policy_init"),
+    [
+        ("gaussian", "prior", "prior"),
+        ("gaussian", "prior", "scratch"),
+        ("mixture", "prior", "prior"),
+        ("mixture", "prior", "scratch"),
+        ("flow", "prior", "prior"),
+        ("gaussian", "uniform", "prior"),
+        ("gaussian", "uniform", "scratch"),
+    ],
+)
+def test_update_changes_everything_but_the_prior_and_the_normalisation(
+    make_config: MakeConfig, make_skills: MakeSkills, prior: str, regulariser: str, policy_init: str
+) -> None:
+    skills = make_skills(prior=prior)
+    module = module_of(
+        learner := build_learner(make_config(skills=skills, regulariser=regulariser, policy_init=policy_init))
+    )
+    before = state_of(module)
+    metrics = [update(learner) for _ in range(2)][-1]
+    learned = {"policy", "critics", "target_critics", "log_alpha"}
+    warmed_up = {"acts_from_prior"} if (regulariser, policy_init) == ("prior", "scratch") else set()
+    assert changed(before, module) == learned | warmed_up
+    for name in ("state_mean", "state_std"):
+        torch.testing.assert_close(getattr(module.policy, name), before[f"policy.{name}"])
+    assert (module.prior is not None) == (regulariser == "prior")
+    assert all(math.isfinite(metrics[name]) for name in LOGGED)
+
+
+def test_divergence_towards_uniform_follows_the_squashed_entropy(make_config: MakeConfig) -> None:
+    module = module_of(build_learner(make_config(regulariser="uniform")))
+    torch.manual_seed(3)
+    found = module.forward_train(rows())["divergence"]
+    torch.manual_seed(3)
+    states = rows()
+    module.policy(states[Columns.NEXT_OBS]).sample()
+    policy = module.policy(states[Columns.OBS])
+    torch.testing.assert_close(found, losses.divergence_to_uniform(policy, policy.sample()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prior", ["mixture", "flow"])
+def test_divergence_from_another_prior_is_taken_at_the_same_state(
+    make_config: MakeConfig, make_skills: MakeSkills, prior: str
+) -> None:
+    skills = make_skills(prior=prior)
+    module = module_of(build_learner(make_config(skills=skills)))
+    batch = rows()
+    torch.manual_seed(3)
+    found = module.forward_train(batch)
+    model = load_skills(skills)
+    torch.manual_seed(3)
+    for name, column in (("next_divergence", Columns.NEXT_OBS), ("divergence", Columns.OBS)):
+        policy = module.policy(batch[column])
+        latent = policy.sample()
+        expected = policy.log_prob(latent) - model.prior_distribution(batch[column]).log_prob(latent)
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_policy_loss_reaches_the_policy_and_not_the_critics(make_config: MakeConfig) -> None:
+    module = module_of(build_learner(make_config()))
+    forward = module.forward_train(rows())
+    losses.policy_loss(forward["divergence"], forward["policy_value"], 0.5).backward()
+    assert all(parameter.grad is None for parameter in module.critics.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.policy.parameters())
+
+
+def test_critic_loss_reaches_the_critics_and_not_the_policy(make_config: MakeConfig) -> None:
+    module = module_of(build_learner(make_config()))
+    forward = module.forward_train(rows())
+    losses.critic_loss(list(forward["values"]), forward["next_value"]).backward()
+    assert all(parameter.grad is not None for parameter in module.critics.parameters())
+    assert all(parameter.grad is None for parameter in module.policy.parameters())
+    assert all(parameter.grad is None for parameter in module.target_critics.parameters())
+
+
+@pytest.mark.parametrize("divergence_in_target", [True, False])
+def test_logged_critic_loss_is_that_of_the_target_as_configured(
+    make_config: MakeConfig, divergence_in_target: bool
+) -> None:
+    config = make_config(policy_init="scratch", initial_alpha=0.7, divergence_in_target=divergence_in_target)
+    learner = build_learner(config)
+    batch = rows(**{Columns.TERMINATEDS: (torch.arange(ROWS) % 2).float()})
+    torch.manual_seed(4)
+    with torch.no_grad():
+        forward = module_of(learner).forward_train(batch)
+    penalty = 0.7 * forward["next_divergence"] if divergence_in_target else 0.0
+    target = batch[Columns.REWARDS] + 0.9 * (1 - batch[Columns.TERMINATEDS]) * (forward["next_value"] - penalty)
+    expected = sum(0.5 * (value - target).square().mean() for value in forward["values"])
+    torch.manual_seed(4)
+    assert update(learner, batch)["critic_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_target_critics_follow_by_polyak_averaging(make_config: MakeConfig) -> None:
+    module = module_of(learner := build_learner(make_config(polyak=0.25, critic_lr=0.01)))
+    before = state_of(module.target_critics)
+    update(learner)
+    main = module.critics.state_dict()
+    for name, value in module.target_critics.state_dict().items():
+        torch.testing.assert_close(value, 0.25 * main[name] + 0.75 * before[name])
+        assert not torch.equal(main[name], before[name])
+
+
+def test_alpha_falls_while_the_policy_is_at_the_prior_but_not_below_its_floor(make_config: MakeConfig) -> None:
+    falling = build_learner(make_config(initial_alpha=0.5, alpha_lr=0.1))
+    update(falling)
+    assert module_of(falling).log_alpha.exp().item() < 0.48
+    held = build_learner(make_config(initial_alpha=0.5, alpha_lr=0.1, alpha_min=0.49))
+    update(held)
+    assert module_of(held).log_alpha.exp().item() == pytest.approx(0.49)
+
+
+def test_alpha_rises_while_the_divergence_exceeds_its_target(make_config: MakeConfig) -> None:
+    learner = build_learner(make_config(policy_init="scratch", initial_alpha=0.5, alpha_lr=0.1, target_divergence=1e-4))
+    update(learner)
+    assert module_of(learner).log_alpha.exp().item() > 0.52
+
+
+def test_divergence_is_logged_by_phase_of_the_episode(make_config: MakeConfig) -> None:
+    learner = build_learner(make_config(policy_init="scratch"))
+    phase = torch.tensor([0.1, 0.9]).repeat(ROWS // 2)
+    module = module_of(learner)
+    divergence = module.forward_train(rows())["divergence"].detach()
+    metrics = update(learner, rows(**{PHASE: phase}))
+    assert metrics["divergence_phase_0"] == pytest.approx(float(divergence[::2].mean()), rel=1e-4)
+    assert metrics["divergence_phase_2"] == pytest.approx(float(divergence[1::2].mean()), rel=1e-4)
+    assert "divergence_phase_1" not in metrics
+    assert metrics["divergence"] == pytest.approx(float(divergence.mean()), rel=1e-4)
+
+
+def test_networks_that_stop_being_finite_stop_the_training(make_config: MakeConfig) -> None:
+    learner = build_learner(make_config(metrics_every=1000))
+    with pytest.raises(SpirlError, match="diverged"):
+        update(learner, rows(**{Columns.REWARDS: torch.full((ROWS,), math.nan)}))
+
+
+def test_env_runners_get_the_policy_alone(make_config: MakeConfig) -> None:
+    learner = build_learner(make_config())
+    state = learner.get_state(components="rl_module", inference_only=True)["rl_module"][DEFAULT_MODULE_ID]
+    assert {name.split(".")[0] for name in state} == {"policy"}

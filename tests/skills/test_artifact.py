@@ -1,0 +1,211 @@
+"""The skill artifact comes back bit for bit, without Ray; anything else in its place is refused in words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spirl_ray.config import SkillSettings
+from spirl_ray.errors import SpirlError
+from spirl_ray.skills.artifact import (
+    CARD,
+    TENSORS,
+    load_skills,
+    read_json,
+    read_skill_card,
+    save_skills,
+    write_atomically,
+)
+from spirl_ray.skills.model import SkillModel, SkillSpec
+
+ENVIRONMENT = "spirl/PointPads-v0"
+
+
+def make_model(decoder: str = "closed_loop", **settings: Any) -> SkillModel:
+    torch.manual_seed(0)
+    small = {"horizon": 5, "latent_dim": 3, "width": 8, "decoder_layers": 1, "prior_layers": 1}
+    spec = SkillSpec(decoder=decoder, state_dim=4, action_dim=2, settings=SkillSettings(**{**small, **settings}))
+    model = SkillModel(spec)
+    model.set_normalisation(torch.tensor([0.1, 0.2, 0.3, 1e-8]), torch.tensor([1.0, 2.0, 3.0, 1 / 3]))
+    return model
+
+
+def save(folder: Path, model: SkillModel) -> None:
+    save_skills(
+        folder,
+        model,
+        environment=ENVIRONMENT,
+        dataset_sha256="d" * 64,
+        pretrain={"updates": 3},
+        seed=7,
+        metrics={"train_loss": 0.1},
+        package_version="0.0.0",
+    )
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    save(tmp_path / "skills", make_model())
+    return tmp_path / "skills"
+
+
+def edit_card(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**card, **changes}))
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "mixture", "flow"])
+@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop", "identity"])
+def test_round_trip_is_bit_equal(tmp_path: Path, decoder: str, prior: str) -> None:
+    model = make_model(decoder, prior=prior, target_kl=0.5 if prior == "flow" else None)
+    save(tmp_path, model)
+    loaded = load_skills(tmp_path, ENVIRONMENT)
+    assert loaded.spec == model.spec
+    state = loaded.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save(tmp_path / name, make_model())
+    for file in (CARD, TENSORS):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_card_says_what_the_tensors_are(artifact: Path) -> None:
+    card = read_skill_card(artifact)
+    assert (card.environment, card.dataset_sha256, card.seed) == (ENVIRONMENT, "d" * 64, 7)
+    assert card.state_mean == pytest.approx([0.1, 0.2, 0.3, 1e-8])
+    assert card.state_std == pytest.approx([1.0, 2.0, 3.0, 1 / 3])
+    assert card.sha256 == hashlib.sha256((artifact / TENSORS).read_bytes()).hexdigest()
+    assert sorted(file.name for file in artifact.iterdir()) == [CARD, TENSORS]
+
+
+def test_loads_where_ray_gymnasium_and_mujoco_cannot_be_imported(artifact: Path) -> None:
+    program = """
+import sys
+for name in ("ray", "gymnasium", "gymnasium_robotics", "mujoco", "minari", "pyarrow", "scipy", "matplotlib"):
+    sys.modules[name] = None
+import numpy, torch
+from spirl_ray.skills.artifact import load_skills
+from spirl_ray.skills.execution import SkillExecution
+execution = SkillExecution(load_skills(__import__("pathlib").Path(sys.argv[1]), sys.argv[2]))
+execution.begin(numpy.ones(3, "float32"))
+print(execution.action(numpy.ones(4, "float32")).tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(artifact), ENVIRONMENT], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    here = load_skills(artifact).decode(torch.ones(1, 1, 4), torch.ones(1, 3))[0, 0].clamp(-1, 1)
+    assert json.loads(done.stdout) == pytest.approx(here.tolist(), abs=1e-6)
+
+
+def test_a_flipped_byte_is_named_by_file(artifact: Path) -> None:
+    data = bytearray((artifact / TENSORS).read_bytes())
+    data[-5] ^= 1
+    (artifact / TENSORS).write_bytes(data)
+    with pytest.raises(SpirlError, match=rf"{TENSORS} does not match the SHA-256 in its card"):
+        load_skills(artifact)
+
+
+def test_skills_of_another_environment_are_refused(artifact: Path) -> None:
+    with pytest.raises(SpirlError, match=r"trained for spirl/PointPads-v0, this experiment uses spirl/Kitchen-v0"):
+        load_skills(artifact, "spirl/Kitchen-v0")
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+def test_another_format_is_refused(artifact: Path, version: object) -> None:
+    edit_card(artifact, format_version=version)
+    with pytest.raises(SpirlError, match=rf"{CARD} has format version {version!r}; this program reads 1"):
+        load_skills(artifact)
+
+
+def test_a_card_without_a_format_is_refused(artifact: Path) -> None:
+    (artifact / CARD).write_text("{}")
+    with pytest.raises(SpirlError, match="has format version None"):
+        load_skills(artifact)
+
+
+@pytest.mark.parametrize("file", [CARD, TENSORS])
+def test_a_missing_file_is_named(artifact: Path, file: str) -> None:
+    (artifact / file).unlink()
+    with pytest.raises(SpirlError, match=rf"Cannot read .*{file}: No such file"):
+        load_skills(artifact)
+
+
+def test_a_pickle_in_place_of_safetensors_is_refused_and_not_run(artifact: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    data = pickle.dumps(Trap())
+    (artifact / TENSORS).write_bytes(data)
+    edit_card(artifact, sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(SpirlError, match=f"{TENSORS} does not hold the tensors that its card describes"):
+        load_skills(artifact)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_tensors_of_another_shape_are_refused(artifact: Path, tmp_path: Path) -> None:
+    save(tmp_path / "wider", make_model(width=16))
+    data = (tmp_path / "wider" / TENSORS).read_bytes()
+    (artifact / TENSORS).write_bytes(data)
+    edit_card(artifact, sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(SpirlError, match=f"{TENSORS} does not hold the tensors that its card describes"):
+        load_skills(artifact)
+
+
+@pytest.mark.parametrize("content", ['{"format_version": 1, "spec"', "", "\udc80"])
+def test_a_card_that_is_no_json_is_refused(artifact: Path, content: str) -> None:
+    (artifact / CARD).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(SpirlError, match=f"{CARD} is not valid JSON"):
+        load_skills(artifact)
+
+
+def test_a_card_that_is_no_object_is_refused(artifact: Path) -> None:
+    (artifact / CARD).write_text("[1]")
+    with pytest.raises(SpirlError, match="must hold a JSON object"):
+        read_json(artifact / CARD)
+
+
+@pytest.mark.parametrize("changes", [{"surprise": 1}, {"spec": {"decoder": "magic"}}, {"sha256": None}])
+def test_a_card_with_wrong_fields_is_refused(artifact: Path, changes: dict[str, Any]) -> None:
+    edit_card(artifact, **changes)
+    with pytest.raises(SpirlError, match=rf"{CARD} is not a skill card.*{next(iter(changes))}"):
+        load_skills(artifact)
+
+
+def test_a_card_with_impossible_dimensions_is_refused(artifact: Path) -> None:
+    card = json.loads((artifact / CARD).read_text())
+    edit_card(artifact, spec={**card["spec"], "state_dim": -1})
+    with pytest.raises(SpirlError, match="is not a skill card"):
+        load_skills(artifact)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_partial_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "card.json"
+    write_atomically(file, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SpirlError, match=r"Cannot write .*card\.json: No space left on device"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,110 @@
+"""Executing a skill step by step is what its decoder says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from spirl_ray.config import SkillSettings
+from spirl_ray.skills.execution import SkillExecution, decision_discount
+from spirl_ray.skills.model import SkillModel, SkillSpec
+
+STATES, ACTIONS, LATENTS, HORIZON = 4, 2, 3, 5
+
+
+def make_model(decoder: str, scale: float = 1.0) -> SkillModel:
+    torch.manual_seed(0)
+    settings = SkillSettings(horizon=HORIZON, latent_dim=LATENTS, width=16, decoder_layers=2, prior_layers=1)
+    model = SkillModel(SkillSpec(decoder=decoder, state_dim=STATES, action_dim=ACTIONS, settings=settings))
+    model.set_normalisation(torch.tensor([0.5, -1.0, 0.0, 2.0]), torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    with torch.no_grad():
+        for parameter in model.codec.parameters():
+            parameter.mul_(scale)
+    return model.eval().requires_grad_(False)
+
+
+def states_on_the_way(count: int = HORIZON) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, STATES)).astype(np.float32)
+
+
+def test_an_open_loop_skill_is_its_plan_executed_one_by_one_whatever_the_states() -> None:
+    model = make_model("open_loop")
+    execution, latent = SkillExecution(model), np.array([0.3, -1.0, 2.0], np.float32)
+    plan = model.decode(torch.empty(1, 0, STATES), torch.from_numpy(latent).unsqueeze(0))[0].numpy()
+    assert np.abs(plan).max() < 1.0
+    execution.begin(latent)
+    executed = np.stack([execution.action(state) for state in states_on_the_way()])
+    np.testing.assert_array_equal(executed, plan)
+
+
+def test_the_open_loop_decoder_runs_once_a_skill() -> None:
+    model = make_model("open_loop")
+    calls: list[int] = []
+    model.codec.decoder.register_forward_hook(lambda *_: calls.append(1))
+    execution = SkillExecution(model)
+    execution.begin(np.zeros(LATENTS, np.float32))
+    for state in states_on_the_way():
+        execution.action(state)
+    assert len(calls) == 1
+
+
+def test_a_closed_loop_skill_decodes_the_current_state_at_every_step() -> None:
+    model = make_model("closed_loop")
+    execution, latent = SkillExecution(model), np.array([0.3, -1.0, 2.0], np.float32)
+    execution.begin(latent)
+    states = states_on_the_way()
+    executed = np.stack([execution.action(state) for state in states])
+    together = model.decode(torch.from_numpy(states).unsqueeze(0), torch.from_numpy(latent).unsqueeze(0))[0].numpy()
+    np.testing.assert_allclose(executed, together, atol=1e-6)
+    assert np.ptp(together, axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop"])
+def test_a_skill_is_finished_after_its_horizon_and_the_next_one_starts_anew(decoder: str) -> None:
+    execution, states = SkillExecution(make_model(decoder)), states_on_the_way()
+    first, second = np.zeros(LATENTS, np.float32), np.ones(LATENTS, np.float32)
+    execution.begin(first)
+    seen = []
+    for state in states:
+        assert not execution.finished
+        seen.append(execution.action(state))
+    assert execution.finished
+    execution.begin(second)
+    assert not execution.finished
+    assert not np.allclose(execution.action(states[0]), seen[0])
+    execution.begin(first)  # cut short, as by the end of an episode
+    np.testing.assert_array_equal(execution.action(states[0]), seen[0])
+
+
+def test_actions_are_clipped_float32() -> None:
+    model = make_model("closed_loop", scale=5.0)
+    execution = SkillExecution(model)
+    execution.begin(np.full(LATENTS, 50.0, np.float32))
+    state = states_on_the_way()[0]
+    raw = model.decode(torch.from_numpy(state).reshape(1, 1, -1), torch.full((1, LATENTS), 50.0))[0, 0].numpy()
+    assert np.abs(raw).max() > 1.0
+    action = execution.action(state)
+    assert action.dtype == np.float32
+    np.testing.assert_array_equal(action, raw.clip(-1.0, 1.0))
+
+
+def test_a_latent_limit_squashes_what_the_policy_chose() -> None:
+    model = make_model("open_loop")
+    limited, free = SkillExecution(model, latent_limit=2.0), SkillExecution(model)
+    chosen, state = np.array([0.5, -3.0, 10.0], np.float32), states_on_the_way()[0]
+    limited.begin(chosen)
+    free.begin(2.0 * np.tanh(chosen))
+    np.testing.assert_allclose(limited.action(state), free.action(state), atol=1e-6)
+
+
+def test_a_flat_policy_executes_the_tanh_of_what_it_chose() -> None:
+    execution = SkillExecution(make_model("identity"))
+    execution.begin(np.array([0.5, -3.0], np.float32))
+    np.testing.assert_allclose(execution.action(states_on_the_way()[0]), np.tanh([0.5, -3.0]), rtol=1e-6)
+    assert execution.finished
+
+
+def test_discount_is_for_the_decision_or_for_each_primitive_step() -> None:
+    assert decision_discount(0.99, 4, per_decision=True) == 0.99
+    assert decision_discount(0.99, 4, per_decision=False) == pytest.approx(0.99 * 0.99 * 0.99 * 0.99)

@@ -1,0 +1,344 @@
+"""Stage 1 on Ray: in memory and streamed, with one worker and two, unbroken and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray import cloudpickle
+from ray.train import TrainingFailedError
+from ray.util.queue import Queue
+from torch import Tensor
+
+from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
+from spirl_ray.data.importing import import_dataset
+from spirl_ray.data.sources import GeneratedSource
+from spirl_ray.data.trajectories import dataset_files, episode_index, read_card, read_episodes
+from spirl_ray.data.windows import WindowTable
+from spirl_ray.envs import environment
+from spirl_ray.errors import SpirlError
+from spirl_ray.skills import batches as batches_module
+from spirl_ray.skills import pretrain as pretrain_module
+from spirl_ray.skills.artifact import load_skills, read_skill_card
+from spirl_ray.skills.batches import Batches, PretrainJob, update_generator
+from spirl_ray.skills.model import SkillSpec
+from spirl_ray.skills.pretrain import held_out, pretrain
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+PADS, EPISODES, FILES, HORIZON = "spirl/PointPads-v0", 9, 3, 5
+UPDATES, CHECKPOINT_EVERY, LOST_AT = 20, 5, 12
+
+# Ray's workers cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def dataset(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "pads"
+    import_dataset(GeneratedSource(PADS, EPISODES, 0, {}), out, environment=PADS, shards=FILES)
+    return out
+
+
+def make_job(
+    dataset: Path, *, horizon: int = HORIZON, limit_mb: float = 100.0, held: int = 1, **settings: Any
+) -> PretrainJob:
+    facts, known = environment(PADS), sorted(entry.id for entry in episode_index(dataset))
+    small = SkillSettings(horizon=horizon, latent_dim=3, width=16, decoder_layers=1, prior_layers=1)
+    training = {"updates": UPDATES, "batch_size": 16, "log_every": 5, "checkpoint_every": CHECKPOINT_EVERY}
+    return PretrainJob(
+        dataset=str(dataset),
+        spec=SkillSpec(decoder="closed_loop", state_dim=facts.state_dim, action_dim=facts.action_dim, settings=small),
+        settings=PretrainSettings(
+            **{**training, "augmentation": AugmentationSettings(kind="target_preserving"), **settings}
+        ),
+        seed=3,
+        validation=frozenset(known[:held]),
+        in_memory_limit_mb=limit_mb,
+    )
+
+
+def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> None:
+    """The training worker itself; it notes updates and streamed passes, and may be killed at an update, once."""
+
+    def note(text: str) -> None:
+        with log.open("a") as file:
+            file.write(text + "\n")
+
+    from spirl_ray.skills import batches, pretrain
+
+    numbers, stream = pretrain.update_generator, batches.stream_windows
+
+    def noted_numbers(seed: int, update: int, rank: int) -> torch.Generator:
+        lost = log.with_suffix(".lost")
+        if update == lose_at and not lost.exists():
+            lost.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        note(f"update {update} {rank}")
+        return numbers(seed, update, rank)
+
+    def noted_stream(*arguments: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        note(f"pass {arguments[-1]}")
+        return stream(*arguments)
+
+    pretrain.update_generator, batches.stream_windows = noted_numbers, noted_stream
+    try:
+        pretrain._train_worker(config)
+    finally:
+        pretrain.update_generator, batches.stream_windows = numbers, stream
+
+
+@pytest.fixture
+def observe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Calls ``observe(lose_at)`` before `pretrain` to have a log of what its workers do."""
+    log = tmp_path / "workers.log"
+
+    def start(lose_at: int | None = None) -> Path:
+        monkeypatch.setattr(pretrain_module, "_train_worker", partial(observed_worker, log, lose_at))
+        return log
+
+    return start
+
+
+def updates_in(log: Path, rank: int = 0) -> list[int]:
+    words = [line.split() for line in log.read_text().splitlines()]
+    return [int(line[1]) for line in words if line[0] == "update" and int(line[2]) == rank]
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    first, second = load_skills(one).state_dict(), load_skills(other).state_dict()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    """One worker from start to end: the artifact's folder and the rows that it reported."""
+    out, rows = tmp_path_factory.mktemp("unbroken"), []
+    pretrain(make_job(dataset), out, on_row=rows.append)
+    return out, rows
+
+
+def training_states(job: PretrainJob) -> np.ndarray:
+    kept = [episode for episode in read_episodes(job.dataset) if episode.id not in job.validation]
+    return np.concatenate([episode.states[:-1] for episode in kept]).astype(np.float64)
+
+
+def check_normalisation(out: Path, job: PretrainJob) -> None:
+    states, model = training_states(job), load_skills(out)
+    np.testing.assert_allclose(model.state_mean, states.mean(0), atol=1e-6)
+    np.testing.assert_allclose(model.state_std, np.maximum(states.std(0), 0.05), atol=1e-6)
+
+
+# --- whole runs ---
+
+
+def test_one_worker_leaves_an_artifact_and_reports_on_the_way(
+    dataset: Path, unbroken: tuple[Path, list[dict[str, float]]]
+) -> None:
+    out, rows = unbroken
+    card = read_skill_card(out)
+    assert (card.environment, card.seed) == (PADS, 3)
+    assert card.dataset_sha256 == read_card(dataset).content_sha256
+    assert card.pretrain["augmentation"]["kind"] == "target_preserving"
+    assert [row["update"] for row in rows] == [5.0, 10.0, 15.0, 20.0]
+    assert card.metrics == rows[-1]
+    assert np.isfinite([row["validation_loss"] for row in rows]).all()
+    check_normalisation(out, make_job(dataset))
+
+
+def test_a_lost_worker_is_replaced_and_the_result_is_that_of_an_unbroken_run(
+    dataset: Path, unbroken: tuple[Path, Any], observe: Any, tmp_path: Path
+) -> None:
+    log = observe(lose_at=LOST_AT)
+    pretrain(make_job(dataset, max_failures=1), tmp_path / "out")
+    assert updates_in(log) == [*range(LOST_AT), *range(10, UPDATES)]
+    assert "pass" not in log.read_text()  # within the limit nothing is streamed
+    assert same_tensors(tmp_path / "out", unbroken[0])
+
+
+def test_a_run_that_broke_off_goes_on_when_called_again_and_a_finished_one_has_nothing_to_do(
+    dataset: Path, unbroken: tuple[Path, Any], observe: Any, tmp_path: Path
+) -> None:
+    log, job, out = observe(lose_at=LOST_AT), make_job(dataset, max_failures=0), tmp_path / "out"
+    with pytest.raises(TrainingFailedError):
+        pretrain(job, out)
+    assert not (out / "skill.json").exists()
+    log.unlink()
+    pretrain(job, out)
+    assert updates_in(log) == [*range(10, UPDATES)]
+    assert same_tensors(out, unbroken[0])
+    log.unlink()
+    metrics = pretrain(job, out)
+    assert not log.exists()
+    assert metrics["update"] == UPDATES
+    assert same_tensors(out, unbroken[0])
+
+
+def test_two_workers_train_one_model_on_all_of_the_data(dataset: Path, observe: Any, tmp_path: Path) -> None:
+    job, log = make_job(dataset, workers=2), observe()
+    metrics = pretrain(job, tmp_path / "out")
+    assert updates_in(log, rank=0) == updates_in(log, rank=1) == [*range(UPDATES)]
+    assert np.isfinite(list(metrics.values())).all()
+    check_normalisation(tmp_path / "out", job)
+
+
+def test_data_beyond_the_limit_is_streamed(dataset: Path, observe: Any, tmp_path: Path) -> None:
+    job, log = make_job(dataset, limit_mb=0.01, batch_size=128), observe()
+    metrics = pretrain(job, tmp_path / "out")
+    passes = [line for line in log.read_text().splitlines() if line.startswith("pass")]
+    assert len(passes) >= 2
+    assert set(passes) == {f"pass {int(0.01 * 2**20)}"}
+    assert np.isfinite(list(metrics.values())).all()
+    check_normalisation(tmp_path / "out", job)
+
+
+def test_what_the_listener_raises_is_not_lost() -> None:
+    heard: list[float] = []
+
+    def full(row: dict[str, float]) -> None:
+        heard.append(row["update"])
+        raise SpirlError("Cannot write metrics.csv: No space left on device.")
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    with pytest.raises(SpirlError, match="No space left"), pretrain_module._listening(queue, full):
+        queue.put_nowait_batch([{"update": 1.0}, {"update": 2.0}])
+    assert heard == [1.0]
+
+
+# --- a worker's data ---
+
+
+def windows_of(states: Tensor) -> set[bytes]:
+    return {window.numpy().tobytes() for window in states}
+
+
+def expected_windows(job: PretrainJob, files: list[str]) -> set[bytes]:
+    ids = {entry.id for entry in episode_index(job.dataset) if entry.file in files} - job.validation
+    table = WindowTable([e for e in read_episodes(job.dataset) if e.id in ids], HORIZON)
+    return windows_of(table.rows(torch.arange(len(table)))[0])
+
+
+def test_drained_shards_do_not_depend_on_the_order_in_which_files_arrive(dataset: Path) -> None:
+    job, files = make_job(dataset, held=2), dataset_files(dataset)
+    drained = [Batches(job, order, 32, in_memory=True) for order in (files, files[::-1])]
+    first, second = (batches.draw(update_generator(0, 7, 0)) for batches in drained)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    cpu = torch.device("cpu")
+    assert all(map(torch.equal, drained[0].state_statistics(cpu), drained[1].state_statistics(cpu)))
+    assert torch.equal(drained[0].held[0], drained[1].held[0])
+
+
+def test_held_out_windows_are_apart_from_those_to_train_on(dataset: Path) -> None:
+    job, files = make_job(dataset, held=2), dataset_files(dataset)
+    batches = Batches(job, files, 64, in_memory=True)
+    drawn = [windows_of(batches.draw(update_generator(0, update, 0))[0]) for update in range(5)]
+    assert set.union(*drawn) <= expected_windows(job, files)
+    held = [episode for episode in read_episodes(job.dataset) if episode.id in job.validation]
+    table = WindowTable(held, HORIZON)
+    assert windows_of(batches.held[0]) == windows_of(table.rows(torch.arange(len(table)))[0])
+
+
+def test_held_out_windows_are_few_and_spread_however_many_there_are(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "_VALIDATION_WINDOWS", 6)
+    job = make_job(dataset, held=2)
+    states, actions = Batches(job, dataset_files(dataset), 64, in_memory=False).held
+    assert len(states) == len(actions) == 6
+    held = sorted((e for e in read_episodes(dataset) if e.id in job.validation), key=lambda e: e.id)
+    for episode, windows in zip(held, states.split(3), strict=True):
+        np.testing.assert_array_equal(windows[0], episode.states[:HORIZON])
+        np.testing.assert_array_equal(windows[2], episode.states[-HORIZON - 1 : -1])
+
+
+def test_no_held_out_episode_means_no_validation(dataset: Path) -> None:
+    assert Batches(make_job(dataset, held=0), dataset_files(dataset), 8, in_memory=False).held is None
+
+
+def test_a_streamed_pass_has_the_windows_that_memory_holds(dataset: Path) -> None:
+    job, files = make_job(dataset, limit_mb=0.01), dataset_files(dataset)[:2]
+    batches, expected = Batches(job, files, 16, in_memory=False), expected_windows(job, files)
+    seen: set[bytes] = set()
+    draws = 0
+    while seen != expected and draws < len(expected):
+        found = windows_of(batches.draw(update_generator(0, draws, 0))[0])
+        assert found <= expected
+        seen |= found
+        draws += 1
+    assert seen == expected
+    assert draws <= len(expected) // 16 + EPISODES  # one pass: at most one batch topped up for each buffer
+
+
+# --- requests that cannot work, said before a worker starts ---
+
+
+def refusal(job: PretrainJob, out: Path) -> str:
+    with pytest.raises(SpirlError) as caught:
+        pretrain(job, out)
+    assert not out.exists()
+    return str(caught.value)
+
+
+def test_more_workers_than_files_are_refused(dataset: Path, tmp_path: Path) -> None:
+    message = refusal(make_job(dataset, workers=4), tmp_path / "out")
+    assert "4 training workers need at least as many data files" in message
+    assert "has 3. Set data.shards higher" in message
+
+
+def test_a_horizon_beyond_all_episodes_is_refused(dataset: Path, tmp_path: Path) -> None:
+    longest = max(entry.length for entry in episode_index(dataset))
+    message = refusal(make_job(dataset, horizon=longest + 1, held=0), tmp_path / "out")
+    assert f"is {longest + 1} steps long" in message
+    assert f"the longest has {longest}). Lower skills.horizon" in message
+
+
+def test_a_worker_without_a_window_is_refused(dataset: Path, tmp_path: Path) -> None:
+    job = make_job(dataset, workers=3)
+    second = dataset_files(dataset)[1]
+    held = frozenset(entry.id for entry in episode_index(dataset) if entry.file == second)
+    message = refusal(dataclasses.replace(job, validation=held), tmp_path / "out")
+    assert f"Training worker 2 of 3 would have no episode of {HORIZON} steps" in message
+
+
+def test_augmentation_without_a_position_target_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = dataclasses.replace(environment(PADS), position_target=None)
+    monkeypatch.setattr(pretrain_module, "environment", lambda _: plain)
+    assert f"{PADS} does not declare it. Use none." in refusal(make_job(dataset), tmp_path / "out")
+
+
+# --- choosing what is held out ---
+
+
+def test_held_out_episodes_are_a_random_share_that_repeats(dataset: Path) -> None:
+    known = {entry.id for entry in episode_index(dataset)}
+    chosen = held_out(dataset, 0.34, 0)
+    assert chosen < known
+    assert len(chosen) == 3
+    assert chosen == held_out(dataset, 0.34, 0)
+    assert len({held_out(dataset, 0.34, seed) for seed in range(5)}) > 1
+    assert held_out(dataset, 0.0, 0) == frozenset()
+    assert len(held_out(dataset, 0.001, 0)) == 1
+    assert len(held_out(dataset, 0.999, 0)) == EPISODES - 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 10**6, 2**40, -5])
+def test_random_numbers_differ_between_updates_and_workers_for_any_seed(seed: int) -> None:
+    drawn = {
+        int(torch.randint(2**62, (), generator=update_generator(seed, update, rank)))
+        for update in range(20)
+        for rank in range(3)
+    }
+    assert len(drawn) == 60
+    assert int(torch.randint(2**62, (), generator=update_generator(seed, 4, 1))) in drawn

@@ -1,0 +1,83 @@
+"""The benchmark runs from end to end; what it measures on a busy machine is not looked at."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed import append_row
+from spirl_ray.errors import SpirlError
+
+ROOT = Path(__file__).parents[1]
+RATIOS = ("stage1_pipeline_over_loop", "stage1_two_workers", "stage2_algorithm_over_loop", "stage2_round_over_max")
+OTHERS = (
+    "stage1_windows_per_s",
+    "stage1_share_of_peak",
+    "stage1_startup_s",
+    "stage2_updates_per_s",
+    "stage2_share_of_peak",
+    "matrix_peak_gflops",
+)
+
+
+@pytest.mark.slow
+def test_quick_run_ends_with_one_json_object_and_appends_a_row(tmp_path: Path) -> None:
+    table = tmp_path / "speed.csv"
+    folder = tempfile.mkdtemp(prefix="spirl-", dir="/tmp")  # short: Ray's socket paths must fit in 107 bytes
+    try:
+        finished = subprocess.run(
+            [sys.executable, "-m", "benchmarks.speed", "--quick", "--out", str(table)],
+            cwd=ROOT,
+            env={**os.environ, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    values = json.loads(finished.stdout.splitlines()[-1])
+    assert not set(RATIOS + OTHERS) - set(values)
+    for name, value in values.items():
+        if name.startswith("stage1_two_workers") and (os.cpu_count() or 1) < 2:
+            assert value is None
+        else:
+            assert isinstance(value, float), name
+            assert math.isfinite(value), name
+            assert value >= 0.0, name
+    assert 0.0 < values["stage1_share_of_peak"] < 1.0
+    assert 0.0 < values["stage2_share_of_peak"] < 1.0
+    assert values["stage2_round_over_max"] > 0.0
+    with table.open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["stage1_windows_per_s"]) == pytest.approx(values["stage1_windows_per_s"], rel=1e-3)
+    assert row["plan"] == "quick"
+    assert row["commit"]
+    assert row["version_ray"]
+
+
+def test_rows_are_appended_under_one_header(tmp_path: Path) -> None:
+    table = tmp_path / "deep" / "speed.csv"
+    append_row(table, {"rate": 1.5, "missing": None}, quick=True)
+    append_row(table, {"rate": 2.5, "missing": None}, quick=False)
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["plan"], row["rate"], row["missing"]) for row in rows] == [("quick", "1.5", ""), ("full", "2.5", "")]
+
+
+def test_table_with_other_columns_is_left_alone(tmp_path: Path) -> None:
+    table = tmp_path / "speed.csv"
+    table.write_text("something,else\n1,2\n", encoding="utf-8")
+    with pytest.raises(SpirlError, match="other columns"):
+        append_row(table, {"rate": 1.0}, quick=True)
+    assert table.read_text(encoding="utf-8") == "something,else\n1,2\n"

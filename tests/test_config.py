@@ -1,0 +1,280 @@
+"""The configuration language accepts what is declared, and says what is wrong with the rest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from spirl_ray.config import Experiment, SkillSettings, TrainSettings, fingerprint, load_experiment, to_yaml
+from spirl_ray.errors import SpirlError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path, "name: test\n")
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(SpirlError) as caught:
+        load_experiment(path, overrides)
+    return str(caught.value)
+
+
+# --- what is refused ---
+
+
+def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, "name: test\ntrain: {env_step: 5}\nenvs: {}\n"))
+    assert "experiment.yaml" in message
+    assert "train.env_step: unknown key. Known here: actor_lr, alpha_lr," in message
+    assert "env_steps" in message
+    assert "\n  envs: unknown key. Known here: data, env, evaluate" in message
+
+
+def test_an_unknown_key_within_a_group_within_a_group_is_named(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, "name: test\npretrain: {augmentation: {knd: none}}\n"))
+    assert "pretrain.augmentation.knd: unknown key. Known here: kind, object_normal, position_normal" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("train: {env_steps: many}", "train.env_steps"),
+        ("train: {env_steps: 0}", "train.env_steps"),
+        ("train: {env_steps: 1.5}", "train.env_steps"),
+        ("train: {discount: 1.5}", "train.discount"),
+        ("skills: {prior: cauchy}", "skills.prior"),
+        ("skills: {beta: -1}", "skills.beta"),
+        ("pretrain: 5", "pretrain"),
+        ("methods: [spirl, ppo]", "methods.1"),
+        ("methods: []", "methods"),
+        ("methods: [sac, sac]", "methods"),
+        ("seeds: [0, 1, 0]", "seeds"),
+        ("seeds: [-1]", "seeds.0"),
+        ("evaluate: {modes: []}", "evaluate.modes"),
+        ("data: {validation_fraction: 1.0}", "data.validation_fraction"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, text: str, key: str) -> None:
+    assert f"\n  {key}: " in refusal(write(tmp_path, f"name: test\n{text}\n"))
+
+
+def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, "name: test\ntrain: {env_steps: -1, polyak: 2}\nskills: {width: 0}\n"))
+    assert message.count("\n") == 3
+    assert "(found -1)" in message
+
+
+def test_a_missing_name_is_said_briefly(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, "train: {env_steps: 5}\n"))
+    assert message.endswith("\n  name: is missing")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "", "a b"])
+def test_a_name_is_one_visible_folder(tmp_path: Path, name: str) -> None:
+    assert "name: " in refusal(write(tmp_path, f"name: {name!r}\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"name: [", "is not valid YAML"),
+        (b"name: \xff", "is not valid YAML"),
+        (b"- a\n- b\n", "must hold a mapping of settings, not list"),
+        (b"", "must hold a mapping of settings, not NoneType"),
+        (b"!!python/object/apply:os.getcwd []", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_bytes(content)
+    message = refusal(path)
+    assert reason in message
+    assert "experiment.yaml" in message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "Cannot read the config file" in refusal(tmp_path / "none.yaml")
+    assert "none.yaml: No such file" in refusal(tmp_path / "none.yaml")
+
+
+# --- --set ---
+
+
+def test_set_overrides_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\ntrain: {env_steps: 5, batch_size: 7}\n")
+    found = load_experiment(
+        path, ["train.env_steps=9", "seeds=[1, 2]", "pretrain.augmentation.kind=target_preserving", "name=other"]
+    )
+    assert (found.train.env_steps, found.train.batch_size) == (9, 7)
+    assert found.seeds == (1, 2)
+    assert found.pretrain.augmentation.kind == "target_preserving"
+    assert found.name == "other"
+
+
+def test_numbers_may_be_written_in_exponents(file: Path) -> None:
+    assert load_experiment(file, ["pretrain.learning_rate=1e-4"]).pretrain.learning_rate == 1e-4
+
+
+def test_set_may_name_a_null(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\ntrain: {target_divergence: 2}\n")
+    assert load_experiment(path, ["train.target_divergence=null"]).train.target_divergence is None
+
+
+def test_setting_a_group_leaves_its_other_settings_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\npretrain: {updates: 5, augmentation: {position_normal: 0.5}}\n")
+    found = load_experiment(path, ["pretrain={batch_size: 7, augmentation: {kind: target_preserving}}"]).pretrain
+    assert (found.updates, found.batch_size) == (5, 7)
+    assert (found.augmentation.kind, found.augmentation.position_normal) == ("target_preserving", 0.5)
+
+
+def test_setting_a_free_mapping_replaces_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\nenv: {kwargs: {a: 1, b: 2}}\n")
+    assert load_experiment(path, ["env.kwargs={c: 3}"]).env.kwargs == {"c": 3}
+    assert load_experiment(path, ["env.kwargs.a=3"]).env.kwargs == {"a": 3, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.env_steps", "--set train.env_steps: write it as key=value"),
+        ("=5", "write it as key=value"),
+        ("train.env_steps=[", "the value is not valid YAML"),
+        ("train.env_stepz=5", "train.env_stepz: unknown key. Known here:"),
+        ("train.env_steps=few", "train.env_steps: "),
+        ("name.x=5", "name is a single value, it has no key x"),
+    ],
+)
+def test_a_bad_set_is_refused(file: Path, override: str, reason: str) -> None:
+    assert reason in refusal(file, override)
+
+
+# --- overrides for single methods ---
+
+
+def test_overrides_apply_to_their_method_only(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\ntrain: {batch_size: 7}\noverrides: {sac: {train.updates_per_decision: 0.5}}\n")
+    found = load_experiment(path)
+    assert found.for_method("spirl") is found
+    assert found.for_method("sac").train.updates_per_decision == 0.5
+    assert found.for_method("sac").train.batch_size == 7
+    assert found.train.updates_per_decision == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("overrides: {sac: {train: {updates_per_decision: 0.5}}}", []),
+        ("", ["overrides.sac.train.updates_per_decision=0.5"]),
+    ],
+)
+def test_overrides_written_as_groups_keep_the_other_settings(tmp_path: Path, text: str, overrides: list[str]) -> None:
+    path = write(tmp_path, f"name: test\ntrain: {{batch_size: 7}}\n{text}\n")
+    changed = load_experiment(path, overrides).for_method("sac").train
+    assert (changed.updates_per_decision, changed.batch_size) == (0.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("overrides: {ppo: {train.env_steps: 5}}", "overrides.ppo"),
+        ("overrides: {sac: {train.env_stepz: 5}}", "train.env_stepz: unknown key"),
+        ("overrides: {sac: {train.env_steps: no}}", "overrides.sac"),
+        ("overrides: {sac: {env.id: other}}", "env.id cannot differ between methods, only skills, pretrain, train"),
+        ("overrides: {sac: {seeds: [1]}}", "seeds cannot differ between methods"),
+    ],
+)
+def test_bad_overrides_are_refused_before_anything_runs(tmp_path: Path, text: str, reason: str) -> None:
+    assert reason in refusal(write(tmp_path, f"name: test\n{text}\n"))
+
+
+# --- the models ---
+
+
+def test_settings_are_frozen() -> None:
+    experiment = Experiment(name="test")
+    for target, key in ((experiment, "name"), (experiment.train, "env_steps")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(target, key, 1)
+
+
+def test_output_is_a_folder_of_the_name_unless_given() -> None:
+    assert Experiment(name="test").folder == Path("runs/test")
+    assert Experiment(name="test", output=Path("/elsewhere")).folder == Path("/elsewhere")
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    raw: dict[str, Any] = {
+        "name": "a-test_1.0",
+        "output": "some/where",
+        "methods": ["spirl", "sac"],
+        "seeds": [3, 4],
+        "env": {"id": "spirl/PointPads-v0", "kwargs": {"tasks": ["north"], "note": "Süd"}},
+        "skills": {"beta": 1e-7, "target_kl": 0.5},
+        "train": {"target_divergence": 2, "latent_limit": 2.0},
+        "overrides": {"sac": {"train.updates_per_decision": 0.5}},
+    }
+    experiment = Experiment.model_validate(raw)
+    assert load_experiment(write(tmp_path, to_yaml(experiment))) == experiment
+    assert load_experiment(write(tmp_path, to_yaml(Experiment(name="test")))) == Experiment(name="test")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "tune_configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_shipped_configs_load(path: Path) -> None:
+    if "param_space" in yaml.safe_load(path.read_text()):
+        pytest.skip("a sweep")
+    assert load_experiment(path).name
+
+
+# --- fingerprints ---
+
+
+def test_fingerprints_are_equal_for_equal_settings_and_differ_otherwise() -> None:
+    base = fingerprint(SkillSettings(), "data", 1)
+    assert len(base) == 10
+    assert fingerprint(SkillSettings(width=128), "data", 1) == base
+    others = [
+        fingerprint(SkillSettings(width=127), "data", 1),
+        fingerprint(SkillSettings(), "date", 1),
+        fingerprint(SkillSettings(), "data", 2),
+        fingerprint(SkillSettings(), "data"),
+        fingerprint("data", SkillSettings(), 1),
+    ]
+    assert len({base, *others}) == 6
+
+
+def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": (2, 3)}) == fingerprint({"b": [2, 3], "a": 1})
+
+
+def test_fingerprints_are_the_same_in_every_process() -> None:
+    program = (
+        "from pathlib import Path; from spirl_ray.config import *; "
+        "print(fingerprint(TrainSettings(alpha_lr=1e-3), {'a': Path('p')}))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert found == {fingerprint(TrainSettings(alpha_lr=1e-3), {"a": Path("p")})}

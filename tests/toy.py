@@ -1,0 +1,76 @@
+"""A complete experiment that takes seconds, and the ``spirl`` command as a subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TOY: dict[str, Any] = {
+    "name": "toy",
+    "methods": ["spirl_cl"],
+    "env": {"id": "spirl/PointPads-v0"},
+    "data": {"source": "generated", "episodes": 6, "shards": 2},
+    "skills": {"horizon": 10, "latent_dim": 2, "width": 8, "decoder_layers": 1, "prior_layers": 1},
+    "pretrain": {"updates": 40, "batch_size": 16, "log_every": 10, "checkpoint_every": 10, "warmup_updates": 0},
+    "train": {
+        "env_steps": 400,
+        "batch_size": 16,
+        "warmup_decisions": 8,
+        "critic_width": 8,
+        "critic_layers": 1,
+        "decisions_per_round": 4,
+        "envs_per_runner": 1,
+        "evaluate_every": 400,
+        "evaluate_episodes": 1,
+        "checkpoint_every": 100,
+    },
+    "evaluate": {"episodes": 2, "prior_episodes": 2, "videos": 1},
+    "ray": {"object_store_mb": 80},
+}
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """The toy experiment as a YAML file; its output is ``folder/out``. Keys with a dot are written ``train__x``."""
+    raw = yaml.safe_load(yaml.safe_dump({**TOY, "output": str(folder / "out")}))
+    for name, value in changes.items():
+        *groups, last = name.split("__")
+        node = raw
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = value
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """``spirl`` with these arguments in a process group of its own; stdout and stderr are one pipe."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "spirl_ray.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
+
+
+def session_members(leader: int) -> list[int]:
+    """Living processes of the session that ``start`` made for a child; Ray's are in it or descend from it."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            members.append(int(entry.name))
+    return members
