@@ -126,7 +126,7 @@ def measure_learning(folder: Path, plan: LearningPlan) -> dict[str, float | None
     experiment = Experiment(name="benchmark", env=EnvSettings(id=ENVIRONMENT), train=train)
     method = resolve(experiment, "spirl_cl", kitchen_skills().latent_dim)
     run = TrainingRun(experiment, method, 0, _random_skills(folder / "skills"), folder / "policy", "benchmark")
-    algorithm: SkillPriorSAC = algorithm_config(run).build_algo()  # type: ignore[assignment]
+    algorithm: SkillPriorSAC = algorithm_config(run).build_algo()
     try:
         algorithm.replay.add(_random_decisions(plan.replay_rows))
         group: Any = algorithm.learner_group

@@ -144,7 +144,7 @@ def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) 
     if checkpoints:
         # Episodes that start after a restore must not repeat those from before.
         config.debugging(seed=run.seed + 1000 * (1 + int(checkpoints[-1].name.split("-")[1])))
-    algorithm: SkillPriorSAC = config.build_algo()  # type: ignore[assignment]
+    algorithm: SkillPriorSAC = config.build_algo()
     try:
         if checkpoints:
             algorithm.load_checkpoint(str(checkpoints[-1]))

@@ -120,6 +120,43 @@ def test_tuned_beta_weighs_the_divergence_like_a_fixed_one() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
+# --- augmented windows ---
+
+
+def test_the_encoder_recognises_the_demonstration_and_the_rest_learns_from_the_perturbed_window() -> None:
+    model = make_model("closed_loop")
+    states, actions, noise = a_batch()
+    moved, relabelled = states + 0.3, actions - 0.1
+    losses = model(states, actions, noise, (moved, relabelled))
+    posterior = model.codec.encode(model.standardise(states), actions)
+    latent = posterior.mean + posterior.log_std.exp() * noise
+    torch.testing.assert_close(losses["kl"], posterior.kl_to_standard_normal().mean() / LATENTS)
+    torch.testing.assert_close(
+        losses["reconstruction"], 0.5 * (model.decode(moved, latent) - relabelled).square().mean()
+    )
+    prior = -model.prior_distribution(moved[:, 0]).log_prob(latent).mean() / LATENTS
+    torch.testing.assert_close(losses["prior"], prior)
+
+
+def test_an_open_loop_plan_stays_the_demonstrated_one() -> None:
+    model = make_model("open_loop")
+    states, actions, noise = a_batch()
+    plain = model(states, actions, noise)
+    losses = model(states, actions, noise, (states + 0.3, actions - 0.1))
+    assert torch.equal(losses["reconstruction"], plain["reconstruction"])
+    assert torch.equal(losses["kl"], plain["kl"])
+    assert not torch.equal(losses["prior"], plain["prior"])
+
+
+def test_a_flat_prior_learns_the_relabelled_action() -> None:
+    model = make_model("identity")
+    states, actions, noise = a_batch(1, ACTIONS)
+    moved, relabelled = states + 0.3, actions - 0.05
+    losses, expected = model(states, actions, noise, (moved, relabelled)), model(moved, relabelled, noise)
+    assert torch.equal(losses["prior"], expected["prior"])
+    assert torch.equal(losses["loss"], expected["loss"])
+
+
 # --- normalisation ---
 
 
