@@ -84,14 +84,13 @@ def _label(trial: Trial) -> str:
 
 def _priors(trial: Trial) -> list[PriorRecord]:
     folder = trial.prior_rollouts
-    names = {"deterministic": "mean", "sampled": "sampled"}
     return [
         PriorRecord(
-            label=f"{_label(trial)}, {names[mode]}",
+            label=_label(trial),
             skill_label=_label(trial),
             augmentation=trial.experiment.pretrain.augmentation.kind,
             seed=trial.seed,
-            mode=names[mode],
+            mode=mode,
             episodes_csv=folder / EPISODES,
             videos=_videos(folder, mode),
         )

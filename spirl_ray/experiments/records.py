@@ -35,7 +35,7 @@ class PriorRecord:
     augmentation: str
     seed: int
     mode: str
-    """``sampled`` (latents drawn from the prior) or ``mean`` (the prior's mean latent)."""
+    """``sampled`` (latents drawn from the prior) or ``deterministic`` (the prior's mean latent)."""
     episodes_csv: Path
     videos: list[Path] = field(default_factory=list)
 

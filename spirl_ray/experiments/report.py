@@ -118,7 +118,7 @@ def verdict_in_words(experiment: ExperimentRecord, scores: Sequence[MethodScore]
     bare = best_prior(priors)
     bare_words = (
         f"The best bare prior, without any reinforcement learning, completes {bare.mean:.2f} "
-        f"({'sampled latents' if bare.mode == 'sampled' else f'{bare.mode} latent'} of {bare.skill_label}, "
+        f"({'sampled latents' if bare.mode == 'sampled' else 'mean latent'} of {bare.skill_label}, "
         f"augmentation {bare.augmentation}, {_seeds(bare.seeds)})."
         if bare
         else "There are no rollouts of the bare prior to compare with."
@@ -163,7 +163,7 @@ def _videos(out: Path, experiment: ExperimentRecord, scores: Sequence[MethodScor
     order = {method: rank for rank, method in enumerate(dict.fromkeys(score.method for score in scores))}
     best_first = sorted(experiment.trials, key=lambda t: (order.get(t.method, len(order)), t.seed))
     listed = [(path, f"{t.method} · seed {t.seed}") for t in best_first for path in t.videos]
-    listed += [(path, f"bare prior · {p.label} · {p.mode}") for p in experiment.priors for path in p.videos]
+    listed += [(path, f"bare prior · {p.label} · seed {p.seed}") for p in experiment.priors for path in p.videos]
     videos, used = [], 0
     for path, label in listed:
         caption = f"{label} · {path.stem}"

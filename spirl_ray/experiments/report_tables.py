@@ -202,7 +202,7 @@ def prior_scores(priors: Iterable[PriorRecord]) -> list[PriorScore]:
 def prior_episodes(prior: PriorRecord) -> list[EpisodeOutcome]:
     """The episodes of a bare prior; of a file shared by several modes, those of the record's mode."""
     outcomes = read_episodes(prior.episodes_csv)
-    return [outcome for outcome in outcomes if outcome.mode == prior.mode] or outcomes
+    return [outcome for outcome in outcomes if outcome.mode == prior.mode]
 
 
 def best_prior(scores: Iterable[PriorScore]) -> BarePrior | None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.core.learner.utils import update_target_network
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 from torch import Tensor
 
@@ -94,7 +93,14 @@ class SkillPriorSACLearner(TorchLearner):
                 if module.acts_from_prior is not None:
                     module.acts_from_prior.fill_(False)
                 for main, target in module.get_target_network_pairs():
-                    update_target_network(main_net=main, target_net=target, tau=config.polyak)
+                    # One fused call; RLlib's helper copies two state dicts for every update.
+                    torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), config.polyak)
+
+    def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
+        """Clips as configured. Without clipping, RLlib's sorting of gradients by optimiser changes nothing."""
+        if self.config.grad_clip is None and not self.config.log_gradients:
+            return gradients_dict
+        return super().postprocess_gradients(gradients_dict)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Stops before broken networks can reach a checkpoint.

@@ -65,6 +65,10 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
             # A parameter of the module, so that checkpoints cannot lose it.
             self.log_alpha = nn.Parameter(torch.tensor(math.log(config["initial_alpha"])))
 
+    def train(self, mode: bool = True) -> SkillPriorModule:
+        """RLlib asks for training mode before every update; there is nothing to walk through when it is on."""
+        return self if self.training == mode else super().train(mode)
+
     # --- RLlib's interfaces ---
 
     def get_train_action_dist_cls(self) -> type[TorchDiagGaussian]:

@@ -14,6 +14,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -272,7 +273,7 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
         last = False
         while not last:
             last = finished.wait(0.2)
-            with contextlib.suppress(Empty):
+            with contextlib.suppress(Empty, RayActorError):
                 while True:
                     row = queue.get_nowait()
                     if on_row is not None and not errors:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,7 @@ def make_job(
     )
 
 
-def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> None:
+def observed_worker(log: Path, out: Path, lose_at: int | None, config: dict[str, Any]) -> None:
     """The training worker itself; it notes updates and streamed passes, and may be killed at an update, once."""
 
     def note(text: str) -> None:
@@ -82,6 +83,10 @@ def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> N
         lost = log.with_suffix(".lost")
         if update == lose_at and not lost.exists():
             lost.touch()
+            known, last = out / "ray_train/checkpoint_manager_snapshot.json", lose_at - lose_at % CHECKPOINT_EVERY
+            # Ray Train hears of a checkpoint a little later than it is there.
+            while not (known.exists() and f'"update":{last}.0' in known.read_text()):
+                time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGKILL)
         note(f"update {update} {rank}")
         return numbers(seed, update, rank)
@@ -99,11 +104,11 @@ def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> N
 
 @pytest.fixture
 def observe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Calls ``observe(lose_at)`` before `pretrain` to have a log of what its workers do."""
-    log = tmp_path / "workers.log"
+    """Calls ``observe(lose_at)`` before `pretrain` into tmp_path / "out" to have a log of what its workers do."""
+    log, out = tmp_path / "workers.log", tmp_path / "out"
 
     def start(lose_at: int | None = None) -> Path:
-        monkeypatch.setattr(pretrain_module, "_train_worker", partial(observed_worker, log, lose_at))
+        monkeypatch.setattr(pretrain_module, "_train_worker", partial(observed_worker, log, out, lose_at))
         return log
 
     return start

@@ -1,0 +1,102 @@
+"""The driver of stage 2: metrics that survive restarts, snapshots of one course, a published policy."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spirl_ray.config import parse_experiment
+from spirl_ray.experiments import training
+from spirl_ray.experiments.rollouts import EpisodeRow
+from spirl_ray.experiments.training import MetricsLog, SnapshotEvaluations, TrainingRun, is_trained, read_provenance
+from spirl_ray.methods import resolve
+
+from toy import TOY  # isort: skip
+
+
+def run_in(folder: Path, **train: Any) -> TrainingRun:
+    experiment = parse_experiment({**TOY, "train": {**TOY["train"], **train}}, "test")
+    return TrainingRun(experiment, resolve(experiment, "spirl_cl", 2), 0, folder / "skills", folder / "out", "hash")
+
+
+def steps_in(path: Path) -> list[int]:
+    with path.open(newline="") as file:
+        return [int(row["env_steps"]) for row in csv.DictReader(file)]
+
+
+def test_metrics_from_after_the_restored_checkpoint_are_dropped(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    for steps in (100, 200, 300):
+        log.add({"env_steps": steps, "alpha": 0.5})
+    log.close()
+    log = MetricsLog(tmp_path, 200)
+    log.add({"env_steps": 310, "alpha": 0.5, "critic_loss": 1.0})
+    log.close()
+    assert steps_in(tmp_path / "metrics.csv") == [100, 200, 310]
+
+
+def test_snapshots_from_after_the_restored_checkpoint_are_removed(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    for steps in (0, 400, 800):
+        folder = run.out / "snapshots" / f"step-{steps:012d}"
+        folder.mkdir(parents=True)
+        for mode in ("deterministic", "sampled"):
+            result = {"env_steps": steps, "mode": mode, "subtasks": steps / 400, "episode_return": -steps}
+            (folder / f"evaluation-{mode}.json").write_text(json.dumps(result))
+    evaluations = SnapshotEvaluations(run, 400)
+    assert sorted(path.name[-3:] for path in (run.out / "snapshots").iterdir()) == ["000", "400"]
+    assert evaluations.at(400) == {"deterministic": 1.0, "sampled": 1.0}
+    assert evaluations.best() == 0
+
+
+def test_a_snapshot_without_a_result_is_evaluated_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path)
+    folder = run.out / "snapshots" / "step-000000000400"
+    folder.mkdir(parents=True)
+    (folder / "policy.json").touch()
+    started = []
+    monkeypatch.setattr(training, "read_policy_card", lambda folder: type("Card", (), {"env_steps": 400}))
+    monkeypatch.setattr(training, "start_rollouts", lambda plan, episodes: started.append((plan.mode, list(episodes))))
+    monkeypatch.setattr(training, "gather_rollouts", lambda refs: [EpisodeRow("m", 0, 0, 2.0, 9, 2, "a > b")])
+    evaluations = SnapshotEvaluations(run, 400)
+    assert started == [("deterministic", [0]), ("sampled", [0])]
+    evaluations.collect(7.0, wait=True)
+    assert evaluations.at(400) == {"deterministic": 2.0, "sampled": 2.0}
+    assert steps_in(run.out / "evaluations.csv") == [400, 400]
+
+
+def test_a_published_policy_is_completed_by_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, out, order = tmp_path / "snapshot", tmp_path / "out", []
+    for name in ("policy.json", "policy.safetensors", "skills/skill.json"):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_text(name)
+    monkeypatch.setattr(training, "write_atomically", lambda path, data: order.append(path.relative_to(out)))
+    training._publish(snapshot, out)
+    assert order[-1] == Path("policy.json")
+    assert len(order) == 3
+
+
+def test_a_run_is_trained_when_it_has_reached_the_asked_steps(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    assert not is_trained(run)
+    run.out.mkdir()
+    (run.out / "policy.json").touch()
+    (run.out / "trained.json").write_text('{"env_steps": 400}')
+    assert is_trained(run)
+    assert not is_trained(run_in(tmp_path, env_steps=401))
+
+
+def test_provenance_names_the_processes_whose_steps_were_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_provenance(tmp_path) == []
+    for commit, steps in (("first", 0), ("lost", 100), ("second", 100)):
+        monkeypatch.setattr(training, "commit", lambda commit=commit: commit)
+        training._note_provenance(tmp_path, steps)
+    history = read_provenance(tmp_path)
+    assert [(entry["commit"], entry["from_env_steps"]) for entry in history] == [("first", 0), ("second", 100)]
+    assert set(history[0]["hardware"]) >= {"cpu", "cores", "gpu"}
