@@ -1,16 +1,19 @@
 """Writes the committed result files of an experiment from its folder.
 
     python -m benchmarks.collect tune_configs/kitchen_human.yaml --set output=runs/kitchen_human \
-        --set 'methods=[spirl_cl,spirl]' --set 'seeds=[0,1,2]' --variant pretrain.augmentation.kind=none
+        --variant pretrain.augmentation.kind=none
 
 makes ``benchmarks/results/<name>.csv`` (every evaluation point of every trial), ``<name>_prior.csv`` (the bare
 priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them) and ``<name>.json``
-(exact config, versions, hardware).
+(exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not have, for
+trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from spirl_ray.experiments.provenance import hardware, versions
 from spirl_ray.experiments.report_tables import load_trials, prior_scores, results_csv
 from spirl_ray.experiments.rollouts import write_csv
 from spirl_ray.experiments.workspace import Workspace
-from spirl_ray.skills.artifact import write_atomically, write_json
+from spirl_ray.skills.artifact import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,30 +44,44 @@ def prior_rows(experiment: Experiment) -> list[dict[str, Any]]:
     ]
 
 
+def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows of a file that differ from all new ones in some key, then the new ones."""
+    if not path.exists():
+        return rows
+    new = {tuple(str(row[key]) for key in keys) for row in rows}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if tuple(row[key] for key in keys) not in new] + rows
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--variant", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--add", action="store_true")
     options = parser.parse_args()
     experiment = load_experiment(options.config, options.set)
     name = experiment.name
-    trials = load_trials(gather(Workspace(experiment), "").trials)
-    write_atomically(RESULTS / f"{name}.csv", results_csv(trials).encode())
-    rows = prior_rows(experiment)
+    text = results_csv(load_trials(gather(Workspace(experiment), "").trials))
+    trials: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
+    priors = prior_rows(experiment)
     for variant in options.variant:
-        rows += prior_rows(load_experiment(options.config, [*options.set, variant]))
-    if rows:
-        write_csv(RESULTS / f"{name}_prior.csv", rows)
-    write_json(
-        RESULTS / f"{name}.json",
-        {
-            "config": experiment.model_dump(mode="json", exclude={"output": True, "data": {"minari_root"}}),
-            "versions": versions(),
-            "hardware": hardware(),
-        },
-    )
+        priors += prior_rows(load_experiment(options.config, [*options.set, variant]))
+    if options.add:
+        trials = with_others(RESULTS / f"{name}.csv", trials, ("method", "seed"))
+        priors = with_others(RESULTS / f"{name}_prior.csv", priors, ("skills", "augmentation", "seed", "mode"))
+    write_csv(RESULTS / f"{name}.csv", trials)
+    write_csv(RESULTS / f"{name}_prior.csv", priors)
+    if not options.add:
+        write_json(
+            RESULTS / f"{name}.json",
+            {
+                "config": experiment.model_dump(mode="json", exclude={"output": True, "data": {"minari_root"}}),
+                "versions": versions(),
+                "hardware": hardware(),
+            },
+        )
     print(f"wrote {RESULTS / name}*")
 
 

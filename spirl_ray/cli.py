@@ -34,6 +34,8 @@ _RAY_ENVIRONMENT = {
     # Harmless on a small machine, and printed even when the logs of Ray are not.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # The first failed task is reported as one message; its siblings fail for the same reason.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 """Set before Ray is imported, unless the user has set them."""
 _INTERRUPTED = 128 + signal.SIGINT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -28,6 +29,12 @@ from spirl_ray.skills.artifact import load_skills, save_skills
 from spirl_ray.skills.model import SkillModel
 
 runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def ray_logs_to_streams_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's loggers keep the streams of the first command that ran in this process, which are closed by now."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 def spirl(*arguments: str | Path) -> Result:
