@@ -36,6 +36,8 @@ _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # The first failed task is reported as one message; its siblings fail for the same reason.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # A busy machine needs longer than the default 30 s to start a node.
+    "RAY_raylet_start_wait_time_s": "120",
 }
 """Set before Ray is imported, unless the user has set them."""
 _INTERRUPTED = 128 + signal.SIGINT

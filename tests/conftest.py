@@ -23,6 +23,7 @@ def local_ray() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="spirl-", dir="/tmp")
     before = os.environ.get("RAY_TMPDIR")
     os.environ["RAY_TMPDIR"] = folder
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # for busy machines
     try:
         ray.init(
             address="local",

@@ -37,7 +37,7 @@ def until(process: subprocess.Popen[str], condition: Callable[[], object]) -> No
 
 
 def assert_nothing_is_left(process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 240.0
     while session_members(process.pid):
         assert time.monotonic() < deadline, session_members(process.pid)
         time.sleep(0.1)

@@ -154,7 +154,8 @@ def test_one_worker_leaves_an_artifact_and_reports_on_the_way(
     assert (card.environment, card.seed) == (PADS, 3)
     assert card.dataset_sha256 == read_card(dataset).content_sha256
     assert card.pretrain["augmentation"]["kind"] == "target_preserving"
-    assert [row["update"] for row in rows] == [5.0, 10.0, 15.0, 20.0]
+    # A set: on a machine so busy that Ray gives a worker up, its replacement repeats rows.
+    assert sorted({row["update"] for row in rows}) == [5.0, 10.0, 15.0, 20.0]
     assert card.metrics == rows[-1]
     assert np.isfinite([row["validation_loss"] for row in rows]).all()
     check_normalisation(out, make_job(dataset))
