@@ -101,7 +101,7 @@ class Batches:
         return mean.float(), (squares / count - mean.square()).clamp_min(0.0).sqrt().float()
 
     def _episodes(self) -> Iterator[Episode]:
-        data = ray.data.read_parquet(self.files, ray_remote_args={"num_cpus": _READ_CPUS})
+        data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS)
         for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
             yield from table_to_episodes(table)
