@@ -290,7 +290,7 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
         yield
     finally:
         finished.set()
-        thread.join(timeout=10.0)
+        thread.join(timeout=60.0)
         queue.shutdown(force=True)
     if errors:
         raise errors[0]
