@@ -124,7 +124,7 @@ def measure_learning(folder: Path, plan: LearningPlan) -> dict[str, float | None
     """Updates per second, their ratio, and the ratio of a round's time to the longer of sampling and learning."""
     train = kitchen_training()
     experiment = Experiment(name="benchmark", env=EnvSettings(id=ENVIRONMENT), train=train)
-    method = resolve(experiment, "spirl_cl", kitchen_skills().latent_dim)
+    method = resolve(experiment, "spirl_cl", kitchen_skills())
     run = TrainingRun(experiment, method, 0, _random_skills(folder / "skills"), folder / "policy", "benchmark")
     algorithm: SkillPriorSAC = algorithm_config(run).build_algo()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -142,19 +143,49 @@ def train(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def evaluate(config: ConfigFile, set: Overrides = None) -> None:
-    """Evaluates the trained policies, deterministic and sampled, and films them."""
+    """Evaluates the trained policies, deterministic and sampled, and films them.
+
+    Settings of the environment that are changed here (--set env.layout_seed=7) tell where to evaluate: the policy is
+    the one of the config without them, unless one has been trained with them.
+    """
     with _session(config, set, create=False) as session:
         session.require_data()
         results = {}
         for trial in session.trials:
-            if not (trial.policy / "trained.json").exists():
-                raise SpirlError(
-                    f"There is no trained policy for {_name(trial)} in {trial.policy}. Run spirl train with the same "
-                    "config and --set options first."
-                )
-            results[_name(trial)] = session.evaluate(trial).facts
+            trained = session.trained(trial)
+            results[_name(trial)] = session.evaluate(trained, env=trial.experiment.env).facts
         print_scores("Subtasks completed", results)
         session.next("report", "write the report")
+
+
+@app.command()
+def explore(config: ConfigFile, set: Overrides = None) -> None:
+    """Draws where the skill prior gets without a policy, beside random skills, an action prior, and random actions.
+
+    The paper's exploration figure, for environments with a floor plan (the maze). Trains the skills first, if that has
+    not been done.
+    """
+    from spirl_ray.experiments.explore import run_exploration
+
+    with _session(config, set) as session:
+        session.data()
+        trials = [session.workspace.trial(method, session.first_seed) for method in ("spirl", "flat_prior")]
+        for trial in trials:
+            session.skills(trial)
+        result = run_stage(
+            "Exploration", lambda progress: run_exploration(session.workspace, [t.skills for t in trials], progress)
+        )
+        table = Table("explorer", "coverage", "cells an episode", "reached the goal", "prior covers")
+        for row in result.facts.pop("rows"):
+            table.add_row(
+                row["explorer"],
+                f"{row['coverage']:.3f}",
+                f"{row['cells_per_episode']:.1f}",
+                f"{100 * row['reached_goal']:.1f} %",
+                f"{row['prior_over_this']:.2f} ×",
+            )
+        print_table(table)
+        session.next("train", "train the policy from this prior")
 
 
 @app.command()
@@ -280,11 +311,24 @@ class _Session:
     def train(self, trial: Any) -> Any:
         return run_stage(f"Training {_name(trial)}", lambda progress: self.pipeline.train(trial, progress))
 
-    def evaluate(self, trial: Any, *, videos: bool = True) -> Any:
+    def evaluate(self, trial: Any, *, videos: bool = True, env: Any = None) -> Any:
         return run_stage(
             f"Evaluating {_name(trial)}",
-            lambda progress: self.pipeline.evaluate_policy(trial, progress, videos=videos),
+            lambda progress: self.pipeline.evaluate_policy(trial, progress, videos=videos, env=env),
         )
+
+    def trained(self, trial: Any) -> Any:
+        """The trial itself if it is trained, or the one that differs only by the environment's settings in --set."""
+        if (trial.policy / "trained.json").exists():
+            return trial
+        kept = [text for text in self.overrides if not text.startswith("env.") or text.startswith("env.id=")]
+        origin = type(self.workspace)(load_experiment(self.config, kept)).trial(trial.method, trial.seed)
+        if not (origin.policy / "trained.json").exists():
+            raise SpirlError(
+                f"There is no trained policy for {_name(trial)} in {origin.policy}. Run spirl train with the same "
+                "config and --set options first."
+            )
+        return origin
 
     def report(self) -> None:
         from spirl_ray.experiments.gather import gather
@@ -370,9 +414,23 @@ def _fail(message: str) -> None:
     raise typer.Exit(2) from None
 
 
+def _one_option_each(arguments: Sequence[str]) -> list[str]:
+    """``--set A=1 B=2`` as ``--set A=1 --set B=2``."""
+    spread: list[str] = []
+    listing = False
+    for argument in arguments:
+        follows = bool(spread) and spread[-1] == "--set"
+        if listing and not follows and "=" in argument and not argument.startswith("-"):
+            spread.append("--set")
+            follows = True
+        listing = argument == "--set" or follows
+        spread.append(argument)
+    return spread
+
+
 def main() -> None:
     """Entry point of the ``spirl`` command."""
-    app()
+    app(args=_one_option_each(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from spirl_ray.errors import SpirlError
 
@@ -30,7 +30,18 @@ class Settings(BaseModel):
 class EnvSettings(Settings):
     id: str = "spirl/Kitchen-v0"
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the environment's constructor, e.g. ``tasks``."""
+    """Passed to the environment's constructor, e.g. ``tasks``. ``env.tasks`` is short for ``env.kwargs.tasks``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constructor_arguments(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not isinstance(raw.get("kwargs", {}), dict):
+            return raw
+        own = {name: value for name, value in raw.items() if name in cls.model_fields}
+        short = {name: value for name, value in raw.items() if name not in cls.model_fields}
+        if twice := sorted(set(short) & set(raw.get("kwargs", {}))):
+            raise ValueError(f"{twice[0]} is given twice, as env.{twice[0]} and as env.kwargs.{twice[0]}")
+        return {**own, "kwargs": {**raw.get("kwargs", {}), **short}}
 
 
 class DataSettings(Settings):
@@ -73,6 +84,11 @@ class SkillSettings(Settings):
     """Nats per dimension; when set, beta is tuned by dual gradient towards it."""
     state_std_floor: float = Field(default=0.05, gt=0.0)
     """States are standardised by the data's deviation, but by no less than this."""
+    view_channels: int = Field(default=8, ge=1)
+    """Environments with images: feature maps of the first of 3 convolutions; each further one has twice as many."""
+    egocentric_state: bool = True
+    """Environments with images: skills and prior see the velocity, too, which two frames hardly show. The paper's
+    see the frames alone (false). Positions are never shown to them, so that they hold in any layout."""
 
 
 class AugmentationSettings(Settings):
@@ -164,6 +180,12 @@ class EvaluateSettings(Settings):
     video_fps: int = Field(default=25, ge=1)
 
 
+class ExploreSettings(Settings):
+    env_steps: int = Field(default=1_000_000, ge=1)
+    """Primitive steps of each explorer, rounded up to whole episodes."""
+    seed: int = 0
+
+
 class RaySettings(Settings):
     address: str | None = None
     """A running cluster; None uses the surrounding job's cluster or starts a local Ray."""
@@ -186,6 +208,7 @@ class Experiment(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    explore: ExploreSettings = ExploreSettings()
     ray: RaySettings = RaySettings()
     overrides: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
     """Settings of skills, pretrain or train for one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
@@ -219,10 +242,15 @@ class Experiment(Settings):
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Reads a YAML file and applies ``key=value`` overrides (values are YAML too).
 
+    A bare name that is no file, such as ``maze``, means ``tune_configs/maze.yaml``.
+
     Raises:
         SpirlError: for an unreadable file, YAML that is no mapping, an unknown key or a wrong type,
             naming file and key.
     """
+    shipped = Path("tune_configs") / f"{path}.yaml"
+    if not path.exists() and shipped.exists():
+        path = shipped
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spirl_ray.config import Experiment, MethodName
-from spirl_ray.skills.model import DecoderKind, SkillSpec
+from spirl_ray.envs import EnvironmentSpec
+from spirl_ray.errors import SpirlError
+from spirl_ray.skills.model import DecoderKind, SkillSpec, ViewShape
 
 Regulariser = Literal["prior", "uniform"]
 PolicyInit = Literal["prior", "scratch"]
@@ -44,19 +46,28 @@ class ResolvedMethod:
     policy_init: PolicyInit
     latent_limit: float | None
     target_divergence: float
+    proposals: bool
+    """The policy's input holds the prior's parameters, for the environment has frames and the method needs a prior."""
+
+    @property
+    def residual(self) -> bool:
+        """The policy starts as the proposal in its input."""
+        return self.proposals and self.policy_init == "prior"
 
 
-def skill_spec(experiment: Experiment, method: MethodName, state_dim: int, action_dim: int) -> SkillSpec:
+def skill_spec(experiment: Experiment, method: MethodName, facts: EnvironmentSpec) -> SkillSpec:
     """The skill model that a method needs; flat methods share one, the action prior."""
+    view = facts.view
     return SkillSpec(
         decoder=METHODS[method].decoder,
-        state_dim=state_dim,
-        action_dim=action_dim,
+        state_dim=facts.state_dim,
+        action_dim=facts.action_dim,
+        view=ViewShape(frames=view.frames, size=view.size, egocentric=view.egocentric) if view else None,
         settings=experiment.skills,
     )
 
 
-def resolve(experiment: Experiment, name: MethodName, latent_dim: int) -> ResolvedMethod:
+def resolve(experiment: Experiment, name: MethodName, spec: SkillSpec) -> ResolvedMethod:
     """Applies the experiment's settings to a preset.
 
     Towards a uniform distribution over the latent box, D(s) = Z log(2 l) - entropy, so SAC's rule
@@ -66,9 +77,16 @@ def resolve(experiment: Experiment, name: MethodName, latent_dim: int) -> Resolv
     limit = None if method.decoder == "identity" else train.latent_limit
     default = PAPER_TARGET_DIVERGENCE
     if method.regulariser == "uniform":
-        default = latent_dim * (1.0 + math.log(2.0))
+        default = spec.latent_dim * (1.0 + math.log(2.0))
         if method.decoder != "identity" and limit is None:
             limit = PAPER_LATENT_LIMIT  # an entropy bonus needs a bounded space
     target = train.target_divergence if method.regulariser == "prior" else None
     init = method.policy_init if train.policy_init == "preset" else train.policy_init
-    return ResolvedMethod(name, method.regulariser, init, limit, target if target is not None else default)
+    proposals = spec.view is not None and (method.regulariser == "prior" or init == "prior")
+    if proposals and spec.settings.prior != "gaussian" and method.regulariser == "prior":
+        raise SpirlError(
+            f"skills.prior: {spec.settings.prior} works for environments without images only: {name} would be kept "
+            "close to a Gaussian fitted beside it. Use gaussian."
+        )
+    target = target if target is not None else default
+    return ResolvedMethod(name, method.regulariser, init, limit, target, proposals)

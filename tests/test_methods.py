@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, get_args
 
 import pytest
 
 from spirl_ray.config import Experiment, MethodName
-from spirl_ray.methods import METHODS, resolve, skill_spec
+from spirl_ray.envs import environment
+from spirl_ray.errors import SpirlError
+from spirl_ray.methods import METHODS, ResolvedMethod, skill_spec
+from spirl_ray.methods import resolve as resolve_for
 
 
 def experiment(**train: Any) -> Experiment:
     return Experiment.model_validate({"name": "test", "train": train})
+
+
+def resolve(chosen: Experiment, name: MethodName, latent_dim: int) -> ResolvedMethod:
+    """In an environment without images, for skills of this latent size."""
+    facts = dataclasses.replace(environment("spirl/PointPads-v0"), action_dim=latent_dim)
+    skills = chosen.skills.model_copy(update={"latent_dim": latent_dim})
+    return resolve_for(chosen, name, skill_spec(chosen.model_copy(update={"skills": skills}), name, facts))
 
 
 def test_every_method_name_has_its_preset() -> None:
@@ -70,8 +81,32 @@ def test_the_starting_point_can_be_ablated(start: str) -> None:
 
 def test_skill_models_follow_from_the_method() -> None:
     chosen = Experiment.model_validate({"name": "test", "skills": {"horizon": 7, "latent_dim": 3}})
-    skilled = skill_spec(chosen, "spirl_cl", 8, 2)
+    pads = environment("spirl/PointPads-v0")
+    skilled = skill_spec(chosen, "spirl_cl", pads)
     assert (skilled.decoder, skilled.horizon, skilled.latent_dim) == ("closed_loop", 7, 3)
-    flat = skill_spec(chosen, "sac", 8, 2)
+    flat = skill_spec(chosen, "sac", pads)
     assert (flat.decoder, flat.horizon, flat.latent_dim) == ("identity", 1, 2)
-    assert flat == skill_spec(chosen, "flat_prior", 8, 2) == skill_spec(chosen, "bc_sac", 8, 2)
+    assert flat == skill_spec(chosen, "flat_prior", pads) == skill_spec(chosen, "bc_sac", pads)
+
+
+@pytest.mark.parametrize(
+    ("name", "proposals", "residual"),
+    [
+        ("spirl", True, True),
+        ("ssp", False, False),
+        ("flat_prior", True, True),
+        ("bc_sac", True, True),
+        ("sac", False, False),
+    ],
+)
+def test_with_images_only_methods_that_use_a_prior_are_shown_it(
+    name: MethodName, proposals: bool, residual: bool
+) -> None:
+    resolved = resolve_for(experiment(), name, skill_spec(experiment(), name, environment("spirl/Maze-v0")))
+    assert (resolved.proposals, resolved.residual) == (proposals, residual)
+
+
+def test_a_policy_near_the_prior_of_images_needs_a_gaussian_one() -> None:
+    chosen = Experiment.model_validate({"name": "test", "skills": {"prior": "flow"}})
+    with pytest.raises(SpirlError, match=r"skills\.prior: flow"):
+        resolve_for(chosen, "spirl", skill_spec(chosen, "spirl", environment("spirl/Maze-v0")))

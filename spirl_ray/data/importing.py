@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -58,6 +59,17 @@ class _Shard:
     state_dim: int
     action_dim: int
     skip_bad: bool
+
+    @property
+    def key(self) -> str:
+        """Equal for shards of equal content."""
+        facts = (self.source.description().source, self.indices, self.state_dim, self.action_dim, self.skip_bad)
+        return hashlib.sha256(repr((__version__, facts)).encode()).hexdigest()
+
+    @property
+    def result(self) -> Path:
+        """Where the facts about a finished shard are, so that an interrupted import need not write it again."""
+        return self.file.with_suffix(".json")
 
 
 def import_dataset(
@@ -146,11 +158,15 @@ def import_dataset(
 def _run(tasks: list[_Shard], progress: Callable[[int, int], None] | None) -> list[dict[str, Any]]:
     """Results of `_write_shard` in the order of `tasks`."""
     total = sum(len(task.indices) for task in tasks)
-    done = 0
-    results: dict[int, dict[str, Any]] = {}
-    numbers = [{"shard": number} for number in range(len(tasks))]
+    results = {number: found for number, task in enumerate(tasks) if (found := _finished(task)) is not None}
+    done = sum(len(tasks[number].indices) for number in results)
+    if progress is not None and done:
+        progress(done, total)
+    numbers = [{"shard": number} for number in range(len(tasks)) if number not in results]
+    if not numbers:
+        return [results[number] for number in range(len(tasks))]
     # One block for each shard makes one task of it.
-    rows = ray.data.from_items(numbers, override_num_blocks=len(tasks)).map(
+    rows = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map(
         functools.partial(_write_row, tasks), num_cpus=1
     )
     rows.context.enable_progress_bars = False
@@ -229,7 +245,22 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
             writer.write_table(episodes_to_table(waiting, shard.state_dim, shard.action_dim))
     os.replace(attempt, shard.file)
     entry = FileEntry(sha256=file_digest(shard.file), bytes=shard.file.stat().st_size, rows=len(digests))
-    return {"digests": digests, "problems": problems, "steps": steps, "file": entry.model_dump()}
+    result = {"digests": digests, "problems": problems, "steps": steps, "file": entry.model_dump()}
+    note = shard.result.with_name(f"{shard.result.name}.{os.getpid()}")
+    note.write_text(json.dumps({"key": shard.key, "result": result}))
+    os.replace(note, shard.result)
+    return result
+
+
+def _finished(shard: _Shard) -> dict[str, Any] | None:
+    """What an interrupted import knew of a shard, if it had finished this one."""
+    try:
+        note = json.loads(shard.result.read_text())
+        result: dict[str, Any] = note["result"]
+        whole = note["key"] == shard.key and file_digest(shard.file) == result["file"]["sha256"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return result if whole else None
 
 
 def _name_files(partial: Path, tasks: list[_Shard], results: list[dict[str, Any]]) -> dict[str, FileEntry]:
@@ -317,20 +348,32 @@ _OWNER = "owner.json"
 
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
-    """A sibling of `out` to write into, removed unless it was renamed; leftovers of dead imports go too."""
+    """A sibling of `out` to write into: what an import that was stopped has left, or a new folder.
+
+    It is removed when the import fails, and stays when it is stopped.
+    """
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    stopped = False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in out.parent.glob(f".{out.name}.partial-*"):
-            if _abandoned(leftover):
+        for leftover in sorted(out.parent.glob(f".{out.name}.partial-*")):
+            if leftover == partial or not _abandoned(leftover):
+                continue
+            if partial.exists():
                 shutil.rmtree(leftover)
-        partial.mkdir()
+            else:
+                leftover.rename(partial)
+        partial.mkdir(exist_ok=True)
         (partial / _OWNER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         yield partial
     except (OSError, pa.ArrowException) as error:
         raise SpirlError(_storage_message(out, error)) from error
+    except (KeyboardInterrupt, SystemExit):
+        stopped = True
+        raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not stopped:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _abandoned(folder: Path) -> bool:

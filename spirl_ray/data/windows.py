@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spirl_ray.data.trajectories import Episode
+from spirl_ray.envs.spec import ViewSpec
 from spirl_ray.errors import SpirlError
+
+_FRAMES_AT_A_TIME = 8192
 
 
 class WindowTable:
     """All windows of a set of episodes, held as two flat tensors and an index of their first rows.
 
     Every offset of every episode is one window, T - H + 1 of them, and none crosses the end of an episode.
+
+    Args:
+        episodes: what to cut windows from.
+        horizon: H, primitive steps in a window.
+        view: of the environment; when given, frames are rendered from the stored states and follow them.
+        observed: of how many steps of a window to return the observations; None is all H. Frames are costly, and an
+            open-loop model sees the first alone.
+        frame_cache_bytes: frames are rendered once and kept if they fit, and otherwise for each batch.
     """
 
-    def __init__(self, episodes: Iterable[Episode], horizon: int) -> None:
-        states, actions, starts, row = [], [], [], 0
+    def __init__(
+        self,
+        episodes: Iterable[Episode],
+        horizon: int,
+        *,
+        view: ViewSpec | None = None,
+        observed: int | None = None,
+        frame_cache_bytes: float = 0,
+    ) -> None:
+        states, actions, starts, lengths, metadata, row = [], [], [], [], [], 0
         for episode in episodes:
             length = len(episode.actions)
             states.append(episode.states[:length])
             actions.append(episode.actions)
             starts.append(np.arange(row, row + length - horizon + 1))
+            lengths.append(length)
+            metadata.append(episode.metadata)
             row += length
         self.horizon = horizon
         self.starts = torch.from_numpy(np.concatenate(starts) if starts else np.zeros(0, np.int64))
@@ -36,14 +59,22 @@ class WindowTable:
         self.states = torch.from_numpy(np.concatenate(states))
         self.actions = torch.from_numpy(np.concatenate(actions))
         self._offsets = torch.arange(horizon)
+        self._observed = horizon if observed is None else observed
+        self._frames: _EpisodeFrames | None = None
+        if view is not None:
+            self._frames = _EpisodeFrames(view, self.states.numpy(), lengths, metadata, frame_cache_bytes)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def rows(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows by number [B] -> states [B, H, S], actions [B, H, A], float32."""
+        """Windows by number [B] -> observations [B, observed, S + pixels], actions [B, H, A], float32."""
         rows = self.starts[windows].unsqueeze(1) + self._offsets
-        return self.states[rows], self.actions[rows]
+        seen = rows[:, : self._observed]
+        states = self.states[seen]
+        if self._frames is not None:
+            states = torch.cat([states, self._frames.stacked(seen)], dim=-1)
+        return states, self.actions[rows]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Uniform over all windows, with replacement."""
@@ -60,8 +91,47 @@ class WindowTable:
             yield self.rows(chosen)
 
 
+class _EpisodeFrames:
+    """The newest frames at any row of the flat states, rendered from them."""
+
+    def __init__(
+        self,
+        view: ViewSpec,
+        states: NDArray[np.float32],
+        lengths: Sequence[int],
+        metadata: Sequence[Mapping[str, Any]],
+        cache_bytes: float,
+    ) -> None:
+        self._view, self._states = view, states
+        self._render = view.renderer(metadata)
+        self._episode = np.repeat(np.arange(len(lengths)), lengths)
+        self._first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+        self._cache: NDArray[np.uint8] | None = None
+        if len(states) * view.size**2 <= cache_bytes:
+            parts = np.array_split(np.arange(len(states)), 1 + len(states) // _FRAMES_AT_A_TIME)
+            self._cache = np.concatenate([self._at(rows) for rows in parts])
+
+    def stacked(self, rows: Tensor) -> Tensor:
+        """Rows [...] -> pixels float32 [..., frames * N * N], oldest frame first; an episode's first is repeated."""
+        flat = rows.numpy().ravel()
+        ages = np.arange(self._view.frames - 1, -1, -1)
+        wanted = np.maximum(flat[:, None] - ages, self._first[flat][:, None])
+        frames = self._at(wanted.ravel()) if self._cache is None else self._cache[wanted.ravel()]
+        return torch.from_numpy(frames).reshape(*rows.shape, self._view.pixels).float()
+
+    def _at(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._render(self._episode[rows], self._states[rows])
+
+
 def stream_windows(
-    episodes: Iterable[Episode], horizon: int, batch_size: int, generator: torch.Generator, buffer_bytes: int
+    episodes: Iterable[Episode],
+    horizon: int,
+    batch_size: int,
+    generator: torch.Generator,
+    buffer_bytes: int,
+    *,
+    view: ViewSpec | None = None,
+    observed: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass over episodes that do not fit in memory: shuffles within buffers of at most ``buffer_bytes``.
 
@@ -75,10 +145,10 @@ def stream_windows(
             continue
         added = episode.states.nbytes + episode.actions.nbytes
         if buffer and size + added > buffer_bytes:
-            table = WindowTable(buffer, horizon)
+            table = WindowTable(buffer, horizon, view=view, observed=observed)
             buffer, size = [], 0
             yield from table.shuffled(batch_size, generator)
         buffer.append(episode)
         size += added
     if buffer:
-        yield from WindowTable(buffer, horizon).shuffled(batch_size, generator)
+        yield from WindowTable(buffer, horizon, view=view, observed=observed).shuffled(batch_size, generator)

@@ -11,14 +11,15 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
-from spirl_ray.envs import kitchen, point_pads
-from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
+from spirl_ray.envs import kitchen, maze, point_pads
+from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget, ViewSpec
 from spirl_ray.errors import SpirlError
 
-__all__ = ["EnvironmentSpec", "PositionTarget", "environment", "make"]
+__all__ = ["EnvironmentSpec", "FloorPlan", "PositionTarget", "ViewSpec", "environment", "make"]
 
 _ENTRY_POINTS = {
     kitchen.SPEC: "spirl_ray.envs.kitchen:KitchenEnv",
+    maze.SPEC: "spirl_ray.envs.maze:MazeEnv",
     point_pads.SPEC: "spirl_ray.envs.point_pads:PointPadsEnv",
 }
 _SPECS = {spec.id: spec for spec in _ENTRY_POINTS}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,52 @@ class PositionTarget:
     """Entries of the state that are not under direct control and may be perturbed without relabelling."""
 
 
+Frames = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.uint8]]
+"""Episode numbers [B] and states [B, S] -> grey frames uint8 [B, N, N]."""
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """The environment shows images: its observation is the state, then the newest frames, oldest first.
+
+    Datasets hold states alone; frames are rendered from them.
+    """
+
+    frames: int
+    """Frames in an observation, of successive primitive steps."""
+    size: int
+    """Pixels N of a frame's side."""
+    egocentric: tuple[int, ...]
+    """State entries that mean the same wherever the agent is, such as its velocity."""
+    renderer: Callable[[Sequence[Mapping[str, Any]]], Frames]
+    """From the metadata of episodes to what renders their frames."""
+
+    @property
+    def pixels(self) -> int:
+        return self.frames * self.size * self.size
+
+
+@dataclass(frozen=True)
+class FloorPlan:
+    """Where an agent can be: the positions are the first two entries of the state, in cells."""
+
+    walls: NDArray[np.bool_]
+    """[X, Y]; cell (i, j) spans positions from i - 0.5 to i + 0.5 and from j - 0.5 to j + 0.5."""
+    start: tuple[int, int] | None
+    goal: tuple[int, int] | None
+    goal_radius: float
+
+
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """Facts about one environment id that data, skills and training share."""
+    """Facts about one environment id that data, skills and training share.
+
+    An observation starts with the state, then the pixels of its frames (0 to 255) if there is a view; what follows
+    (a constant goal) is not shown to networks.
+    """
 
     id: str
     state_dim: int
-    """Leading entries of the observation that are state; the rest (a constant goal) is not shown to networks."""
     action_dim: int
     """Actions are float32 in [-1, 1]."""
     max_episode_steps: int
@@ -38,11 +80,19 @@ class EnvironmentSpec:
     """Names that may appear in ``info["completed"]``."""
     default_tasks: tuple[str, ...] = ()
     """The target's subtasks when the constructor's ``tasks`` is not given."""
+    view: ViewSpec | None = None
     position_target: PositionTarget | None = None
     generate: Callable[..., Iterator[Any]] | None = None
     """``generate(indices, seed, **kwargs)`` yields one scripted `Episode` for each index, or None.
 
     An episode depends on (seed, index, kwargs) alone, so any number of workers produces the same data.
     """
+    floor_plan: Callable[..., FloorPlan] | None = None
+    """From the constructor's arguments to the plan, for environments in which exploration can be drawn."""
     minari_states: Callable[[Any], Any] | None = None
     """Maps the observations of a Minari episode (array [T+1, ·] or dict of them) to states float32 [T+1, S]."""
+
+    @property
+    def observation_dim(self) -> int:
+        """Leading entries of an observation that networks may see: state and pixels."""
+        return self.state_dim + (self.view.pixels if self.view is not None else 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from spirl_ray.config import EvaluateSettings
+from spirl_ray.config import EnvSettings, EvaluateSettings
 from spirl_ray.data.importing import ImportReport, import_dataset
 from spirl_ray.data.trajectories import dataset_files, read_card
 from spirl_ray.data.validation import file_digest
@@ -146,15 +146,24 @@ def train(trial: Trial, progress: Progress = silent) -> StageResult:
     return StageResult(trial.policy, not done, facts)
 
 
-def evaluate_policy(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> StageResult:
+def evaluate_policy(
+    trial: Trial, progress: Progress = silent, *, videos: bool = True, env: EnvSettings | None = None
+) -> StageResult:
     """The final evaluation of a trained policy: episodes in every mode, and videos.
+
+    Args:
+        trial: whose policy.
+        progress: told of finished episodes.
+        videos: film some episodes, too.
+        env: where, if not in the environment of the training.
 
     Raises:
         SpirlError: when there is no trained policy, or it is damaged.
     """
     if not (trial.policy / POLICY_CARD).exists():
         raise SpirlError(f"There is no trained policy in {trial.policy}: run spirl train first.")
-    env, settings, out = trial.experiment.env, trial.experiment.evaluate, trial.evaluation
+    env = trial.experiment.env if env is None else env
+    settings, out = trial.experiment.evaluate, trial.evaluation_in(env)
     plans = {
         mode: RolloutPlan(str(trial.policy), env.id, env.kwargs, mode, seed=settings.seed) for mode in settings.modes
     }

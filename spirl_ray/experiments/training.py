@@ -56,7 +56,13 @@ class TrainingRun:
 
 def _make_skill_env(config: Any) -> SkillEnv:
     torch.set_num_threads(1)
-    return SkillEnv(config["env_id"], config["env_kwargs"], Path(config["skills"]), config["latent_limit"])
+    return SkillEnv(
+        config["env_id"],
+        config["env_kwargs"],
+        Path(config["skills"]),
+        config["latent_limit"],
+        proposals=config["proposals"],
+    )
 
 
 def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
@@ -72,6 +78,7 @@ def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
             "env_kwargs": env.kwargs,
             "skills": str(run.skills.absolute()),
             "latent_limit": method.latent_limit,
+            "proposals": method.proposals,
         },
     )
     config.env_runners(
@@ -91,6 +98,7 @@ def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
             "skills": str(run.skills.absolute()),
             "regulariser": method.regulariser,
             "policy_init": method.policy_init,
+            "proposals": method.proposals,
             "initial_alpha": train.initial_alpha,
             "critic_width": train.critic_width,
             "critic_layers": train.critic_layers,
@@ -324,6 +332,8 @@ class SnapshotEvaluations:
                 self.folder(env_steps),
                 algorithm.policy_state(),
                 run.skills,
+                proposals=run.method.proposals,
+                residual=run.method.residual,
                 environment=run.experiment.env.id,
                 env_kwargs=run.experiment.env.kwargs,
                 method=run.method.name,

@@ -7,14 +7,14 @@ folder is gone on with. Several processes may share it; each result has a lock.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spirl_ray.config import Experiment, MethodName, fingerprint
+from spirl_ray.config import EnvSettings, Experiment, MethodName, fingerprint
 from spirl_ray.data.sources import EpisodeSource, GeneratedSource, MinariSource
 from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
@@ -123,6 +123,11 @@ class Workspace:
         key = fingerprint(env.id, data.dataset, data.skip_bad)
         return self.folder / "data" / f"{str(data.dataset).replace('/', '-')}-{key}"
 
+    def exploration(self, skills: Sequence[Path]) -> Path:
+        """Folder of an exploration with these skill artifacts."""
+        key = fingerprint(self.experiment.env, self.experiment.explore, [folder.name for folder in skills])
+        return self.folder / "exploration" / key
+
     # --- one method with one seed ---
 
     def trial(self, method: MethodName, seed: int) -> Trial:
@@ -146,11 +151,11 @@ class Trial:
     @cached_property
     def spec(self) -> SkillSpec:
         facts = environment(self.experiment.env.id)
-        return skill_spec(self.experiment, self.method, facts.state_dim, facts.action_dim)
+        return skill_spec(self.experiment, self.method, facts)
 
     @cached_property
     def resolved(self) -> ResolvedMethod:
-        return resolve(self.experiment, self.method, self.spec.latent_dim)
+        return resolve(self.experiment, self.method, self.spec)
 
     @cached_property
     def skills_key(self) -> str:
@@ -195,9 +200,14 @@ class Trial:
     @property
     def evaluation(self) -> Path:
         """Folder of the final evaluation of the policy as it is now: trained further, it is evaluated anew."""
+        return self.evaluation_in(self.experiment.env)
+
+    def evaluation_in(self, env: EnvSettings) -> Path:
+        """Folder of an evaluation in an environment that may differ from the one of the training."""
         card = self.policy / POLICY_CARD
         policy = read_policy_card(self.policy).sha256 if card.exists() else None
-        key = fingerprint(self.config_hash, policy, self.experiment.evaluate.episodes, self._looks)
+        elsewhere = [] if env == self.experiment.env else [env]
+        key = fingerprint(self.config_hash, policy, self.experiment.evaluate.episodes, self._looks, *elsewhere)
         return self.workspace.folder / "evaluation" / f"{self.method}-s{self.seed}-{key}"
 
     @property

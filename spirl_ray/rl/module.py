@@ -15,7 +15,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from spirl_ray.rl.losses import divergence_to_prior, divergence_to_uniform
-from spirl_ray.rl.policy import SkillPolicy
+from spirl_ray.rl.policy import Proposal, SkillPolicy
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp
@@ -26,8 +26,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     """Networks of one agent. ``model_config`` holds:
 
     ``skills`` (path of the skill artifact, readable on every node), ``regulariser`` ("prior" | "uniform"),
-    ``policy_init`` ("prior" | "scratch"), ``initial_alpha``, ``critic_width``, ``critic_layers``,
-    ``critic_layer_norm``.
+    ``policy_init`` ("prior" | "scratch"), ``proposals`` (observations carry the prior's parameters),
+    ``initial_alpha``, ``critic_width``, ``critic_layers``, ``critic_layer_norm``.
     """
 
     framework = "torch"
@@ -40,7 +40,9 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         config = self.model_config
         skills = load_skills(Path(config["skills"]))
         spec = skills.spec
-        self.policy = SkillPolicy(skills)
+        proposals: bool = config["proposals"]
+        residual = proposals and config["policy_init"] == "prior"
+        self.policy = SkillPolicy(skills, proposals=proposals, residual=residual)
         if config["policy_init"] == "prior":
             self.policy.start_from(skills.policy_start)
         self.regulariser: str = config["regulariser"]
@@ -48,13 +50,13 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         warms_up = self.regulariser == "prior" and config["policy_init"] == "scratch"
         self.prior: nn.Module | None = None
         if self.regulariser == "prior" and (warms_up or not self.inference_only):
-            self.prior = skills.prior.requires_grad_(False)
+            self.prior = Proposal(spec.state_dim) if proposals else skills.prior.requires_grad_(False)
         # A buffer, so that it reaches the env runners with the weights, and the checkpoint. The first update ends it.
         self.register_buffer("acts_from_prior", torch.tensor(True) if warms_up else None)
         if not self.inference_only:
             self.critics = nn.ModuleList(
                 mlp(
-                    spec.state_dim + spec.latent_dim,
+                    self.policy.input_dim + spec.latent_dim,
                     1,
                     width=config["critic_width"],
                     layers=config["critic_layers"],

@@ -14,39 +14,84 @@ from spirl_ray.config import Settings
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.artifact import load_skills, load_tensors, read_json, save_tensors, write_atomically, write_json
 from spirl_ray.skills.execution import Array, SkillExecution
-from spirl_ray.skills.gaussian import DiagonalGaussian
+from spirl_ray.skills.gaussian import LOG_STD_MAX, LOG_STD_MIN, DiagonalGaussian
 from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.networks import mlp
 from spirl_ray.skills.priors import GaussianPrior
 
 TENSORS, CARD, SKILLS = "policy.safetensors", "policy.json", "skills"
 FORMAT_VERSION = 1
 
 
+class Proposal(nn.Module):
+    """The frozen prior of an environment with frames: its parameters are part of the policy's input."""
+
+    def __init__(self, state_dim: int) -> None:
+        super().__init__()
+        self.state_dim = state_dim
+
+    def forward(self, inputs: Tensor) -> DiagonalGaussian:
+        """Inputs [..., S + 2 Z] -> p(z | s)."""
+        return DiagonalGaussian.from_parameters(inputs[..., self.state_dim :])
+
+
+class ResidualHead(nn.Module):
+    """A policy that starts as the prior's proposal and learns how to depart from it."""
+
+    def __init__(self, state_dim: int, latent_dim: int, *, width: int, layers: int) -> None:
+        super().__init__()
+        self.proposal = Proposal(state_dim)
+        self.net = mlp(state_dim + 2 * latent_dim, 2 * latent_dim, width=width, layers=layers)
+        last = self.net[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, inputs: Tensor) -> DiagonalGaussian:
+        """Inputs [..., S + 2 Z] -> a Gaussian over latents [..., Z]."""
+        proposal = self.proposal(inputs)
+        mean, log_std = self.net(inputs).chunk(2, dim=-1)
+        return DiagonalGaussian(proposal.mean + mean, (proposal.log_std + log_std).clamp(LOG_STD_MIN, LOG_STD_MAX))
+
+
 class SkillPolicy(nn.Module):
-    """pi(z | s): the same network shape as a Gaussian skill prior, with the prior's state normalisation."""
+    """pi(z | s), with the skills' state normalisation; the same network shape as a Gaussian skill prior.
+
+    Args:
+        skills: what it acts through.
+        proposals: its input is the state and the prior's parameters (`SkillModel.decision_input`).
+        residual: it starts as that proposal, see `ResidualHead`.
+    """
 
     state_mean: Tensor
     state_std: Tensor
 
-    def __init__(self, skills: SkillModel) -> None:
+    def __init__(self, skills: SkillModel, *, proposals: bool = False, residual: bool = False) -> None:
         super().__init__()
         spec = skills.spec
-        self.head = GaussianPrior(
-            spec.state_dim, spec.latent_dim, width=spec.settings.width, layers=spec.settings.prior_layers
-        )
+        sizes = {"width": spec.settings.width, "layers": spec.settings.prior_layers}
+        self.input_dim = spec.state_dim + (2 * spec.latent_dim if proposals else 0)
+        self.head: ResidualHead | GaussianPrior
+        if residual:
+            self.head = ResidualHead(spec.state_dim, spec.latent_dim, **sizes)
+        else:
+            self.head = GaussianPrior(self.input_dim, spec.latent_dim, **sizes)
         self.register_buffer("state_mean", skills.state_mean.clone())
         self.register_buffer("state_std", skills.state_std.clone())
 
-    def standardise(self, states: Tensor) -> Tensor:
-        return (states - self.state_mean) / self.state_std
+    def standardise(self, inputs: Tensor) -> Tensor:
+        size = len(self.state_mean)
+        states = (inputs[..., :size] - self.state_mean) / self.state_std
+        return states if inputs.shape[-1] == size else torch.cat([states, inputs[..., size:]], dim=-1)
 
-    def forward(self, states: Tensor) -> DiagonalGaussian:
-        """Raw states [B, S] -> a Gaussian over latents [B, Z]."""
-        return self.head(self.standardise(states))
+    def forward(self, inputs: Tensor) -> DiagonalGaussian:
+        """Raw inputs [B, S] or [B, S + 2 Z] -> a Gaussian over latents [B, Z]."""
+        return self.head(self.standardise(inputs))
 
     def start_from(self, prior: GaussianPrior) -> None:
-        """Copies the weights of a Gaussian skill prior."""
-        self.head.load_state_dict(prior.state_dict())
+        """Copies the weights of a Gaussian skill prior; a residual policy is one from the start."""
+        if isinstance(self.head, GaussianPrior):
+            self.head.load_state_dict(prior.state_dict())
 
 
 class PolicyCard(Settings):
@@ -59,6 +104,9 @@ class PolicyCard(Settings):
     seed: int
     latent_limit: float | None
     state_dim: int
+    proposals: bool = False
+    residual: bool = False
+    """How its network is built, see `SkillPolicy`."""
     env_steps: int
     skills: str
     """Folder of the skill artifact, relative to the policy's."""
@@ -74,16 +122,16 @@ class Policy:
 
     def __init__(
         self,
-        network: SkillPolicy,
+        network: nn.Module,
         execution: SkillExecution,
-        state_dim: int,
+        observation_dim: int,
         *,
         deterministic: bool = True,
         seed: int = 0,
     ) -> None:
         self.network = network.eval()
         self.execution = execution
-        self.state_dim = state_dim
+        self.observation_dim = observation_dim
         self.deterministic = deterministic
         self.reset(seed)
 
@@ -95,18 +143,18 @@ class Policy:
 
     @torch.inference_mode()
     def act(self, observation: Array) -> Array:
-        """The next primitive action, float32 [A] in [-1, 1], for an observation [>= S]."""
-        state = np.asarray(observation, np.float32)[: self.state_dim]
-        if state.shape != (self.state_dim,):
+        """The next primitive action, float32 [A] in [-1, 1], for an observation [>= O]."""
+        seen = np.asarray(observation, np.float32)[: self.observation_dim]
+        if seen.shape != (self.observation_dim,):
             raise SpirlError(
-                f"the observation has shape {np.shape(observation)}, this policy needs {self.state_dim} entries"
+                f"the observation has shape {np.shape(observation)}, this policy needs {self.observation_dim} entries"
             )
         if not self._running or self.execution.finished:
-            chosen = self.network(torch.from_numpy(state).unsqueeze(0))
+            chosen = self.network(torch.from_numpy(seen).unsqueeze(0))
             latent = chosen.mode() if self.deterministic else chosen.sample(self._generator)
             self.execution.begin(latent[0].numpy())
             self._running = True
-        return self.execution.action(state)
+        return self.execution.action(seen)
 
 
 class PriorNetwork(nn.Module):
@@ -116,28 +164,47 @@ class PriorNetwork(nn.Module):
         super().__init__()
         self.skills = skills
 
-    def forward(self, states: Tensor) -> Any:
-        return self.skills.prior_distribution(states)
+    def forward(self, observations: Tensor) -> Any:
+        return self.skills.prior_distribution(observations)
+
+
+class _SeeingPolicy(nn.Module):
+    """A `SkillPolicy` behind the observations of its environment."""
+
+    def __init__(self, skills: SkillModel, policy: SkillPolicy, proposals: bool) -> None:
+        super().__init__()
+        self.skills, self.policy, self.proposals = skills, policy, proposals
+
+    def forward(self, observations: Tensor) -> DiagonalGaussian:
+        return self.policy(self.skills.decision_input(observations, proposals=self.proposals))
 
 
 def prior_policy(skills: Path, environment: str, *, deterministic: bool) -> Policy:
     """A `Policy` that draws its latents from the prior of a skill artifact (or takes the prior's mode)."""
     model = load_skills(skills, environment)
-    network: Any = PriorNetwork(model)
-    return Policy(network, SkillExecution(model), model.spec.state_dim, deterministic=deterministic)
+    return Policy(PriorNetwork(model), SkillExecution(model), model.spec.observation_dim, deterministic=deterministic)
 
 
-def save_policy(folder: Path, state: dict[str, Tensor], skills: Path, **card: Any) -> PolicyCard:
+def save_policy(
+    folder: Path,
+    state: dict[str, Tensor],
+    skills: Path,
+    *,
+    proposals: bool = False,
+    residual: bool = False,
+    **card: Any,
+) -> PolicyCard:
     """Writes a policy artifact next to a copy of its skills, so that the folder is complete in itself.
 
     Args:
         folder: receives ``policy.safetensors``, ``policy.json`` and ``skills/``.
         state: state dict of a `SkillPolicy`.
         skills: folder of the skill artifact.
+        proposals, residual: how its network is built, see `SkillPolicy`.
         card: the fields of `PolicyCard` that are not derived here.
     """
     model = load_skills(skills)
-    network = SkillPolicy(model)
+    network = SkillPolicy(model, proposals=proposals, residual=residual)
     network.load_state_dict(state)
     copy = folder / SKILLS
     for file in sorted(skills.glob("skill*")):
@@ -146,6 +213,8 @@ def save_policy(folder: Path, state: dict[str, Tensor], skills: Path, **card: An
     written = PolicyCard(
         format_version=FORMAT_VERSION,
         state_dim=model.spec.state_dim,
+        proposals=proposals,
+        residual=residual,
         skills=SKILLS,
         sha256=save_tensors(network, folder / TENSORS),
         **card,
@@ -182,7 +251,8 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
     if Path(card.skills).is_absolute() or ".." in Path(card.skills).parts:
         raise SpirlError(f"{folder / CARD} points outside its folder ({card.skills}): refused.")
     model = load_skills(folder / card.skills, card.environment)
-    network = SkillPolicy(model)
+    network = SkillPolicy(model, proposals=card.proposals, residual=card.residual)
     load_tensors(network, folder / TENSORS, card.sha256)
     execution = SkillExecution(model, card.latent_limit)
-    return Policy(network.requires_grad_(False), execution, card.state_dim, deterministic=deterministic, seed=seed)
+    seeing = _SeeingPolicy(model, network.requires_grad_(False), card.proposals)
+    return Policy(seeing, execution, model.spec.observation_dim, deterministic=deterministic, seed=seed)

@@ -14,8 +14,9 @@ import torch.distributed
 from torch import Tensor
 
 from spirl_ray.config import PretrainSettings
-from spirl_ray.data.trajectories import Episode, table_to_episodes
+from spirl_ray.data.trajectories import Episode, read_card, table_to_episodes
 from spirl_ray.data.windows import WindowTable, stream_windows
+from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.model import SkillSpec
 
@@ -40,16 +41,17 @@ class PretrainJob:
 
 
 class Batches:
-    """Batches of windows from a worker's files, read by Ray Data.
+    """Batches of windows from a worker's files, read by Ray Data; their observations are what the model sees.
 
     ``in_memory`` drains the shard once and indexes tensors; otherwise every pass streams the episodes through
-    shuffled buffers of at most ``in_memory_limit_mb``. Held-out episodes are only in ``held``: states [N, H, S] and
-    actions [N, H, A], or None.
+    shuffled buffers of at most ``in_memory_limit_mb``. Held-out episodes are only in ``held``: observations [N, n, O]
+    and actions [N, H, A], or None.
     """
 
     def __init__(self, job: PretrainJob, files: list[str], batch_size: int, *, in_memory: bool) -> None:
         self.job, self.files, self.batch_size = job, files, batch_size
         self._stream: Iterator[tuple[Tensor, Tensor]] = iter(())
+        self._view = environment(read_card(job.dataset).environment).view
         kept: list[Episode] = []
         held: dict[str, tuple[Tensor, Tensor]] = {}
         moments: dict[str, np.ndarray] = {}
@@ -57,7 +59,7 @@ class Batches:
         for episode in self._episodes():
             if episode.id in job.validation:
                 if episode.id in looked_at and episode.length >= job.spec.horizon:
-                    held[episode.id] = _spread(episode, job.spec.horizon, _VALIDATION_WINDOWS / len(looked_at))
+                    held[episode.id] = self._spread(episode, _VALIDATION_WINDOWS / len(looked_at))
                 continue
             states = episode.states[: episode.length].astype(np.float64)
             moments[episode.id] = np.stack(
@@ -68,12 +70,12 @@ class Batches:
         # Reading tasks finish in any order. Sorted, a resumed run draws what an unbroken one would.
         self._moments = sum((moments[i] for i in sorted(moments)), np.zeros((3, job.spec.state_dim)))
         kept.sort(key=lambda episode: episode.id)
-        self._table = WindowTable(kept, job.spec.horizon) if in_memory else None
+        self._table = self._windows(kept) if in_memory else None
         windows = [held[i] for i in sorted(held)]
         self.held = (torch.cat([s for s, _ in windows]), torch.cat([a for _, a in windows])) if windows else None
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """States [B, H, S] and actions [B, H, A] for one update.
+        """Observations [B, n, O] and actions [B, H, A] for one update; n is H, or 1 (`SkillSpec.observed_steps`).
 
         From memory they depend on the generator alone; a stream goes on with its pass, or starts another.
         """
@@ -88,6 +90,8 @@ class Batches:
                 self.batch_size,
                 order,
                 int(self.job.in_memory_limit_mb * MEGABYTE),
+                view=self._view,
+                observed=self.job.spec.observed_steps,
             )
             batch = next(self._stream, None)
             if batch is None:
@@ -99,6 +103,19 @@ class Batches:
         count, sums, squares = sum_over_workers(torch.from_numpy(self._moments), device)
         mean = sums / count
         return mean.float(), (squares / count - mean.square()).clamp_min(0.0).sqrt().float()
+
+    def _windows(self, episodes: list[Episode]) -> WindowTable:
+        spare = self.job.in_memory_limit_mb * MEGABYTE - sum(e.states.nbytes + e.actions.nbytes for e in episodes)
+        spec = self.job.spec
+        return WindowTable(
+            episodes, spec.horizon, view=self._view, observed=spec.observed_steps, frame_cache_bytes=spare
+        )
+
+    def _spread(self, episode: Episode, count: float) -> tuple[Tensor, Tensor]:
+        """At most ``count`` windows of an episode, evenly spread."""
+        table = self._windows([episode])
+        number = min(len(table), math.ceil(count))
+        return table.rows(torch.linspace(0, len(table) - 1, number, dtype=torch.float64).long())
 
     def _episodes(self) -> Iterator[Episode]:
         data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS)
@@ -119,10 +136,3 @@ def sum_over_workers(values: Tensor, device: torch.device) -> Tensor:
     total = values.to(device, copy=True)
     torch.distributed.all_reduce(total)
     return total.cpu()
-
-
-def _spread(episode: Episode, horizon: int, count: float) -> tuple[Tensor, Tensor]:
-    """At most ``count`` windows of an episode, evenly spread."""
-    table = WindowTable([episode], horizon)
-    number = min(len(table), math.ceil(count))
-    return table.rows(torch.linspace(0, len(table) - 1, number, dtype=torch.float64).long())

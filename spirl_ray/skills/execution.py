@@ -19,7 +19,7 @@ def decision_discount(gamma: float, steps: int, *, per_decision: bool) -> float:
 
 
 class SkillExecution:
-    """Runs one skill at a time with a frozen decoder: `begin` with a latent, then `action` at each step.
+    """Runs skills with a frozen decoder: `begin` with a latent, then `action` at each step, of one agent or several.
 
     The closed-loop decoder sees the current state at every primitive step, the open-loop decoder runs
     once, when the skill begins.
@@ -35,24 +35,25 @@ class SkillExecution:
 
     @torch.inference_mode()
     def begin(self, latent: Array) -> None:
-        """Starts a skill. ``latent`` [Z] is what the policy chose, before ``limit * tanh(.)`` if there is a limit."""
-        self._latent = torch.as_tensor(latent, dtype=torch.float32).reshape(1, -1)
+        """Starts a skill: ``latent`` [..., Z] is the choice before ``limit * tanh(.)`` if there is a limit."""
+        self._latent = torch.as_tensor(latent, dtype=torch.float32).reshape(-1, self.model.spec.latent_dim)
         if self.latent_limit is not None:
             self._latent = self.latent_limit * torch.tanh(self._latent)
         self.step = 0
         if not self.model.codec.closed_loop:
-            self._plan = self.model.decode(torch.empty(1, 0, self.model.spec.state_dim), self._latent)[0].numpy()
+            unseen = torch.empty(len(self._latent), 0, self.model.spec.observation_dim)
+            self._plan = self.model.decode(unseen, self._latent).numpy()
 
     @torch.inference_mode()
-    def action(self, state: Array) -> Array:
-        """The next primitive action [A] in [-1, 1] for the current state [S]."""
+    def action(self, observation: Array) -> Array:
+        """The next primitive action [..., A] in [-1, 1] for the current observation [..., O]."""
         if self._plan is not None:
-            action = self._plan[self.step]
+            actions = self._plan[:, self.step]
         else:
-            states = torch.as_tensor(state, dtype=torch.float32).reshape(1, 1, -1)
-            action = self.model.decode(states, self._latent)[0, 0].numpy()
+            seen = torch.as_tensor(observation, dtype=torch.float32).reshape(len(self._latent), 1, -1)
+            actions = self.model.decode(seen, self._latent)[:, 0].numpy()
         self.step += 1
-        return np.clip(action, -1.0, 1.0)
+        return np.clip(actions.reshape(*np.shape(observation)[:-1], -1), -1.0, 1.0)
 
     @property
     def finished(self) -> bool:

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 
 from spirl_ray.config import Settings, SkillSettings
 from spirl_ray.skills.gaussian import LOG_STD_MIN, DiagonalGaussian
-from spirl_ray.skills.networks import RecurrentActionDecoder, mlp
+from spirl_ray.skills.networks import RecurrentActionDecoder, ViewEncoder, mlp
 from spirl_ray.skills.priors import FlowPrior, GaussianPrior, LatentDistribution, MixturePrior
 
 DecoderKind = Literal["closed_loop", "open_loop", "identity"]
 _MAX_ACTION = 0.999
 """Actions are clamped to this before atanh, which is infinite at 1."""
+
+
+class ViewShape(Settings):
+    """What networks must know of an environment's images, see `spirl_ray.envs.ViewSpec`."""
+
+    frames: int = Field(ge=1)
+    size: int = Field(ge=8)
+    egocentric: tuple[int, ...]
 
 
 class SkillSpec(Settings):
@@ -24,7 +32,18 @@ class SkillSpec(Settings):
     decoder: DecoderKind
     state_dim: int = Field(ge=1)
     action_dim: int = Field(ge=1)
+    view: ViewShape | None = None
     settings: SkillSettings
+
+    @property
+    def observation_dim(self) -> int:
+        """O: the state's entries and the frames' pixels."""
+        return self.state_dim + (self.view.frames * self.view.size**2 if self.view is not None else 0)
+
+    @property
+    def observed_steps(self) -> int:
+        """Of how many steps of a window the model looks at frames: only a closed-loop decoder goes past the first."""
+        return 1 if self.view is not None and self.decoder == "open_loop" else self.horizon
 
     @property
     def horizon(self) -> int:
@@ -34,6 +53,31 @@ class SkillSpec(Settings):
     @property
     def latent_dim(self) -> int:
         return self.action_dim if self.decoder == "identity" else self.settings.latent_dim
+
+
+class Perception(nn.Module):
+    """What skills and prior see of an observation: the state itself, or features of the frames.
+
+    Of an environment with frames they see none of the state but its egocentric entries (if they are asked for).
+    """
+
+    def __init__(self, spec: SkillSpec) -> None:
+        super().__init__()
+        self.state_dim = spec.state_dim
+        self.egocentric: list[int] = []
+        self.frames: ViewEncoder | None = None
+        self.features = spec.state_dim
+        if spec.view is not None:
+            width = spec.settings.width
+            self.frames = ViewEncoder(spec.view.frames, spec.view.size, spec.settings.view_channels, width)
+            self.egocentric = list(spec.view.egocentric) if spec.settings.egocentric_state else []
+            self.features = width + len(self.egocentric)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Standardised observations [..., O] -> features [..., F]."""
+        if self.frames is None:
+            return observations
+        return torch.cat([self.frames(observations[..., self.state_dim :]), observations[..., self.egocentric]], dim=-1)
 
 
 class RecurrentEncoder(nn.Module):
@@ -76,20 +120,22 @@ class ClosedLoopCodec(nn.Module):
     def __init__(self, spec: SkillSpec) -> None:
         super().__init__()
         width = spec.settings.width
-        self.encoder = RecurrentEncoder(spec.action_dim + spec.state_dim, spec.latent_dim, width)
+        self.perception = Perception(spec)
+        seen = self.perception.features
+        self.encoder = RecurrentEncoder(spec.action_dim + seen, spec.latent_dim, width)
         self.decoder = mlp(
-            spec.state_dim + spec.latent_dim,
+            seen + spec.latent_dim,
             spec.action_dim,
             width=width,
             layers=spec.settings.decoder_layers,
         )
 
     def encode(self, states: Tensor, actions: Tensor) -> DiagonalGaussian:
-        return self.encoder(torch.cat([actions, states], dim=-1))
+        return self.encoder(torch.cat([actions, self.perception(states)], dim=-1))
 
     def decode(self, states: Tensor, latent: Tensor) -> Tensor:
         repeated = latent.unsqueeze(1).expand(-1, states.shape[1], -1)
-        return self.decoder(torch.cat([states, repeated], dim=-1))
+        return self.decoder(torch.cat([self.perception(states), repeated], dim=-1))
 
 
 class IdentityCodec(nn.Module):
@@ -113,14 +159,14 @@ def _make_codec(spec: SkillSpec) -> OpenLoopCodec | ClosedLoopCodec | IdentityCo
     return IdentityCodec()
 
 
-def _make_prior(spec: SkillSpec) -> nn.Module:
+def _make_prior(spec: SkillSpec, features: int) -> nn.Module:
     s = spec.settings
     sizes = {"width": s.width, "layers": s.prior_layers}
     if s.prior == "mixture":
-        return MixturePrior(spec.state_dim, spec.latent_dim, components=s.mixture_components, **sizes)
+        return MixturePrior(features, spec.latent_dim, components=s.mixture_components, **sizes)
     if s.prior == "flow":
-        return FlowPrior(spec.state_dim, spec.latent_dim, couplings=s.flow_layers, **sizes)
-    return GaussianPrior(spec.state_dim, spec.latent_dim, **sizes)
+        return FlowPrior(features, spec.latent_dim, couplings=s.flow_layers, **sizes)
+    return GaussianPrior(features, spec.latent_dim, **sizes)
 
 
 class SkillModel(nn.Module):
@@ -135,12 +181,16 @@ class SkillModel(nn.Module):
         self.register_buffer("state_mean", torch.zeros(spec.state_dim))
         self.register_buffer("state_std", torch.ones(spec.state_dim))
         self.codec = _make_codec(spec)
-        self.prior = _make_prior(spec)
+        self.perception = Perception(spec)
+        self.prior = _make_prior(spec, self.perception.features)
         # A policy is Gaussian. Where the prior is not, a Gaussian fitted beside it is where policies start.
         self.gaussian: GaussianPrior | None = None
         if spec.settings.prior != "gaussian":
             self.gaussian = GaussianPrior(
-                spec.state_dim, spec.latent_dim, width=spec.settings.width, layers=spec.settings.prior_layers
+                self.perception.features,
+                spec.latent_dim,
+                width=spec.settings.width,
+                layers=spec.settings.prior_layers,
             )
         if spec.settings.target_kl is not None:
             self.log_beta = nn.Parameter(torch.tensor(spec.settings.beta).clamp_min(1e-8).log())
@@ -157,15 +207,33 @@ class SkillModel(nn.Module):
         self.state_mean.copy_(mean)
         self.state_std.copy_(std.clamp_min(self.spec.settings.state_std_floor))
 
-    def standardise(self, states: Tensor) -> Tensor:
-        return (states - self.state_mean) / self.state_std
+    def standardise(self, observations: Tensor) -> Tensor:
+        """Observations [..., O]: states by the data's statistics, pixels from 0..255 to [-1, 1]."""
+        size = self.spec.state_dim
+        if self.spec.view is None:
+            return (observations - self.state_mean) / self.state_std
+        states = (observations[..., :size] - self.state_mean) / self.state_std
+        return torch.cat([states, observations[..., size:] / 127.5 - 1.0], dim=-1)
 
-    def prior_distribution(self, states: Tensor) -> LatentDistribution:
-        """p(z | s) for raw states [B, S]."""
-        return self.prior(self.standardise(states))
+    def prior_distribution(self, observations: Tensor) -> LatentDistribution:
+        """p(z | s) for raw observations [B, O]."""
+        return self.prior(self.perception(self.standardise(observations)))
+
+    def decision_input(self, observations: Tensor, *, proposals: bool) -> Tensor:
+        """What a high-level policy decides on, from raw observations [B, O].
+
+        The raw state [B, S]; with ``proposals`` then the prior's mean and log deviation [B, S + 2 Z]. The prior is
+        frozen by then, so nothing in stage 2 needs to look at frames again.
+        """
+        states = observations[..., : self.spec.state_dim]
+        if not proposals:
+            return states
+        seen = self.perception(self.standardise(observations))
+        proposal = self.policy_start(seen)
+        return torch.cat([states, proposal.mean, proposal.log_std], dim=-1)
 
     def decode(self, states: Tensor, latent: Tensor) -> Tensor:
-        """Raw states [B, T, S] and latents [B, Z] -> actions [B, T, A] (open loop: [B, H, A])."""
+        """Raw observations [B, T, O] and latents [B, Z] -> actions [B, T, A] (open loop: [B, H, A])."""
         return self.codec.decode(self.standardise(states), latent)
 
     def forward(
@@ -174,7 +242,7 @@ class SkillModel(nn.Module):
         """The stage-1 loss (paper, Eq. 2), every term averaged over batch and dimensions.
 
         Args:
-            states: raw states [B, H, S].
+            states: raw observations [B, H, O]; [B, 1, O] where `SkillSpec.observed_steps` is 1.
             actions: [B, H, A] in [-1, 1].
             noise: standard normal [B, Z], the draw from the posterior.
             perturbed: the window after augmentation, same shapes. Decoder and prior learn from it; the encoder
@@ -214,9 +282,10 @@ class SkillModel(nn.Module):
 
     def _prior_loss(self, first: Tensor, posterior: DiagonalGaussian, latent: Tensor) -> Tensor:
         """L_prior: the posterior is detached, so the prior never shapes the embedding."""
-        loss = self._divergence_from(self.prior(first), posterior, latent)
+        seen = self.perception(first)
+        loss = self._divergence_from(self.prior(seen), posterior, latent)
         if self.gaussian is not None:
-            loss = loss + self._divergence_from(self.gaussian(first), posterior, latent)
+            loss = loss + self._divergence_from(self.gaussian(seen), posterior, latent)
         return loss.mean() / self.spec.latent_dim
 
     def _divergence_from(self, prior: LatentDistribution, posterior: DiagonalGaussian, latent: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +46,24 @@ class RecurrentActionDecoder(nn.Module):
             action = self.head(hidden[0])
             actions.append(action)
         return torch.stack(actions, dim=1)
+
+
+class ViewEncoder(nn.Module):
+    """Frames to features: three 4 × 4 convolutions of stride 2 with leaky ReLU, and a linear layer."""
+
+    def __init__(self, frames: int, size: int, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.shape = (frames, size, size)
+        widths = (frames, channels, 2 * channels, 4 * channels)
+        modules: list[nn.Module] = []
+        for inputs, maps in itertools.pairwise(widths):
+            modules += [nn.Conv2d(inputs, maps, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        side = size // 8
+        self.net = nn.Sequential(
+            *modules, nn.Flatten(), nn.Linear(widths[-1] * side * side, outputs), nn.LeakyReLU(0.2)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels [..., frames * N * N] in [-1, 1] -> features [..., outputs]."""
+        features = self.net(pixels.reshape(-1, *self.shape))
+        return features.reshape(*pixels.shape[:-1], -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,9 +112,9 @@ def test_buffers_stay_within_the_limit_but_for_an_episode_that_is_larger(monkeyp
     buffers: list[list[int]] = []
 
     class Recorded(WindowTable):
-        def __init__(self, episodes: Sequence[Episode], horizon: int) -> None:
+        def __init__(self, episodes: Sequence[Episode], horizon: int, **options: Any) -> None:
             buffers.append([episode.length for episode in episodes])
-            super().__init__(episodes, horizon)
+            super().__init__(episodes, horizon, **options)
 
     monkeypatch.setattr(windows_module, "WindowTable", Recorded)
     lengths = (10, 10, 10, 60, 10, 25)

@@ -93,6 +93,7 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
                 "skills": folder,
                 "regulariser": regulariser,
                 "policy_init": policy_init,
+                "proposals": False,
                 "initial_alpha": initial_alpha,
                 "critic_width": 16,
                 "critic_layers": 1,

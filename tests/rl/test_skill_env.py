@@ -73,14 +73,14 @@ def test_skill_is_its_primitive_actions_executed_one_by_one(
     latent = LATENT[: env.action_space.shape[0]]
     primitive, execution = envs.make(POINT_PADS), SkillExecution(load_skills(folder), limit)
     state, _ = env.reset(seed=7)
-    expected = primitive.reset(seed=7)[0][: env.state_dim]
+    expected = primitive.reset(seed=7)[0][: env.observation_dim]
     np.testing.assert_array_equal(state, expected)
     for _ in range(3):
         state, *_, info = env.step(latent)
         execution.begin(latent)
         steps = 0
         while not execution.finished:
-            expected = primitive.step(execution.action(expected))[0][: env.state_dim]
+            expected = primitive.step(execution.action(expected))[0][: env.observation_dim]
             steps += 1
         np.testing.assert_array_equal(state, expected)
         assert info["primitive_steps"] == steps == (1 if decoder == "identity" else HORIZON)
