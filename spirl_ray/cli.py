@@ -22,6 +22,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.terminal import (
     console,
     error_console,
+    print_exploration,
     print_facts,
     print_next,
     print_scores,
@@ -74,7 +75,7 @@ DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder (it holds 
 
 @app.command()
 def run(config: ConfigFile, set: Overrides = None) -> None:
-    """Does everything: data, skills, prior rollouts, training, evaluation, report.
+    """Does everything: data, skills, prior rollouts, training, evaluation, report (and exploration, if asked for).
 
     What is done already is not done again: call it again after an interruption or a change of the config. Raising
     train.env_steps trains a finished policy further.
@@ -85,6 +86,8 @@ def run(config: ConfigFile, set: Overrides = None) -> None:
             session.skills(trial)
             if trial.has_prior and trial.experiment.evaluate.prior_episodes:
                 session.prior(trial, videos=trial.seed == session.first_seed)
+        if session.experiment.explore.in_run:
+            session.explore()
         for trial in session.trials:
             session.train(trial)
             session.evaluate(trial, videos=trial.seed == session.first_seed)
@@ -165,26 +168,9 @@ def explore(config: ConfigFile, set: Overrides = None) -> None:
     The paper's exploration figure, for environments with a floor plan (the maze). Trains the skills first, if that has
     not been done.
     """
-    from spirl_ray.experiments.explore import run_exploration
-
     with _session(config, set) as session:
         session.data()
-        trials = [session.workspace.trial(method, session.first_seed) for method in ("spirl", "flat_prior")]
-        for trial in trials:
-            session.skills(trial)
-        result = run_stage(
-            "Exploration", lambda progress: run_exploration(session.workspace, [t.skills for t in trials], progress)
-        )
-        table = Table("explorer", "coverage", "cells an episode", "reached the goal", "prior covers")
-        for row in result.facts.pop("rows"):
-            table.add_row(
-                row["explorer"],
-                f"{row['coverage']:.3f}",
-                f"{row['cells_per_episode']:.1f}",
-                f"{100 * row['reached_goal']:.1f} %",
-                f"{row['prior_over_this']:.2f} ×",
-            )
-        print_table(table)
+        session.explore()
         session.next("train", "train the policy from this prior")
 
 
@@ -202,6 +188,20 @@ def import_data(config: ConfigFile, set: Overrides = None) -> None:
     with _session(config, set) as session:
         session.data()
         print_next(["spirl", "data", "inspect", shown(session.workspace.dataset)], "look at what is in it")
+
+
+@data_app.command("generate")
+def generate_data(
+    config: ConfigFile,
+    episodes: Annotated[int | None, typer.Option(help="How many; the config's data.episodes if not given.")] = None,
+    set: Overrides = None,
+) -> None:
+    """Generates the experiment's trajectories with the environment's scripted expert, on all CPUs of the Ray.
+
+    The same seed gives the same episodes whatever the number of workers; an interrupted generation goes on.
+    """
+    chosen = ["data.source=generated", *([f"data.episodes={episodes}"] if episodes is not None else [])]
+    import_data(config, [*(set or []), *chosen])
 
 
 @data_app.command("inspect")
@@ -329,6 +329,14 @@ class _Session:
                 "config and --set options first."
             )
         return origin
+
+    def explore(self) -> None:
+        from spirl_ray.experiments.explore import exploring_trials, run_exploration
+
+        for trial in exploring_trials(self.workspace):
+            self.skills(trial)
+        rows = run_stage("Exploration", lambda progress: run_exploration(self.workspace, progress)).facts["rows"]
+        print_exploration(rows)
 
     def report(self) -> None:
         from spirl_ray.experiments.gather import gather

@@ -181,6 +181,8 @@ class EvaluateSettings(Settings):
 
 
 class ExploreSettings(Settings):
+    in_run: bool = False
+    """``spirl run`` draws the exploration figure, too."""
     env_steps: int = Field(default=1_000_000, ge=1)
     """Primitive steps of each explorer, rounded up to whole episodes."""
     seed: int = 0

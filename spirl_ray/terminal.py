@@ -125,6 +125,20 @@ def print_scores(title: str, scores: dict[str, dict[str, Any]]) -> None:
     print_table(table)
 
 
+def print_exploration(rows: list[dict[str, Any]]) -> None:
+    """What each explorer has covered; the last column compares the skill prior with it."""
+    table = Table("explorer", "coverage", "cells an episode", "reached the goal", "skill prior covers")
+    for row in rows:
+        table.add_row(
+            row["explorer"],
+            f"{100 * row['coverage']:.1f} %",
+            f"{row['cells_per_episode']:.1f}",
+            f"{100 * row['reached_goal']:.1f} %",
+            f"{row['prior_over_this']:.2f} x",
+        )
+    print_table(table)
+
+
 def print_facts(title: str, facts: dict[str, str]) -> None:
     """Two columns, name and value."""
     table = Table(title=title, show_header=False)

@@ -15,11 +15,11 @@ from spirl_ray import cli, terminal
 from spirl_ray.errors import SpirlError
 
 runner = CliRunner()
-COMMANDS = ["run", "pretrain", "prior", "train", "evaluate", "report"]
+COMMANDS = ["run", "pretrain", "prior", "explore", "train", "evaluate", "report"]
 
 
 @pytest.mark.parametrize(
-    "command", [[name] for name in COMMANDS] + [["data", n] for n in ("import", "inspect", "validate")]
+    "command", [[name] for name in COMMANDS] + [["data", n] for n in ("import", "generate", "inspect", "validate")]
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = runner.invoke(cli.app, [*command, "--help"])
@@ -112,3 +112,11 @@ def _nothing() -> object:
     import contextlib
 
     return contextlib.nullcontext()
+
+
+def test_one_set_takes_several_settings() -> None:
+    given = ["evaluate", "maze", "--set", "env.start=[1, 2]", "env.goal=[3, 4]", "--set", "a=b=c", "x"]
+    assert cli._one_option_each(given) == [
+        *("evaluate", "maze", "--set", "env.start=[1, 2]", "--set", "env.goal=[3, 4]", "--set", "a=b=c", "x")
+    ]
+    assert cli._one_option_each(["run", "a=b.yaml", "--help"]) == ["run", "a=b.yaml", "--help"]

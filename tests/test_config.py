@@ -278,3 +278,25 @@ def test_fingerprints_are_the_same_in_every_process() -> None:
         for seed in ("1", "2")
     }
     assert found == {fingerprint(TrainSettings(alpha_lr=1e-3), {"a": Path("p")})}
+
+
+def test_an_environments_arguments_may_stand_beside_its_id(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\nenv: {id: spirl/Maze-v0, size: 20, kwargs: {layout_seed: 3}}\n")
+    chosen = load_experiment(path, ["env.start=[4, 5]", "env.goal=null"])
+    assert chosen.env.kwargs == {"layout_seed": 3, "size": 20, "start": [4, 5], "goal": None}
+    assert "size" not in to_yaml(chosen).partition("kwargs")[0]
+
+
+def test_an_argument_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\nenv: {id: spirl/Maze-v0, size: 20}\n")
+    with pytest.raises(SpirlError, match=r"env\.size and as env\.kwargs\.size"):
+        load_experiment(path, ["env.kwargs.size=30"])
+
+
+def test_a_bare_name_is_a_shipped_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tune_configs").mkdir()
+    (tmp_path / "tune_configs" / "mine.yaml").write_text("name: shipped\n")
+    assert load_experiment(Path("mine")).name == "shipped"
+    (tmp_path / "mine").write_text("name: local\n")
+    assert load_experiment(Path("mine")).name == "local"

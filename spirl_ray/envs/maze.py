@@ -61,6 +61,14 @@ _WALL = '<geom type="box" pos="{x} {y} 0" size="{half_x} {half_y} {height}" rgba
 
 def scene_xml(walls: Layout) -> str:
     """MuJoCo's XML of a layout; positions are those of `spirl_ray.envs.maze_layout`, in cells."""
+    last = len(walls) - 1
+    # All that can be seen beyond the border is wall, as in the views.
+    around = [
+        (-3, -3, last + 3, -1),
+        (-3, last + 1, last + 3, last + 3),
+        (-3, 0, -1, last),
+        (last + 1, 0, last + 3, last),
+    ]
     boxes = [
         _WALL.format(
             x=(first_i + last_i) / 2,
@@ -69,7 +77,7 @@ def scene_xml(walls: Layout) -> str:
             half_y=(last_j - first_j + 1) / 2,
             height=WALL_HALF_HEIGHT,
         )
-        for first_i, first_j, last_i, last_j in maze_layout.wall_rectangles(walls)
+        for first_i, first_j, last_i, last_j in maze_layout.wall_rectangles(walls) + around
     ]
     return _SCENE.format(
         step=STEP_SECONDS,
@@ -223,7 +231,7 @@ class MazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 def _checked_cell(name: str, cell: Sequence[int], walls: Layout, seed: int) -> Cell:
     size = len(walls) - 2
-    if isinstance(cell, str) or len(cell) != 2 or any(isinstance(c, bool) or int(c) != c for c in cell):
+    if not isinstance(cell, Sequence) or len(cell) != 2 or not all(isinstance(c, int) for c in cell):
         raise SpirlError(f"maze {name} must be a cell of two whole numbers, not {cell!r}")
     i, j = (int(value) for value in cell)
     if not (1 <= i <= size and 1 <= j <= size):

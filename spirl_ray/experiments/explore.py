@@ -23,7 +23,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.experiments.pipeline import Progress, StageResult, silent
 from spirl_ray.experiments.rollouts import write_csv
 from spirl_ray.experiments.session import readable_cause
-from spirl_ray.experiments.workspace import Workspace
+from spirl_ray.experiments.workspace import Trial, Workspace
 from spirl_ray.skills.artifact import load_skills, read_json, write_atomically, write_json
 from spirl_ray.skills.execution import SkillExecution
 from spirl_ray.skills.model import SkillModel
@@ -54,18 +54,27 @@ def explorers(skills: Path, action_prior: Path) -> list[Explorer]:
     ]
 
 
-def run_exploration(workspace: Workspace, skills: Sequence[Path], progress: Progress = silent) -> StageResult:
-    """Explores on Ray, and writes the figure, the coverage table and a summary.
+def exploring_trials(workspace: Workspace) -> list[Trial]:
+    """Those whose skills explore: open-loop skills and the flat action prior, of the experiment's first seed."""
+    return [workspace.trial(method, workspace.experiment.seeds[0]) for method in ("spirl", "flat_prior")]
+
+
+def exploration_folder(workspace: Workspace) -> Path:
+    """Where the exploration of an experiment is, or would be."""
+    return workspace.exploration([trial.skills for trial in exploring_trials(workspace)])
+
+
+def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageResult:
+    """Explores on Ray with trained skills, and writes the figure, the coverage table and a summary.
 
     Args:
         workspace: of an experiment whose environment has a floor plan.
-        skills: artifacts of the skills and of the flat action prior.
         progress: told of primitive steps.
 
     Raises:
         SpirlError: for an environment without a floor plan.
     """
-    experiment, out = workspace.experiment, workspace.exploration(skills)
+    experiment, out = workspace.experiment, exploration_folder(workspace)
     env, settings = experiment.env, experiment.explore
     facts = envs.environment(env.id)
     if facts.floor_plan is None:
@@ -78,7 +87,7 @@ def run_exploration(workspace: Workspace, skills: Sequence[Path], progress: Prog
         chunks = [
             range(first, min(episodes, first + _EPISODES_A_TASK)) for first in range(0, episodes, _EPISODES_A_TASK)
         ]
-        acting = explorers(*skills)
+        acting = explorers(*(trial.skills for trial in exploring_trials(workspace)))
         task: Any = ray.remote(num_cpus=1, max_retries=3)(explore)
         started = {
             task.remote(explorer, env.id, env.kwargs, chunk, settings.seed): explorer.label

@@ -8,9 +8,18 @@ from typing import Any
 from spirl_ray.config import to_yaml
 from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
+from spirl_ray.experiments.explore import FIGURE, exploration_folder
+from spirl_ray.experiments.explore import SUMMARY as EXPLORED
 from spirl_ray.experiments.pipeline import EPISODES, SUMMARY
 from spirl_ray.experiments.provenance import hardware, versions
-from spirl_ray.experiments.records import ExperimentRecord, PriorRecord, SkillRecord, TrialRecord, read_columns
+from spirl_ray.experiments.records import (
+    ExperimentRecord,
+    ExplorationRecord,
+    PriorRecord,
+    SkillRecord,
+    TrialRecord,
+    read_columns,
+)
 from spirl_ray.experiments.training import read_provenance
 from spirl_ray.experiments.workspace import Trial, Workspace
 from spirl_ray.methods import METHODS
@@ -53,7 +62,16 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         skills=list(skills.values()),
         priors=[record for records in priors.values() for record in records],
         trials=trials,
+        exploration=_exploration(workspace),
     )
+
+
+def _exploration(workspace: Workspace) -> ExplorationRecord | None:
+    folder = exploration_folder(workspace)
+    if not (folder / EXPLORED).exists():
+        return None
+    summary = read_json(folder / EXPLORED)
+    return ExplorationRecord(folder / FIGURE, summary["rows"], summary["env_steps"])
 
 
 def _hardware(workspace: Workspace) -> dict[str, str]:

@@ -58,6 +58,16 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class ExplorationRecord:
+    """Where agents get without a policy: a figure, and the rows of its table."""
+
+    figure: Path
+    rows: list[dict[str, Any]]
+    env_steps: int
+    """Primitive steps of each explorer."""
+
+
+@dataclass(frozen=True)
 class ExperimentRecord:
     """Everything a report says; pieces that do not exist yet are None or empty."""
 
@@ -74,6 +84,7 @@ class ExperimentRecord:
     skills: list[SkillRecord] = field(default_factory=list)
     priors: list[PriorRecord] = field(default_factory=list)
     trials: list[TrialRecord] = field(default_factory=list)
+    exploration: ExplorationRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spirl_ray import __version__
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments.records import ExperimentRecord
+from spirl_ray.experiments.records import ExperimentRecord, ExplorationRecord
 from spirl_ray.experiments.report_plots import (
     ENV_STEPS,
     NBSP,
@@ -99,6 +99,8 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
             curves=learning_curves(trials, colours, len(experiment.subtasks), bare_prior),
             diagnostics={method: diagnostics(group, colours[method]) for method, group in by_method(trials).items()},
             skills=[(skill, skill_panels(skill)) for skill in experiment.skills],
+            exploration=experiment.exploration,
+            exploration_figure=_embedded(experiment.exploration),
             videos=_videos(out, experiment, scores, video_limit_bytes),
             missing=[_relative(path, out) for path in _listed_files(experiment) if not path.exists()],
             files=[(_relative(p, out), p.stat().st_size) for p in _listed_files(experiment) if p.is_file()],
@@ -157,6 +159,13 @@ def _seeds(count: int) -> str:
 def _interval_words(row: MethodScore) -> str:
     low, high = row.mean_interval
     return "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
+
+
+def _embedded(exploration: ExplorationRecord | None) -> str | None:
+    """The exploration figure as a data URL."""
+    if exploration is None or not exploration.figure.is_file():
+        return None
+    return "data:image/png;base64," + base64.b64encode(exploration.figure.read_bytes()).decode("ascii")
 
 
 def _videos(out: Path, experiment: ExperimentRecord, scores: Sequence[MethodScore], limit: int) -> list[Video]:

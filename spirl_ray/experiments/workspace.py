@@ -125,7 +125,8 @@ class Workspace:
 
     def exploration(self, skills: Sequence[Path]) -> Path:
         """Folder of an exploration with these skill artifacts."""
-        key = fingerprint(self.experiment.env, self.experiment.explore, [folder.name for folder in skills])
+        explore = self.experiment.explore.model_dump(mode="json", exclude={"in_run"})
+        key = fingerprint(self.experiment.env, explore, [folder.name for folder in skills])
         return self.folder / "exploration" / key
 
     # --- one method with one seed ---

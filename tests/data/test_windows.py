@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.stats import chisquare
 from torch import Tensor
 
 from spirl_ray.data import windows as windows_module
 from spirl_ray.data.trajectories import Episode
 from spirl_ray.data.windows import WindowTable, stream_windows
+from spirl_ray.envs.spec import Frames, ViewSpec
 from spirl_ray.errors import SpirlError
 
 LENGTHS, HORIZON = (12, 5, 30, 4, 7), 5
@@ -137,3 +140,48 @@ def test_streaming_holds_no_more_episodes_than_a_buffer() -> None:
     stream = stream_windows(episodes(), HORIZON, 4, torch.Generator().manual_seed(0), 2 * 4 * (2 * 11 + 10))
     next(stream)
     assert len(read) == 3  # two fill the buffer, the third shows that it is full
+
+
+# --- frames ---
+
+SIDE = 2
+
+
+def renderer(metadata: Sequence[Mapping[str, Any]]) -> Frames:
+    """A frame's pixels are its episode's brightness plus the step's number, so that any mix-up shows."""
+    brightness = np.array([facts["brightness"] for facts in metadata])
+
+    def frames(episodes: NDArray[np.int64], states: NDArray[np.float32]) -> NDArray[np.uint8]:
+        values = brightness[episodes] + states[:, 1].astype(np.int64)
+        return np.broadcast_to(values[:, None, None], (len(values), SIDE, SIDE)).astype(np.uint8)
+
+    return frames
+
+
+def seen_episodes() -> list[Episode]:
+    return [dataclasses.replace(e, metadata={"brightness": 50 * n}) for n, e in enumerate(make_episodes())]
+
+
+VIEW = ViewSpec(frames=2, size=SIDE, egocentric=(), renderer=renderer)
+
+
+@pytest.mark.parametrize("cache", [0, 10**6])
+@pytest.mark.parametrize("observed", [1, None])
+def test_frames_of_the_step_before_and_of_now_follow_the_states(cache: int, observed: int | None) -> None:
+    table = WindowTable(seen_episodes(), HORIZON, view=VIEW, observed=observed, frame_cache_bytes=cache)
+    observations, actions = table.rows(torch.arange(len(table)))
+    plain, same = WindowTable(make_episodes(), HORIZON).rows(torch.arange(len(table)))
+    steps = observed or HORIZON
+    assert observations.shape == (len(table), steps, 2 + 2 * SIDE * SIDE)
+    assert torch.equal(actions, same)
+    assert torch.equal(observations[..., :2], plain[:, :steps])
+    episode, step = observations[..., 0], observations[..., 1]
+    older, newer = observations[..., 2:].chunk(2, dim=-1)
+    assert (newer == (50 * episode + step).unsqueeze(-1)).all()
+    assert (older == (50 * episode + (step - 1).clamp_min(0)).unsqueeze(-1)).all()
+
+
+def test_streamed_windows_have_frames_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for observations, _ in stream_windows(seen_episodes(), HORIZON, 4, generator, 200, view=VIEW, observed=1):
+        assert (observations[:, 0, -1] == 50 * observations[:, 0, 0] + observations[:, 0, 1]).all()

@@ -11,7 +11,7 @@ import torch
 
 from spirl_ray.config import SkillSettings
 from spirl_ray.skills.artifact import save_skills
-from spirl_ray.skills.model import SkillModel, SkillSpec
+from spirl_ray.skills.model import SkillModel, SkillSpec, ViewShape
 
 POINT_PADS = "spirl/PointPads-v0"
 HORIZON, LATENT_DIM = 4, 3
@@ -19,10 +19,8 @@ HORIZON, LATENT_DIM = 4, 3
 
 @pytest.fixture
 def make_skills(tmp_path: Path) -> Callable[..., Path]:
-    """Writes an untrained skill artifact for the point pads: ``make_skills(decoder=..., prior=...)``."""
+    """Writes an untrained skill artifact, for the point pads if not asked otherwise: ``make_skills(decoder=...)``."""
     import spirl_ray.envs as envs
-
-    spec = envs.environment(POINT_PADS)
 
     def make(decoder: Any = "closed_loop", prior: Any = "gaussian", environment: str = POINT_PADS) -> Path:
         settings = SkillSettings(
@@ -36,9 +34,11 @@ def make_skills(tmp_path: Path) -> Callable[..., Path]:
             flow_layers=2,
         )
         torch.manual_seed(0)
-        model = SkillModel(
-            SkillSpec(decoder=decoder, state_dim=spec.state_dim, action_dim=spec.action_dim, settings=settings)
-        )
+        spec = envs.environment(environment)
+        view = spec.view
+        shape = ViewShape(frames=view.frames, size=view.size, egocentric=view.egocentric) if view else None
+        dims = {"state_dim": spec.state_dim, "action_dim": spec.action_dim, "view": shape}
+        model = SkillModel(SkillSpec(decoder=decoder, settings=settings, **dims))
         model.set_normalisation(torch.linspace(-0.5, 0.5, spec.state_dim), torch.full((spec.state_dim,), 0.7))
         folder = tmp_path / f"skills-{decoder}-{prior}"
         save_skills(
