@@ -15,7 +15,7 @@ from spirl_ray.envs import kitchen, maze, point_pads
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget, ViewSpec
 from spirl_ray.errors import SpirlError
 
-__all__ = ["EnvironmentSpec", "FloorPlan", "PositionTarget", "ViewSpec", "environment", "make"]
+__all__ = ["EnvironmentSpec", "FloorPlan", "PositionTarget", "ViewSpec", "environment", "episode_limit", "make"]
 
 _ENTRY_POINTS = {
     kitchen.SPEC: "spirl_ray.envs.kitchen:KitchenEnv",
@@ -50,3 +50,9 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
             f"{env_id} takes no argument {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(accepted))}"
         )
     return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+
+
+def episode_limit(env: gymnasium.Env) -> int:
+    """Primitive steps after which a made environment ends its episode; its constructor's arguments can change it."""
+    assert env.spec is not None  # `make` gives one to whatever it makes
+    return env.spec.max_episode_steps or environment(env.spec.id).max_episode_steps

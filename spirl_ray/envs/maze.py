@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 STATE_DIM = 4
 FRAMES = 2
-TARGET_LAYOUT = 39
-"""Seed whose 40 × 40 layout has, as the paper's, a shortest path of 34 cells from start to goal."""
+TARGET_LAYOUT = 209
+"""Seed whose 40 × 40 layout has, as the paper's, a shortest path of 34 cells from start to goal.
+
+Of the eleven such seeds below 400 it is the median by how often a bare skill prior reaches the goal (5 % of episodes)."""
 TARGET_SIZE = 40
 TARGET_START = (10, 24)
 TARGET_GOAL = (18, 8)
@@ -348,10 +350,11 @@ def stored_layout(metadata: Mapping[str, Any]) -> Layout:
         raise SpirlError(f"a maze episode's metadata must hold its layout: {type(error).__name__}: {error}") from error
 
 
-def floor_plan(**kwargs: Any) -> FloorPlan:
-    """Walls, start and goal of the maze that `MazeEnv` makes of the same arguments."""
-    env = MazeEnv(**kwargs)
-    return FloorPlan(env.walls, env.fixed_start, env.fixed_goal, env.goal_radius)
+def floor_plan(env: gymnasium.Env[Any, Any]) -> FloorPlan:
+    """Walls, start and goal of a made maze."""
+    maze = env.unwrapped
+    assert isinstance(maze, MazeEnv)
+    return FloorPlan(maze.walls, maze.fixed_start, maze.fixed_goal, maze.goal_radius)
 
 
 SPEC = EnvironmentSpec(

@@ -87,8 +87,8 @@ class EnvironmentSpec:
 
     An episode depends on (seed, index, kwargs) alone, so any number of workers produces the same data.
     """
-    floor_plan: Callable[..., FloorPlan] | None = None
-    """From the constructor's arguments to the plan, for environments in which exploration can be drawn."""
+    floor_plan: Callable[[Any], FloorPlan] | None = None
+    """The plan of an environment that has been made, where exploration can be drawn."""
     minari_states: Callable[[Any], Any] | None = None
     """Maps the observations of a Minari episode (array [T+1, ·] or dict of them) to states float32 [T+1, S]."""
 

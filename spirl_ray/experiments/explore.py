@@ -79,11 +79,12 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageR
     facts = envs.environment(env.id)
     if facts.floor_plan is None:
         raise SpirlError(f"{env.id} has no floor plan to draw exploration in; spirl/Maze-v0 has one.")
-    plan = facts.floor_plan(**env.kwargs)
+    made = envs.make(env.id, **env.kwargs)
+    plan, limit = facts.floor_plan(made), envs.episode_limit(made)
     with workspace.locked(out):
         if (out / SUMMARY).exists():
             return StageResult(out, False, read_json(out / SUMMARY))
-        episodes = math.ceil(settings.env_steps / facts.max_episode_steps)
+        episodes = math.ceil(settings.env_steps / limit)
         chunks = [
             range(first, min(episodes, first + _EPISODES_A_TASK)) for first in range(0, episodes, _EPISODES_A_TASK)
         ]
@@ -106,7 +107,7 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageR
                 raise readable_cause(error) or error from error
             paths[started[ready[0]]].append(found)
             done += found.shape[0] * (found.shape[1] - 1)
-            progress(done, len(acting) * episodes * facts.max_episode_steps, {"steps": done})
+            progress(done, len(acting) * episodes * limit, {"steps": done})
         rows = coverage_rows({label: np.concatenate(parts) for label, parts in paths.items()}, plan)
         write_csv(out / TABLE, rows)
         write_atomically(out / FIGURE, _figure(paths, rows, plan))

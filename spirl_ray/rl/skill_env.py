@@ -42,8 +42,7 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         self.execution = SkillExecution(load_skills(skills, env_id), latent_limit)
         self.proposals = proposals
         self.observation_dim = spec.observation_dim
-        made = self.env.spec.max_episode_steps if self.env.spec else None  # `env_kwargs` can change it
-        self.limit = made or spec.max_episode_steps
+        self.limit = envs.episode_limit(self.env)
         latent_dim = self.execution.model.spec.latent_dim
         input_dim = spec.state_dim + (2 * latent_dim if proposals else 0)
         self.observation_space = Box(-np.inf, np.inf, (input_dim,), np.float32)

@@ -333,6 +333,44 @@ def test_only_leftovers_of_dead_imports_are_removed(tmp_path: Path) -> None:
     )
 
 
+def test_an_import_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    reads = tmp_path / "reads"
+    reads.mkdir()
+
+    def noted(index: int) -> Episode:
+        (reads / f"{index}-{time.time_ns()}").touch()
+        return good(index)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    def read_now() -> set[int]:
+        found = {int(path.name.split("-")[0]) for path in reads.iterdir()}
+        for path in reads.iterdir():
+            path.unlink()
+        return found
+
+    folder = tmp_path / "data" / "out"
+    with pytest.raises(KeyboardInterrupt):
+        import_dataset(MadeSource(12, noted), folder, environment="spirl/Test-v0", shards=4, progress=stop)
+    assert not folder.exists()
+    time.sleep(2.0)  # tasks that had been started may finish their shards
+    (partial,) = folder.parent.glob(".out.partial-*")
+    whole = {int(path.stem.split("-")[1]) for path in partial.glob("shard-*.json")}
+    assert whole
+    read_now()
+    # What was damaged meanwhile is not trusted.
+    damaged = min(whole)
+    with (partial / f"shard-{damaged:05d}").open("ab") as file:
+        file.write(b"x")
+    report = import_dataset(MadeSource(12, noted), folder, environment="spirl/Test-v0", shards=4)
+    assert read_now() == {index for index in range(12) if index % 4 not in whole - {damaged}}
+    other = import_dataset(MadeSource(12), tmp_path / "other", environment="spirl/Test-v0", shards=4)
+    assert report.card.content_sha256 == other.card.content_sha256
+    assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in (tmp_path / "other").iterdir())
+    assert validate_dataset(folder) == []
+
+
 def test_no_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpirlError, match="shards must be ≥ 1, not 0"):
         import_dataset(MadeSource(1), tmp_path / "out", environment="spirl/Test-v0", shards=0)
