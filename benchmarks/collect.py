@@ -6,7 +6,9 @@
 makes ``benchmarks/results/<name>.csv`` (every evaluation point of every trial), ``<name>_prior.csv`` (the bare
 priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them) and ``<name>.json``
 (exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not have, for
-trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
+trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``. Where the
+target has one subtask, the share of episodes that complete it is called ``success``. An exploration gives
+``<name>_exploration.csv`` and ``<name>_exploration.png``.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import Experiment, load_experiment
+from spirl_ray.envs import environment
 from spirl_ray.experiments.gather import gather
 from spirl_ray.experiments.provenance import hardware, versions
 from spirl_ray.experiments.report_tables import load_trials, prior_scores, results_csv
 from spirl_ray.experiments.rollouts import write_csv
 from spirl_ray.experiments.workspace import Workspace
-from spirl_ray.skills.artifact import write_json
+from spirl_ray.skills.artifact import write_atomically, write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,6 +56,11 @@ def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -
         return [row for row in csv.DictReader(file) if tuple(row[key] for key in keys) not in new] + rows
 
 
+def as_success(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with ``subtasks`` renamed, for a target of one subtask."""
+    return [{"success" if name == "subtasks" else name: value for name, value in row.items()} for row in rows]
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,6 +76,12 @@ def main() -> None:
     priors = prior_rows(experiment)
     for variant in options.variant:
         priors += prior_rows(load_experiment(options.config, [*options.set, variant]))
+    if len(experiment.env.kwargs.get("tasks", environment(experiment.env.id).default_tasks)) == 1:
+        trials, priors = as_success(trials), as_success(priors)
+    exploration = gather(Workspace(experiment), "").exploration
+    if exploration is not None:
+        write_csv(RESULTS / f"{name}_exploration.csv", exploration.rows)
+        write_atomically(RESULTS / f"{name}_exploration.png", exploration.figure.read_bytes())
     if options.add:
         trials = with_others(RESULTS / f"{name}.csv", trials, ("method", "seed"))
         priors = with_others(RESULTS / f"{name}_prior.csv", priors, ("skills", "augmentation", "seed", "mode"))
