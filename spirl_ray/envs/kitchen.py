@@ -94,6 +94,26 @@ def minari_states(observations: Any) -> NDArray[np.float32]:
     return np.concatenate([array[:, :9], array[:, 18:39]], axis=1).astype(np.float32)
 
 
+def goal_distance(states: NDArray[np.floating], task: str) -> NDArray[np.float64]:
+    """Distance [...] of states [..., 30] from a subtask's goal, over its own entries (rad and m)."""
+    indices, values = GOALS[task]
+    difference: NDArray[np.float64] = states[..., list(indices)] - np.array(values)
+    return np.sqrt((difference**2).sum(-1))
+
+
+def completed_subtasks(states: NDArray[np.floating]) -> list[str]:
+    """Subtasks that are completed along the states [T+1, 30] of an episode, in the order of their completion.
+
+    One that is complete at the start is not among them. Of the same step, they come in the order of `GOALS`.
+    """
+    firsts: list[tuple[int, str]] = []
+    for task in GOALS:
+        complete = goal_distance(states, task) < SUCCESS_DISTANCE
+        if complete.any() and not complete[0]:
+            firsts.append((int(complete.argmax()), task))
+    return [task for _, task in sorted(firsts, key=lambda first: first[0])]
+
+
 SPEC = EnvironmentSpec(
     id="spirl/Kitchen-v0",
     state_dim=STATE_DIM,
@@ -107,6 +127,7 @@ SPEC = EnvironmentSpec(
         objects=tuple(range(ROBOT_DIM, STATE_DIM)),
     ),
     minari_states=minari_states,
+    completed=completed_subtasks,
 )
 
 
@@ -143,7 +164,7 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         render_mode: str | None = None,
         render_size: int = 480,
     ) -> None:
-        self.tasks = _checked_tasks(tasks)
+        self.tasks = checked_tasks(tasks)
         if robot_noise < 0 or object_noise < 0:
             raise SpirlError(f"kitchen noise must not be negative: robot {robot_noise}, object {object_noise}")
         if render_mode not in (None, "rgb_array"):
@@ -249,7 +270,8 @@ def _load_mujoco() -> Any:
         ) from error
 
 
-def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    """One or more names of subtasks as a tuple; raises `SpirlError` if one is unknown or there twice."""
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     unknown = [name for name in names if name not in GOALS]
     if unknown:
