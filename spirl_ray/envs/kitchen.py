@@ -14,9 +14,9 @@ import atexit
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
 from spirl_ray.errors import SpirlError
+
+if TYPE_CHECKING:
+    from spirl_ray.data.trajectories import Episode
 
 DEFAULT_TASKS = ("microwave", "kettle", "light switch", "slide cabinet")
 
@@ -114,6 +117,20 @@ def completed_subtasks(states: NDArray[np.floating]) -> list[str]:
     return [task for _, task in sorted(firsts, key=lambda first: first[0])]
 
 
+def generate(
+    indices: Iterable[int],
+    seed: int,
+    *,
+    tasks: Sequence[str] | None = None,
+    action_noise: float = 0.05,
+    keep_failures: bool = False,
+) -> Iterator[Episode | None]:
+    """Demonstrations of the scripted experts: `spirl_ray.envs.kitchen_experts.generate`, imported when called."""
+    from spirl_ray.envs import kitchen_experts
+
+    return kitchen_experts.generate(indices, seed, tasks=tasks, action_noise=action_noise, keep_failures=keep_failures)
+
+
 SPEC = EnvironmentSpec(
     id="spirl/Kitchen-v0",
     state_dim=STATE_DIM,
@@ -126,6 +143,7 @@ SPEC = EnvironmentSpec(
         gain=(GAIN,) * ROBOT_DIM,
         objects=tuple(range(ROBOT_DIM, STATE_DIM)),
     ),
+    generate=generate,
     minari_states=minari_states,
     completed=completed_subtasks,
 )

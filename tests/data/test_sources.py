@@ -193,6 +193,11 @@ def test_minari_episodes_of_a_kitchen_that_stays_as_it_is_complete_nothing(tmp_p
     assert episode.metadata == {"minari_episode": 0, "completed": []}
 
 
+def test_an_unknown_option_of_the_kitchens_experts_is_refused() -> None:
+    with pytest.raises(SpirlError, match=r"unknown option 'task'; known: tasks, action_noise, keep_failures"):
+        GeneratedSource(KITCHEN, episodes=1, kwargs={"task": "kettle"})
+
+
 def test_a_generated_episode_depends_on_seed_and_index_alone() -> None:
     source = GeneratedSource(PADS, episodes=4, seed=3)
     assert source.chunks() == [(0,), (1,), (2,), (3,)]
