@@ -57,7 +57,8 @@ class MinariSource:
     """A dataset of the Minari collection, local or downloaded.
 
     Observations become states through ``environment(environment_id).minari_states``; actions and rewards
-    are taken as recorded, never clipped.
+    are taken as recorded, never clipped. Completed subtasks, which Minari does not record, are found by
+    ``environment(environment_id).completed`` where there is one.
     """
 
     dataset: str
@@ -83,7 +84,8 @@ class MinariSource:
         return [(index,) for index in range(self._load().total_episodes)]
 
     def read(self, chunk: Chunk) -> Iterator[Episode]:
-        to_states = environment(self.environment).minari_states
+        spec = environment(self.environment)
+        to_states = spec.minari_states
         assert to_states is not None
         episodes = self._load().iterate_episodes(list(chunk))
         for index in chunk:
@@ -100,6 +102,9 @@ class MinariSource:
                             recorded.rewards,
                         )
                     )
+                metadata: dict[str, Any] = {"minari_episode": index}
+                if spec.completed is not None:
+                    metadata["completed"] = spec.completed(states)
                 episode = Episode(
                     id=f"{self.dataset}:{index:05d}",
                     states=states,
@@ -107,7 +112,7 @@ class MinariSource:
                     rewards=rewards,
                     terminated=bool(np.any(recorded.terminations[-1:])),
                     truncated=bool(np.any(recorded.truncations[-1:])),
-                    metadata={"minari_episode": index},
+                    metadata=metadata,
                 )
             except SpirlError as error:
                 raise SpirlError(f"{self._folder()}: episode {index}: {error}") from error

@@ -14,9 +14,9 @@ import atexit
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
 from spirl_ray.errors import SpirlError
+
+if TYPE_CHECKING:
+    from spirl_ray.data.trajectories import Episode
 
 DEFAULT_TASKS = ("microwave", "kettle", "light switch", "slide cabinet")
 
@@ -94,6 +97,40 @@ def minari_states(observations: Any) -> NDArray[np.float32]:
     return np.concatenate([array[:, :9], array[:, 18:39]], axis=1).astype(np.float32)
 
 
+def goal_distance(states: NDArray[np.floating], task: str) -> NDArray[np.float64]:
+    """Distance [...] of states [..., 30] from a subtask's goal, over its own entries (rad and m)."""
+    indices, values = GOALS[task]
+    difference: NDArray[np.float64] = states[..., list(indices)] - np.array(values)
+    return np.sqrt((difference**2).sum(-1))
+
+
+def completed_subtasks(states: NDArray[np.floating]) -> list[str]:
+    """Subtasks that are completed along the states [T+1, 30] of an episode, in the order of their completion.
+
+    One that is complete at the start is not among them. Of the same step, they come in the order of `GOALS`.
+    """
+    firsts: list[tuple[int, str]] = []
+    for task in GOALS:
+        complete = goal_distance(states, task) < SUCCESS_DISTANCE
+        if complete.any() and not complete[0]:
+            firsts.append((int(complete.argmax()), task))
+    return [task for _, task in sorted(firsts, key=lambda first: first[0])]
+
+
+def generate(
+    indices: Iterable[int],
+    seed: int,
+    *,
+    tasks: Sequence[str] | None = None,
+    action_noise: float = 0.05,
+    keep_failures: bool = False,
+) -> Iterator[Episode | None]:
+    """Demonstrations of the scripted experts: `spirl_ray.envs.kitchen_experts.generate`, imported when called."""
+    from spirl_ray.envs import kitchen_experts
+
+    return kitchen_experts.generate(indices, seed, tasks=tasks, action_noise=action_noise, keep_failures=keep_failures)
+
+
 SPEC = EnvironmentSpec(
     id="spirl/Kitchen-v0",
     state_dim=STATE_DIM,
@@ -106,7 +143,9 @@ SPEC = EnvironmentSpec(
         gain=(GAIN,) * ROBOT_DIM,
         objects=tuple(range(ROBOT_DIM, STATE_DIM)),
     ),
+    generate=generate,
     minari_states=minari_states,
+    completed=completed_subtasks,
 )
 
 
@@ -143,7 +182,7 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         render_mode: str | None = None,
         render_size: int = 480,
     ) -> None:
-        self.tasks = _checked_tasks(tasks)
+        self.tasks = checked_tasks(tasks)
         if robot_noise < 0 or object_noise < 0:
             raise SpirlError(f"kitchen noise must not be negative: robot {robot_noise}, object {object_noise}")
         if render_mode not in (None, "rgb_array"):
@@ -249,7 +288,8 @@ def _load_mujoco() -> Any:
         ) from error
 
 
-def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    """One or more names of subtasks as a tuple; raises `SpirlError` if one is unknown or there twice."""
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     unknown = [name for name in names if name not in GOALS]
     if unknown:

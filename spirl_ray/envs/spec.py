@@ -91,6 +91,8 @@ class EnvironmentSpec:
     """The plan of an environment that has been made, where exploration can be drawn."""
     minari_states: Callable[[Any], Any] | None = None
     """Maps the observations of a Minari episode (array [T+1, ·] or dict of them) to states float32 [T+1, S]."""
+    completed: Callable[[NDArray[np.float32]], list[str]] | None = None
+    """Subtasks completed along recorded states [T+1, S], in order, for sources that do not tell."""
 
     @property
     def observation_dim(self) -> int:

@@ -17,6 +17,7 @@ from spirl_ray.data import sources
 from spirl_ray.data.sources import GeneratedSource, MinariSource
 from spirl_ray.data.trajectories import Episode
 from spirl_ray.data.validation import check_episode
+from spirl_ray.envs.kitchen import INITIAL_POSITIONS
 from spirl_ray.errors import SpirlError
 
 KITCHEN = "spirl/Kitchen-v0"
@@ -176,6 +177,25 @@ def test_the_human_demonstrations_are_complete_and_good(minari_root: Path) -> No
     assert [check_episode(episode, 30, 9) for episode in episodes] == [[]] * 19
     assert source.description().licence == "CC BY 4.0"
     assert "Gupta" in source.description().attribution
+
+
+def test_the_human_demonstrations_tell_the_order_of_their_subtasks(minari_root: Path) -> None:
+    episodes = read_all(MinariSource(HUMAN, minari_root, KITCHEN))
+    order = ["microwave", "kettle", "light switch", "slide cabinet"]
+    assert [episode.metadata["completed"] for episode in episodes] == [order] * 19
+
+
+def test_minari_episodes_of_a_kitchen_that_stays_as_it_is_complete_nothing(tmp_path: Path) -> None:
+    buffer = recorded(0)
+    for observation in buffer.observations:
+        observation[18:39] = INITIAL_POSITIONS[9:]
+    (episode,) = read_all(MinariSource(MADE, make_root(tmp_path / "root", [buffer]), KITCHEN))
+    assert episode.metadata == {"minari_episode": 0, "completed": []}
+
+
+def test_an_unknown_option_of_the_kitchens_experts_is_refused() -> None:
+    with pytest.raises(SpirlError, match=r"unknown option 'task'; known: tasks, action_noise, keep_failures"):
+        GeneratedSource(KITCHEN, episodes=1, kwargs={"task": "kettle"})
 
 
 def test_a_generated_episode_depends_on_seed_and_index_alone() -> None:

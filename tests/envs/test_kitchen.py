@@ -19,11 +19,13 @@ from spirl_ray.envs.kitchen import (
     DEFAULT_TASKS,
     GAIN,
     GOALS,
+    INITIAL_POSITIONS,
     SPEC,
     SUCCESS_DISTANCE,
     TARGET_HIGH,
     TARGET_LOW,
     KitchenEnv,
+    completed_subtasks,
     minari_states,
 )
 from spirl_ray.errors import SpirlError
@@ -240,7 +242,7 @@ def test_bad_actions_are_refused(kitchen: KitchenEnv, action: np.ndarray) -> Non
 
 
 def test_unknown_environment_lists_the_known_ones() -> None:
-    with pytest.raises(SpirlError, match=r"spirl/Kitchen-v0, spirl/PointPads-v0"):
+    with pytest.raises(SpirlError, match=r"known environments: spirl/Kitchen-v0, spirl/"):
         environment("spirl/Garden-v0")
 
 
@@ -325,3 +327,35 @@ def test_missing_opengl_is_said_clearly(monkeypatch: pytest.MonkeyPatch) -> None
     env.reset(seed=0)
     with pytest.raises(SpirlError, match=r"OpenGL backend 'nothing'.*MUJOCO_GL"):
         env.render()
+
+
+# --- subtasks in recorded states ---
+
+
+def states_that_reach(*tasks: str) -> np.ndarray:
+    """The start, then one step for each subtask, after which it stays at its goal."""
+    states = [INITIAL_POSITIONS.copy()]
+    for task in tasks:
+        states.append(states[-1].copy())
+        indices, values = GOALS[task]
+        states[-1][list(indices)] = values
+    return np.array(states, dtype=np.float32)
+
+
+def test_completed_subtasks_come_in_the_order_of_their_first_completion() -> None:
+    assert completed_subtasks(states_that_reach()) == []
+    order = ["light switch", "kettle", "microwave", "hinge cabinet", "top burner"]
+    assert completed_subtasks(states_that_reach(*order)) == order
+
+
+def test_a_subtask_that_is_undone_later_counts_and_one_that_is_complete_at_the_start_does_not() -> None:
+    states = states_that_reach("kettle", "light switch")
+    assert completed_subtasks(np.concatenate([states, states[:1]])) == ["kettle", "light switch"]
+    assert completed_subtasks(states[1:]) == ["light switch"]
+
+
+def test_completed_subtasks_are_judged_by_the_environments_own_distance() -> None:
+    for offset, expected in ((SUCCESS_DISTANCE - 0.01, ["microwave"]), (SUCCESS_DISTANCE + 0.01, [])):
+        states = states_that_reach("microwave")
+        states[1, 22] += offset
+        assert completed_subtasks(states) == expected
