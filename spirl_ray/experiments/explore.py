@@ -151,7 +151,7 @@ def _figure(paths: dict[str, list[NDArray[np.float32]]], rows: list[dict[str, An
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.0 * len(paths), 4.4), layout="constrained")
+    figure = Figure(figsize=(4.0 * len(paths), 4.8), layout="constrained")
     for axes, (label, parts), row in zip(figure.subplots(1, len(paths)), paths.items(), rows, strict=True):
         visited = np.concatenate(parts)[:, ::_DRAWN_EVERY].reshape(-1, 2)
         axes.imshow(plan.walls.T, origin="lower", cmap="Greys", vmin=0, vmax=1.4, interpolation="nearest")
@@ -164,7 +164,7 @@ def _figure(paths: dict[str, list[NDArray[np.float32]]], rows: list[dict[str, An
         axes.set_yticks([])
         axes.legend(loc="lower right", fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     return buffer.getvalue()
 
 
