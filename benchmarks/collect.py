@@ -86,7 +86,8 @@ def main() -> None:
         trials = with_others(RESULTS / f"{name}.csv", trials, ("method", "seed"))
         priors = with_others(RESULTS / f"{name}_prior.csv", priors, ("skills", "augmentation", "seed", "mode"))
     write_csv(RESULTS / f"{name}.csv", trials)
-    write_csv(RESULTS / f"{name}_prior.csv", priors)
+    if priors:
+        write_csv(RESULTS / f"{name}_prior.csv", priors)
     if not options.add:
         write_json(
             RESULTS / f"{name}.json",
