@@ -91,9 +91,9 @@ def observed_worker(log: Path, out: Path, lose_at: int | None, config: dict[str,
         note(f"update {update} {rank}")
         return numbers(seed, update, rank)
 
-    def noted_stream(*arguments: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def noted_stream(*arguments: Any, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
         note(f"pass {arguments[-1]}")
-        return stream(*arguments)
+        return stream(*arguments, **options)
 
     pretrain.update_generator, batches.stream_windows = noted_numbers, noted_stream
     try:
