@@ -129,6 +129,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     model.set_normalisation(*batches.state_statistics(device))
     optimizer = _optimizer(model, settings)
     first, metrics = _resume(model, optimizer)
+    if metrics and rank == 0:
+        # A driver that was killed with the last one may not have written this row.
+        config["queue"].put(metrics)
     # One message for all gradients, and none for the normalisation: small networks wait for each one.
     ddp = {"broadcast_buffers": False, "gradient_as_bucket_view": True, "bucket_cap_mb": 256}
     network = ray.train.torch.prepare_model(model, parallel_strategy_kwargs=ddp)
