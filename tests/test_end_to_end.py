@@ -142,6 +142,7 @@ def slow_config(tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.interrupts
 def test_a_run_that_is_killed_in_every_stage_goes_on_each_time(tmp_path: Path, slow_config: Path) -> None:
     out = tmp_path / "out"
 
@@ -188,6 +189,7 @@ def test_a_run_that_is_killed_in_every_stage_goes_on_each_time(tmp_path: Path, s
     assert len({(row["mode"], row["episode"]) for row in rows(episodes)}) == len(rows(episodes)) == 60
 
 
+@pytest.mark.interrupts
 @pytest.mark.parametrize("stage", ["pretrain", "training"])
 def test_ctrl_c_exits_130_without_a_traceback_and_can_be_gone_on_from(
     tmp_path: Path, slow_config: Path, stage: str
@@ -204,6 +206,7 @@ def test_ctrl_c_exits_130_without_a_traceback_and_can_be_gone_on_from(
     finish(start("train", slow_config))
 
 
+@pytest.mark.interrupts
 def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     processes = [start("train", config, "--set", f"seeds=[{seed}]") for seed in (0, 1)]

@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 
 from spirl_ray.config import parse_experiment
+from spirl_ray.envs import environment
 from spirl_ray.experiments import training
 from spirl_ray.experiments.rollouts import EpisodeRow
 from spirl_ray.experiments.training import MetricsLog, SnapshotEvaluations, TrainingRun, is_trained, read_provenance
-from spirl_ray.methods import resolve
+from spirl_ray.methods import resolve, skill_spec
 
 from toy import TOY  # isort: skip
 
 
 def run_in(folder: Path, **train: Any) -> TrainingRun:
     experiment = parse_experiment({**TOY, "train": {**TOY["train"], **train}}, "test")
-    return TrainingRun(experiment, resolve(experiment, "spirl_cl", 2), 0, folder / "skills", folder / "out", "hash")
+    method = resolve(experiment, "spirl_cl", skill_spec(experiment, "spirl_cl", environment(experiment.env.id)))
+    return TrainingRun(experiment, method, 0, folder / "skills", folder / "out", "hash")
 
 
 def steps_in(path: Path) -> list[int]:
