@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
-import torch.distributed
 from torch import Tensor
 
 from spirl_ray.config import PretrainSettings
@@ -18,6 +17,7 @@ from spirl_ray.data.trajectories import Episode, read_card, table_to_episodes
 from spirl_ray.data.windows import WindowTable, stream_windows
 from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
+from spirl_ray.skills.collectives import sum_over_workers
 from spirl_ray.skills.model import SkillSpec
 
 MEGABYTE = 2**20
@@ -127,12 +127,3 @@ class Batches:
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:
     """Random numbers for one update of one worker: no generator state needs to be saved."""
     return torch.Generator().manual_seed(((seed * 1_000_003 + rank) * 1_000_000_007 + update) % 2**63)
-
-
-def sum_over_workers(values: Tensor, device: torch.device) -> Tensor:
-    """All-reduce of values on the CPU, by way of the training device: NCCL knows no other."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    total = values.to(device, copy=True)
-    torch.distributed.all_reduce(total)
-    return total.cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -9,13 +10,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spirl_ray.config import Settings, SkillSettings
-from spirl_ray.skills.gaussian import LOG_STD_MIN, DiagonalGaussian
+from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import RecurrentActionDecoder, ViewEncoder, mlp
 from spirl_ray.skills.priors import FlowPrior, GaussianPrior, LatentDistribution, MixturePrior
 
 DecoderKind = Literal["closed_loop", "open_loop", "identity"]
 _MAX_ACTION = 0.999
 """Actions are clamped to this before atanh, which is infinite at 1."""
+_FLAT_STD = 0.1
+"""Deviation of the flat case's posterior, in latent units; near 0, where tanh has slope 1, a tenth of full action."""
 
 
 class ViewShape(Settings):
@@ -139,13 +142,17 @@ class ClosedLoopCodec(nn.Module):
 
 
 class IdentityCodec(nn.Module):
-    """The flat case: the latent is the action itself before a tanh, so its prior is behaviour cloning."""
+    """The flat case: the latent is the action itself before a tanh, so its prior is behaviour cloning.
+
+    An action prior of demonstrations that hardly vary would be so narrow that no policy stays close to it: the
+    divergence of a policy that is off by d grows with (d / sigma)^2. So actions are known to `_FLAT_STD` only.
+    """
 
     closed_loop = True
 
     def encode(self, states: Tensor, actions: Tensor) -> DiagonalGaussian:
         mean = torch.atanh(actions[:, 0].clamp(-_MAX_ACTION, _MAX_ACTION))
-        return DiagonalGaussian(mean, torch.full_like(mean, LOG_STD_MIN))
+        return DiagonalGaussian(mean, torch.full_like(mean, math.log(_FLAT_STD)))
 
     def decode(self, states: Tensor, latent: Tensor) -> Tensor:
         return torch.tanh(latent).unsqueeze(1).expand(-1, states.shape[1], -1)

@@ -1,4 +1,4 @@
-"""Stage 1 on Ray: workers drain their shards through Ray Data and train the skill model with Ray Train (DDP)."""
+"""Stage 1 on Ray: workers drain their shards through Ray Data and train the skill model with Ray Train."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.augmentation import TargetPreserving
-from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, sum_over_workers, update_generator
+from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, update_generator
+from spirl_ray.skills.collectives import AveragedGradients, sum_over_workers
 from spirl_ray.skills.model import SkillModel
 
+_LISTEN_S = 0.5
 Rows = dict[str, float]
 
 
@@ -114,7 +116,7 @@ def pretrain(
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """One DDP worker: resume, drain or stream the shard, update, validate, report."""
+    """One data-parallel worker: resume, drain or stream the shard, update, validate, report."""
     torch.set_num_threads(1)
     job: PretrainJob = config["job"]
     settings, spec = job.settings, job.spec
@@ -132,12 +134,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     if metrics and rank == 0:
         # A driver that was killed with the last one may not have written this row.
         config["queue"].put(metrics)
-    # One message for all gradients, and none for the normalisation: small networks wait for each one.
-    ddp = {"broadcast_buffers": False, "gradient_as_bucket_view": True, "bucket_cap_mb": 256}
-    network = ray.train.torch.prepare_model(model, parallel_strategy_kwargs=ddp)
+    gradients = AveragedGradients(model)
 
-    started, windows = time.perf_counter(), 0
-    for update in range(first, settings.updates):
+    def inputs(update: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         generator = update_generator(job.seed, update, rank)
         states, actions = batches.draw(generator)
         perturbed = None
@@ -145,9 +144,19 @@ def _train_worker(config: dict[str, Any]) -> None:
             moved, relabelled = augment(states, actions, generator)
             perturbed = (moved.to(device), relabelled.to(device))
         noise = torch.randn(batch_size, spec.latent_dim, generator=generator)
-        losses = network(states.to(device), actions.to(device), noise.to(device), perturbed)
-        optimizer.zero_grad(set_to_none=True)
+        return states.to(device), actions.to(device), noise.to(device), perturbed
+
+    started, windows = time.perf_counter(), 0
+    upcoming = inputs(first) if first < settings.updates else None
+    for update in range(first, settings.updates):
+        assert upcoming is not None
+        losses = model(*upcoming)
+        gradients.clear()
         losses["loss"].backward()
+        gradients.start()
+        if update + 1 < settings.updates:
+            upcoming = inputs(update + 1)  # while the gradients travel
+        gradients.wait()
         if update < settings.warmup_updates:
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.warmup_clip)
         _set_rate(optimizer, settings, update)
@@ -277,7 +286,7 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
     def drain() -> None:
         last = False
         while not last:
-            last = finished.wait(0.2)
+            last = finished.wait(_LISTEN_S)
             with contextlib.suppress(Empty, RayActorError):
                 while True:
                     row = queue.get_nowait()

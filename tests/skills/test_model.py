@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from spirl_ray.config import SkillSettings
-from spirl_ray.skills.gaussian import LOG_STD_MIN, DiagonalGaussian
+from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.model import SkillModel, SkillSpec
 from spirl_ray.skills.priors import FlowPrior, GaussianPrior, MixturePrior
 
@@ -246,7 +246,6 @@ def test_identity_codec_gives_back_the_action_it_was_given() -> None:
     states, actions, _ = a_batch(1)
     posterior = model.codec.encode(states, actions)
     torch.testing.assert_close(model.decode(states, posterior.mean), actions)
-    assert (posterior.log_std == LOG_STD_MIN).all()
 
 
 def test_identity_codec_stays_finite_at_the_limits_of_actions() -> None:
@@ -273,7 +272,10 @@ def test_the_flat_prior_is_behaviour_cloning() -> None:
         optimizer.step()
     states, actions = demonstrate(256)
     with torch.no_grad():
-        cloned = model.decode(states, model.prior_distribution(states[:, 0]).mode())
+        prior = model.prior_distribution(states[:, 0])
+        cloned = model.decode(states, prior.mode())
+    # Deterministic demonstrations do not make it so narrow that a policy cannot stay close to it.
+    assert 0.08 < float(prior.log_std.exp().median()) < 0.25
     assert float((cloned - actions).square().mean()) < 0.05 * float(actions.square().mean())
 
 
