@@ -14,7 +14,7 @@ import atexit
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,18 @@ def generate(
     return kitchen_experts.generate(indices, seed, tasks=tasks, action_noise=action_noise, keep_failures=keep_failures)
 
 
+def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """The kitchen at some steps of recorded states, see `EnvironmentSpec.pictures`."""
+    env = KitchenEnv(render_mode="rgb_array", render_size=240)
+    frames = []
+    for step in steps:
+        env.data.qpos[:] = states[step]
+        env._mujoco.mj_forward(env.model, env.data)
+        frames.append(env.render())
+    env.close()
+    return [frame for frame in frames if frame is not None]
+
+
 SPEC = EnvironmentSpec(
     id="spirl/Kitchen-v0",
     state_dim=STATE_DIM,
@@ -144,6 +156,7 @@ SPEC = EnvironmentSpec(
         objects=tuple(range(ROBOT_DIM, STATE_DIM)),
     ),
     generate=generate,
+    pictures=pictures,
     minari_states=minari_states,
     completed=completed_subtasks,
 )

@@ -351,6 +351,17 @@ def stored_layout(metadata: Mapping[str, Any]) -> Layout:
         raise SpirlError(f"a maze episode's metadata must hold its layout: {type(error).__name__}: {error}") from error
 
 
+def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """The layout with the path up to some steps, see `EnvironmentSpec.pictures`."""
+    env = MazeEnv(metadata["layout_seed"], metadata["size"], metadata["start"], metadata["goal"], 0.5, "rgb_array")
+    frames = []
+    for step in steps:
+        env._path = [(float(x), float(y)) for x, y in states[: step + 1, :2]]
+        env.data.qpos[:] = states[step, :2]
+        frames.append(env.render())
+    return [frame for frame in frames if frame is not None]
+
+
 def floor_plan(env: gymnasium.Env[Any, Any]) -> FloorPlan:
     """Walls, start and goal of a made maze."""
     maze = env.unwrapped
@@ -367,5 +378,6 @@ SPEC = EnvironmentSpec(
     default_tasks=("goal",),
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(2, 3), renderer=_frames),
     generate=generate,
+    pictures=pictures,
     floor_plan=floor_plan,
 )

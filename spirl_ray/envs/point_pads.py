@@ -14,7 +14,7 @@ The demonstrations visit three of the four pads and the task wants all four, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -307,6 +307,17 @@ def _leg(
         yield pace * np.array([cos * heading[0] - sin * heading[1], sin * heading[0] + cos * heading[1]])
 
 
+def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Pads and path up to some steps, see `EnvironmentSpec.pictures`."""
+    env = PointPadsEnv(render_mode="rgb_array")
+    frames = []
+    for step in steps:
+        env._path = [(float(x), float(y)) for x, y in states[: step + 1, :2]]
+        env.position, env._lamps = env._path[-1], [float(lamp) for lamp in states[step, 4:STATE_DIM]]
+        frames.append(env.render())
+    return [frame for frame in frames if frame is not None]
+
+
 SPEC = EnvironmentSpec(
     id="spirl/PointPads-v0",
     state_dim=STATE_DIM,
@@ -316,4 +327,5 @@ SPEC = EnvironmentSpec(
     default_tasks=tuple(PADS),
     position_target=PositionTarget(positions=(0, 1), gain=(GAIN, GAIN)),
     generate=generate,
+    pictures=pictures,
 )

@@ -87,6 +87,8 @@ class EnvironmentSpec:
 
     An episode depends on (seed, index, kwargs) alone, so any number of workers produces the same data.
     """
+    pictures: Callable[[Mapping[str, Any], NDArray[np.float32], Sequence[int]], list[NDArray[np.uint8]]] | None = None
+    """From an episode's metadata, states [T+1, S] and some of its steps to pictures uint8 [N, N, 3] of these steps."""
     floor_plan: Callable[[Any], FloorPlan] | None = None
     """The plan of an environment that has been made, where exploration can be drawn."""
     minari_states: Callable[[Any], Any] | None = None

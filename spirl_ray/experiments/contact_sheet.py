@@ -1,0 +1,59 @@
+"""A contact sheet of datasets: a few episodes of each, one a row, from their first step to their last."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from spirl_ray.data.trajectories import Episode, read_card, read_episodes
+from spirl_ray.envs import environment
+from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.video import captioned
+from spirl_ray.skills.artifact import write_atomically
+
+EPISODES, COLUMNS = 3, 5
+"""Rows for each dataset, and pictures in a row."""
+PICTURE = 240
+"""Width of a picture in pixels."""
+
+
+def write_contact_sheet(datasets: Sequence[Path], path: Path) -> None:
+    """Writes a PNG that shows evenly spread steps of evenly spread episodes of every dataset.
+
+    Raises:
+        SpirlError: a dataset that cannot be read, or of an environment without pictures; a file that cannot be written.
+    """
+    rows = [row for dataset in datasets for row in _rows(dataset)]
+    sheet = np.concatenate(rows)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def _rows(dataset: Path) -> Iterator[np.ndarray]:
+    card = read_card(dataset)
+    spec = environment(card.environment)
+    if spec.pictures is None:
+        raise SpirlError(f"{dataset}: {card.environment} cannot draw recorded states, so there is no contact sheet.")
+    for episode in _spread(dataset, card.episodes):
+        steps = np.linspace(0, episode.length, COLUMNS).round().astype(int).tolist()
+        captions = [f"step {step} of {episode.length}" for step in steps]
+        captions[0] = f"{dataset.name} · {episode.id}"
+        captions[-1] = " > ".join(map(str, episode.metadata.get("completed", ()))) or captions[-1]
+        pictures = []
+        for picture, caption in zip(spec.pictures(episode.metadata, episode.states, steps), captions, strict=True):
+            small = np.asarray(Image.fromarray(picture).resize((PICTURE, PICTURE)))
+            pictures.append(captioned(small, caption))
+        yield np.concatenate(pictures, axis=1)
+
+
+def _spread(dataset: Path, count: int) -> Iterator[Episode]:
+    """Episodes from the first to the last, read in one pass."""
+    chosen = set(np.linspace(0, max(0, count - 1), EPISODES).round().astype(int).tolist())
+    for number, episode in enumerate(read_episodes(dataset)):
+        if number in chosen:
+            yield episode
