@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
-from spirl_ray.envs import kitchen, maze, point_pads
+from spirl_ray.envs import blocks, kitchen, maze, point_pads
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget, ViewSpec
 from spirl_ray.errors import SpirlError
 
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _ENTRY_POINTS = {
+    blocks.SPEC: "spirl_ray.envs.blocks:BlockStackingEnv",
     kitchen.SPEC: "spirl_ray.envs.kitchen:KitchenEnv",
     maze.SPEC: "spirl_ray.envs.maze:MazeEnv",
     point_pads.SPEC: "spirl_ray.envs.point_pads:PointPadsEnv",
