@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,7 +187,9 @@ def table_to_episodes(table: pa.Table, *, where: str = "table") -> list[Episode]
     states, actions, rewards = (_split(columns[name]) for name in ("states", "actions", "rewards"))
     ids, metadata = columns["episode_id"].to_pylist(), columns["metadata"].to_pylist()
     terminated, truncated = columns["terminated"].to_pylist(), columns["truncated"].to_pylist()
-    frames = split_frames(columns[FRAMES], frame_size) if frame_size is not None else [None] * len(ids)
+    frames: Sequence[FrameArray | None] = [None] * len(ids)
+    if frame_size is not None:
+        frames = split_frames(columns[FRAMES], frame_size)
     episodes = []
     for row, identifier in enumerate(ids):
         try:
