@@ -72,7 +72,7 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert sum(losses[-5:]) < sum(losses[:5])
     skills = tmp_path / "skills"
     save_skills(
