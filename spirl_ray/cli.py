@@ -214,12 +214,13 @@ def inspect_data(
     with _readable_errors():
         summary = summarize(dataset)
         card = summary.card
+        stored = sum(file.bytes for file in card.files.values())
         facts = {
             "environment": card.environment,
             "source": card.source,
             "licence": card.licence,
             "episodes": f"{summary.episodes:,} ({summary.terminated} terminated, {summary.truncated} truncated)",
-            "steps": f"{summary.steps:,}",
+            "steps": f"{summary.steps:,} of {stored / summary.steps:,.0f} bytes",
             "length": f"{summary.length_min} to {summary.length_max}, mean {summary.length_mean:.1f}",
         }
         print_facts(escape(str(dataset)), facts)

@@ -81,6 +81,7 @@ _BRIEF = {
     "steps": "steps",
     "episodes": "episodes",
     "skipped": "left out",
+    "success_rate": "share of the expert's attempts",
     "train_loss": "loss",
     "validation_loss": "held out",
     "windows_per_s": "windows/s",

@@ -58,12 +58,14 @@ class _Shard:
     file: Path
     state_dim: int
     action_dim: int
+    frame_size: int | None
     skip_bad: bool
 
     @property
     def key(self) -> str:
         """Equal for shards of equal content."""
-        facts = (self.source.description().source, self.indices, self.state_dim, self.action_dim, self.skip_bad)
+        widths = (self.state_dim, self.action_dim, self.frame_size)
+        facts = (self.source.description().source, self.indices, widths, self.skip_bad)
         return hashlib.sha256(repr((__version__, facts)).encode()).hexdigest()
 
     @property
@@ -116,6 +118,7 @@ def import_dataset(
                 file=partial / f"shard-{number:05d}",
                 state_dim=spec.state_dim,
                 action_dim=spec.action_dim,
+                frame_size=spec.stored_frames,
                 skip_bad=skip_bad,
             )
             for number in range(count)
@@ -139,6 +142,7 @@ def import_dataset(
             environment=environment,
             state_dim=spec.state_dim,
             action_dim=spec.action_dim,
+            frame_size=spec.stored_frames,
             episodes=len(digests),
             steps=sum(result["steps"] for result in results),
             source=description.source,
@@ -224,12 +228,11 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
     steps = 0
     # A task that Ray retries must not meet the file of an attempt that is still dying.
     attempt = shard.file.with_name(f"{shard.file.name}.{os.getpid()}")
-    with pq.ParquetWriter(
-        attempt, schema(shard.state_dim, shard.action_dim), compression="zstd", write_page_checksum=True
-    ) as writer:
+    widths = (shard.state_dim, shard.action_dim, shard.frame_size)
+    with pq.ParquetWriter(attempt, schema(*widths), compression="zstd", write_page_checksum=True) as writer:
         waiting: list[Episode] = []
         for episode in shard.source.read(shard.indices):
-            found = check_episode(episode, shard.state_dim, shard.action_dim)
+            found = check_episode(episode, *widths)
             if found:
                 problems += [(episode.id, name, what) for name, what in found]
                 if not shard.skip_bad and len(problems) >= _SHOWN_PROBLEMS:
@@ -239,10 +242,10 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
             steps += episode.length
             waiting.append(episode)
             if len(waiting) == _EPISODES_A_ROW_GROUP:
-                writer.write_table(episodes_to_table(waiting, shard.state_dim, shard.action_dim))
+                writer.write_table(episodes_to_table(waiting, *widths))
                 waiting = []
         if waiting:
-            writer.write_table(episodes_to_table(waiting, shard.state_dim, shard.action_dim))
+            writer.write_table(episodes_to_table(waiting, *widths))
     os.replace(attempt, shard.file)
     entry = FileEntry(sha256=file_digest(shard.file), bytes=shard.file.stat().st_size, rows=len(digests))
     result = {"digests": digests, "problems": problems, "steps": steps, "file": entry.model_dump()}

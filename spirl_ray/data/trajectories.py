@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from spirl_ray.data.frames import FRAMES, FrameArray, frame_rows, frame_type, split_frames, stored_size
 from spirl_ray.errors import SpirlError
 
 FORMAT_VERSION = 1
@@ -41,11 +42,18 @@ class Episode:
     """A time limit or the recording ended it."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts; ``completed``, where present, lists the subtasks in the order of completion."""
+    frames: FrameArray | None = None
+    """uint8 [T+1, N, N], what the agent saw at each state, where that is not rendered from the states."""
 
     @property
     def length(self) -> int:
         """Number of actions T."""
         return len(self.actions)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of states, actions and frames."""
+        return self.states.nbytes + self.actions.nbytes + (self.frames.nbytes if self.frames is not None else 0)
 
 
 class _Frozen(BaseModel):
@@ -68,6 +76,8 @@ class DatasetCard(_Frozen):
     """spirl id of the environment that the episodes belong to."""
     state_dim: int
     action_dim: int
+    frame_size: int | None = None
+    """Pixels N of a stored frame's side; None where episodes hold no frames."""
     episodes: int
     steps: int
     """Actions in all episodes together."""
@@ -98,8 +108,9 @@ class EpisodeEntry(NamedTuple):
     """Absolute path of the Parquet file that holds the episode."""
 
 
-def schema(state_dim: int, action_dim: int) -> pa.Schema:
-    """Arrow schema of a dataset file: one row an episode."""
+def schema(state_dim: int, action_dim: int, frame_size: int | None = None) -> pa.Schema:
+    """Arrow schema of a dataset file: one row an episode. Frames have a column only where they are stored."""
+    frames = [(FRAMES, frame_type(frame_size))] if frame_size is not None else []
     return pa.schema(
         [
             ("episode_id", pa.string()),
@@ -110,11 +121,14 @@ def schema(state_dim: int, action_dim: int) -> pa.Schema:
             ("terminated", pa.bool_()),
             ("truncated", pa.bool_()),
             ("metadata", pa.string()),
+            *frames,
         ]
     )
 
 
-def episodes_to_table(episodes: list[Episode], state_dim: int, action_dim: int) -> pa.Table:
+def episodes_to_table(
+    episodes: list[Episode], state_dim: int, action_dim: int, frame_size: int | None = None
+) -> pa.Table:
     """One row an episode, in the given order.
 
     Raises:
@@ -129,19 +143,19 @@ def episodes_to_table(episodes: list[Episode], state_dim: int, action_dim: int) 
                 raise SpirlError(
                     f"episode {episode.id!r}: {name} have shape {list(array.shape)}, expected [·, {width}]"
                 )
-    return pa.Table.from_arrays(
-        [
-            pa.array([e.id for e in episodes], pa.string()),
-            pa.array([e.length for e in episodes], pa.int32()),
-            _rows([e.states for e in episodes], state_dim),
-            _rows([e.actions for e in episodes], action_dim),
-            _rows([e.rewards for e in episodes], None),
-            pa.array([bool(e.terminated) for e in episodes], pa.bool_()),
-            pa.array([bool(e.truncated) for e in episodes], pa.bool_()),
-            pa.array([metadata_json(e) for e in episodes], pa.string()),
-        ],
-        schema=schema(state_dim, action_dim),
-    )
+    columns = [
+        pa.array([e.id for e in episodes], pa.string()),
+        pa.array([e.length for e in episodes], pa.int32()),
+        _rows([e.states for e in episodes], state_dim),
+        _rows([e.actions for e in episodes], action_dim),
+        _rows([e.rewards for e in episodes], None),
+        pa.array([bool(e.terminated) for e in episodes], pa.bool_()),
+        pa.array([bool(e.truncated) for e in episodes], pa.bool_()),
+        pa.array([metadata_json(e) for e in episodes], pa.string()),
+    ]
+    if frame_size is not None:
+        columns.append(frame_rows([_frames_of(e, frame_size) for e in episodes], frame_size))
+    return pa.Table.from_arrays(columns, schema=schema(state_dim, action_dim, frame_size))
 
 
 def metadata_json(episode: Episode) -> str:
@@ -167,11 +181,15 @@ def table_to_episodes(table: pa.Table, *, where: str = "table") -> list[Episode]
         SpirlError: a column is missing, has another type, or holds nulls.
     """
     widths = [_width(table.schema, name) for name in ("states", "actions")]
-    check_schema(table.schema, widths[0], widths[1], where=where)
-    columns = {name: _one_array(table, name, where) for name in schema(1, 1).names}
+    frame_size = stored_size(table.schema)
+    check_schema(table.schema, widths[0], widths[1], frame_size, where=where)
+    columns = {name: _one_array(table, name, where) for name in schema(1, 1, frame_size).names}
     states, actions, rewards = (_split(columns[name]) for name in ("states", "actions", "rewards"))
     ids, metadata = columns["episode_id"].to_pylist(), columns["metadata"].to_pylist()
     terminated, truncated = columns["terminated"].to_pylist(), columns["truncated"].to_pylist()
+    frames: Sequence[FrameArray | None] = [None] * len(ids)
+    if frame_size is not None:
+        frames = split_frames(columns[FRAMES], frame_size)
     episodes = []
     for row, identifier in enumerate(ids):
         try:
@@ -187,18 +205,21 @@ def table_to_episodes(table: pa.Table, *, where: str = "table") -> list[Episode]
                 terminated=terminated[row],
                 truncated=truncated[row],
                 metadata=facts,
+                frames=frames[row],
             )
         )
     return episodes
 
 
-def check_schema(found: pa.Schema, state_dim: int | None, action_dim: int | None, *, where: str) -> None:
+def check_schema(
+    found: pa.Schema, state_dim: int | None, action_dim: int | None, frame_size: int | None = None, *, where: str
+) -> None:
     """Compare column types with those of a dataset; a width of None means that no right one was found.
 
     Raises:
         SpirlError: names the file, the column, what was expected and what was found.
     """
-    for expected in schema(state_dim or 0, action_dim or 0):
+    for expected in schema(state_dim or 0, action_dim or 0, frame_size):
         index = found.get_field_index(expected.name)
         if index < 0:
             raise SpirlError(
@@ -295,13 +316,21 @@ def read_tables(file: str, card: DatasetCard, columns: list[str] | None = None) 
     """
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            check_schema(parquet.schema_arrow, card.state_dim, card.action_dim, where=file)
+            check_schema(parquet.schema_arrow, card.state_dim, card.action_dim, card.frame_size, where=file)
             for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except FileNotFoundError:
         raise SpirlError(f"{file}: missing, but named in the dataset's {CARD}") from None
     except (pa.ArrowException, OSError) as error:
         raise SpirlError(f"{file}: not readable as Parquet (damaged or cut short): {error}") from error
+
+
+def _frames_of(episode: Episode, size: int) -> FrameArray:
+    frames = episode.frames
+    if frames is None or frames.shape[1:] != (size, size):
+        found = "no frames" if frames is None else f"frames have shape {list(frames.shape)}"
+        raise SpirlError(f"episode {episode.id!r}: {found}, expected [·, {size}, {size}]")
+    return frames
 
 
 def _rows(arrays: list[FloatArray], width: int | None) -> pa.ListArray:

@@ -38,11 +38,14 @@ class Problem(NamedTuple):
         return ": ".join(part for part in (self.file, self.episode, self.field, self.message) if part)
 
 
-def check_episode(episode: Episode, state_dim: int, action_dim: int) -> list[tuple[str, str]]:
+def check_episode(
+    episode: Episode, state_dim: int, action_dim: int, frame_size: int | None = None
+) -> list[tuple[str, str]]:
     """What is wrong with an episode, as pairs (field, what); an empty list for a good one.
 
     Checked: T ≥ 1, T + 1 states, T actions and rewards, shapes, dtype float32, finiteness (first bad row and
-    column), actions within [-1, 1] up to 1e-6, not both terminated and truncated.
+    column), actions within [-1, 1] up to 1e-6, not both terminated and truncated; T + 1 frames uint8 [N, N] if
+    ``frame_size`` is N, and none otherwise.
     """
     problems = []
     steps = len(episode.actions)
@@ -75,6 +78,13 @@ def check_episode(episode: Episode, state_dim: int, action_dim: int) -> list[tup
                     f"{_place(outside[0])} is {value:g}, outside [-1, 1] ({len(outside)} such values)",
                 )
             )
+    frames = episode.frames
+    expected = None if frame_size is None else [steps + 1, frame_size, frame_size]
+    if (None if frames is None else list(frames.shape)) != expected or (
+        frames is not None and frames.dtype != np.uint8
+    ):
+        found = "none" if frames is None else f"{frames.dtype} {list(frames.shape)}"
+        problems.append(("frames", f"{found}, expected {'none' if expected is None else f'uint8 {expected}'}"))
     if episode.terminated and episode.truncated:
         problems.append(("terminated", "both terminated and truncated are set"))
     return problems
@@ -90,6 +100,9 @@ def episode_digest(episode: Episode) -> str:
     for array in (episode.states, episode.actions, episode.rewards):
         digest.update(np.asarray(array.shape, dtype="<i8").tobytes())
         digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+    if episode.frames is not None:
+        digest.update(np.asarray(episode.frames.shape, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(episode.frames).tobytes())
     return digest.hexdigest()
 
 
@@ -127,7 +140,7 @@ def validate_dataset(path: str | Path) -> list[Problem]:
             for table in read_tables(file, card):
                 lengths = table["length"].to_pylist()
                 for episode, length in zip(table_to_episodes(table, where=file), lengths, strict=True):
-                    found = check_episode(episode, card.state_dim, card.action_dim)
+                    found = check_episode(episode, card.state_dim, card.action_dim, card.frame_size)
                     problems += [Problem(file, episode.id, field, what) for field, what in found]
                     if length != episode.length:
                         what = f"column says {length}, there are {episode.length} actions"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spirl_ray.data.frames import FrameArray
 from spirl_ray.data.trajectories import Episode
 from spirl_ray.envs.spec import ViewSpec
 from spirl_ray.errors import SpirlError
@@ -25,10 +26,13 @@ class WindowTable:
     Args:
         episodes: what to cut windows from.
         horizon: H, primitive steps in a window.
-        view: of the environment; when given, frames are rendered from the stored states and follow them.
+        view: of the environment; when given, frames follow the states, as stored or rendered from the states.
         observed: of how many steps of a window to return the observations; None is all H. Frames are costly, and an
             open-loop model sees the first alone.
-        frame_cache_bytes: frames are rendered once and kept if they fit, and otherwise for each batch.
+        frame_cache_bytes: frames that are rendered are so once and kept if they fit, and otherwise for each batch.
+
+    Raises:
+        SpirlError: no window at all, or no frames where the view has them stored.
     """
 
     def __init__(
@@ -40,7 +44,10 @@ class WindowTable:
         observed: int | None = None,
         frame_cache_bytes: float = 0,
     ) -> None:
-        states, actions, starts, lengths, metadata, row = [], [], [], [], [], 0
+        states, actions, starts, row = [], [], [], 0
+        lengths: list[int] = []
+        metadata: list[Mapping[str, Any]] = []
+        stored: list[FrameArray | None] = []
         for episode in episodes:
             length = len(episode.actions)
             states.append(episode.states[:length])
@@ -48,6 +55,7 @@ class WindowTable:
             starts.append(np.arange(row, row + length - horizon + 1))
             lengths.append(length)
             metadata.append(episode.metadata)
+            stored.append(episode.frames)
             row += length
         self.horizon = horizon
         self.starts = torch.from_numpy(np.concatenate(starts) if starts else np.zeros(0, np.int64))
@@ -62,7 +70,9 @@ class WindowTable:
         self._observed = horizon if observed is None else observed
         self._frames: _EpisodeFrames | None = None
         if view is not None:
-            self._frames = _EpisodeFrames(view, self.states.numpy(), lengths, metadata, frame_cache_bytes)
+            self._frames = _EpisodeFrames(
+                view, lengths, _source(view, self.states.numpy(), lengths, metadata, stored, frame_cache_bytes)
+            )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -91,36 +101,54 @@ class WindowTable:
             yield self.rows(chosen)
 
 
-class _EpisodeFrames:
-    """The newest frames at any row of the flat states, rendered from them."""
+FrameSource = Callable[[NDArray[np.int64]], FrameArray]
+"""Rows [B] of the flat states -> the frames seen there, uint8 [B, N, N]."""
 
-    def __init__(
-        self,
-        view: ViewSpec,
-        states: NDArray[np.float32],
-        lengths: Sequence[int],
-        metadata: Sequence[Mapping[str, Any]],
-        cache_bytes: float,
-    ) -> None:
-        self._view, self._states = view, states
-        self._render = view.renderer(metadata)
-        self._episode = np.repeat(np.arange(len(lengths)), lengths)
+
+class _EpisodeFrames:
+    """The newest frames at any row of the flat states."""
+
+    def __init__(self, view: ViewSpec, lengths: Sequence[int], source: FrameSource) -> None:
+        self._view, self._source = view, source
         self._first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-        self._cache: NDArray[np.uint8] | None = None
-        if len(states) * view.size**2 <= cache_bytes:
-            parts = np.array_split(np.arange(len(states)), 1 + len(states) // _FRAMES_AT_A_TIME)
-            self._cache = np.concatenate([self._at(rows) for rows in parts])
 
     def stacked(self, rows: Tensor) -> Tensor:
         """Rows [...] -> pixels float32 [..., frames * N * N], oldest frame first; an episode's first is repeated."""
         flat = rows.numpy().ravel()
         ages = np.arange(self._view.frames - 1, -1, -1)
         wanted = np.maximum(flat[:, None] - ages, self._first[flat][:, None])
-        frames = self._at(wanted.ravel()) if self._cache is None else self._cache[wanted.ravel()]
+        frames = self._source(wanted.ravel())
         return torch.from_numpy(frames).reshape(*rows.shape, self._view.pixels).float()
 
-    def _at(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._render(self._episode[rows], self._states[rows])
+
+def _source(
+    view: ViewSpec,
+    states: NDArray[np.float32],
+    lengths: Sequence[int],
+    metadata: Sequence[Mapping[str, Any]],
+    stored: Sequence[FrameArray | None],
+    cache_bytes: float,
+) -> FrameSource:
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    if view.renderer is None:
+        # Looked up where they are: joined into one array, they would for a moment be in memory twice.
+        frames = [part[:length] for part, length in zip(stored, lengths, strict=True) if part is not None]
+        if len(frames) < len(lengths):
+            raise SpirlError("Episodes without their frames: the dataset is not of this environment, or was cut down.")
+        offset = np.arange(len(states)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+        return lambda rows: np.stack(
+            [frames[e][t] for e, t in zip(episode[rows].tolist(), offset[rows].tolist(), strict=True)]
+        )
+    render = view.renderer(metadata)
+
+    def rendered(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return render(episode[rows], states[rows])
+
+    if len(states) * view.size**2 > cache_bytes:
+        return rendered
+    parts = np.array_split(np.arange(len(states)), 1 + len(states) // _FRAMES_AT_A_TIME)
+    kept = np.concatenate([rendered(part) for part in parts])
+    return lambda rows: kept[rows]
 
 
 def stream_windows(
@@ -143,7 +171,7 @@ def stream_windows(
     for episode in episodes:
         if len(episode.actions) < horizon:
             continue
-        added = episode.states.nbytes + episode.actions.nbytes
+        added = episode.nbytes
         if buffer and size + added > buffer_bytes:
             table = WindowTable(buffer, horizon, view=view, observed=observed)
             buffer, size = [], 0

@@ -11,13 +11,24 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
-from spirl_ray.envs import kitchen, maze, point_pads
+from spirl_ray.envs import blocks, kitchen, maze, point_pads
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget, ViewSpec
 from spirl_ray.errors import SpirlError
 
-__all__ = ["EnvironmentSpec", "FloorPlan", "PositionTarget", "ViewSpec", "environment", "episode_limit", "make"]
+__all__ = [
+    "EnvironmentSpec",
+    "FloorPlan",
+    "PositionTarget",
+    "ViewSpec",
+    "environment",
+    "episode_limit",
+    "make",
+    "observation_dim",
+    "state_dim",
+]
 
 _ENTRY_POINTS = {
+    blocks.SPEC: "spirl_ray.envs.blocks:BlockStackingEnv",
     kitchen.SPEC: "spirl_ray.envs.kitchen:KitchenEnv",
     maze.SPEC: "spirl_ray.envs.maze:MazeEnv",
     point_pads.SPEC: "spirl_ray.envs.point_pads:PointPadsEnv",
@@ -56,3 +67,27 @@ def episode_limit(env: gymnasium.Env) -> int:
     """Primitive steps after which a made environment ends its episode; its constructor's arguments can change it."""
     assert env.spec is not None  # `make` gives one to whatever it makes
     return env.spec.max_episode_steps or environment(env.spec.id).max_episode_steps
+
+
+def observation_dim(env: gymnasium.Env) -> int:
+    """O: leading entries of a made environment's observations that networks may see, state and pixels.
+
+    Raises:
+        SpirlError: the environment has been made without the frames that its facts promise.
+    """
+    assert env.spec is not None
+    facts = environment(env.spec.id)
+    if facts.view is None:
+        return facts.state_dim
+    assert env.observation_space.shape is not None
+    size = env.observation_space.shape[0]
+    if size <= facts.view.pixels:
+        raise SpirlError(f"{facts.id} has been made without its camera, but its frames are needed here")
+    return size
+
+
+def state_dim(env: gymnasium.Env) -> int:
+    """S of a made environment; its constructor's arguments can change it where there is a view."""
+    assert env.spec is not None
+    view = environment(env.spec.id).view
+    return observation_dim(env) - (view.pixels if view is not None else 0)

@@ -10,10 +10,7 @@ whose ``kitchen_multitask_v0.py`` and ``franka_config.xml`` fix the constants be
 
 from __future__ import annotations
 
-import atexit
-import importlib
 import importlib.util
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +20,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from spirl_ray.envs.offscreen import OffscreenCamera, load_mujoco
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
 from spirl_ray.errors import SpirlError
 
@@ -206,7 +204,7 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2 * STATE_DIM,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (ROBOT_DIM,), np.float32)
 
-        self._mujoco = mujoco = _load_mujoco()
+        self._mujoco = mujoco = load_mujoco()
         self.model = mujoco.MjModel.from_xml_path(str(scene_path()))
         self.data = mujoco.MjData(self.model)
         self._noise = NOISE_AMPLITUDE * np.r_[[robot_noise] * 9, [object_noise] * 21]
@@ -218,7 +216,7 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             self._targets.append((task, indices, values))
         self._sensed = INITIAL_POSITIONS.copy()
         self._completed: tuple[str, ...] = ()
-        self._renderer: _Renderer | None = None
+        self._camera: OffscreenCamera | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -249,14 +247,18 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """A frame, uint8 [size, size, 3]; raises `SpirlError` where OpenGL does not work."""
         if self.render_mode is None:
             return None
-        if self._renderer is None:
-            self._renderer = _Renderer(self.model, self.render_size)
-        return self._renderer.render(self.data)
+        if self._camera is None:
+            # D4RL's looks at (-.2, .5, 2) from 2.2 m; further back, a square frame holds the cabinets too.
+            view = self._mujoco.MjvCamera()
+            view.lookat[:] = (-0.2, 0.5, 2.05)
+            view.distance, view.azimuth, view.elevation = 2.6, 70.0, -35.0
+            self._camera = OffscreenCamera(self.model, self.render_size, self.render_size, view)
+        return self._camera.picture(self.data)
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
 
     def _sense(self) -> NDArray[np.float32]:
         noise = self._noise * self.np_random.uniform(-1.0, 1.0, STATE_DIM)
@@ -290,17 +292,6 @@ def scene_path() -> Path:
     return path
 
 
-def _load_mujoco() -> Any:
-    """The mujoco module: imported when an environment is made, so that importing this one stays light."""
-    try:
-        return importlib.import_module("mujoco")
-    except Exception as error:  # with MUJOCO_GL set to a backend that is not installed, even the import fails
-        backend = os.environ.get("MUJOCO_GL", "")
-        raise SpirlError(
-            f"MuJoCo does not load ({error}); MUJOCO_GL is {backend!r}: install that OpenGL backend or unset it"
-        ) from error
-
-
 def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     """One or more names of subtasks as a tuple; raises `SpirlError` if one is unknown or there twice."""
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
@@ -310,63 +301,3 @@ def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     if not names or len(set(names)) != len(names):
         raise SpirlError(f"kitchen tasks must be one or more different subtasks, not {list(names)}")
     return names
-
-
-class _Renderer:
-    """Offscreen frames from about where D4RL's camera stands, without the costly effects of the scene.
-
-    In software they cost 10–50 times the rest: eight samples a pixel, a 4096² shadow map, reflections.
-    The backend is MuJoCo's own choice, ``MUJOCO_GL``, and EGL where that is unset.
-    """
-
-    def __init__(self, model: Any, size: int) -> None:
-        self._mujoco = mujoco = _load_mujoco()
-        self._model = model
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 64
-        backend = os.environ.get("MUJOCO_GL", "").lower() or "egl"
-        try:
-            self._gl = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
-            self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except Exception as error:  # each backend fails in its own way
-            raise SpirlError(
-                f"cannot render: OpenGL backend {backend!r} does not work here ({error}); install EGL or "
-                "OSMesa (Debian: libegl1 libgl1-mesa-dri, or libosmesa6) and set MUJOCO_GL to egl or osmesa, "
-                "or run without rendering"
-            ) from error
-        # A context freed after its backend has shut down raises in its destructor.
-        atexit.register(self.close)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(model, maxgeom=1000)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._options = mujoco.MjvOption()
-        self._camera = mujoco.MjvCamera()
-        # D4RL's looks at (-.2, .5, 2) from 2.2 m; further back, a square frame holds the cabinets too.
-        self._camera.lookat[:] = (-0.2, 0.5, 2.05)
-        self._camera.distance, self._camera.azimuth, self._camera.elevation = 2.6, 70.0, -35.0
-        self._viewport = mujoco.MjrRect(0, 0, size, size)
-        self._pixels = np.zeros((size, size, 3), dtype=np.uint8)
-
-    def render(self, data: Any) -> NDArray[np.uint8]:
-        self._gl.make_current()
-        self._mujoco.mjv_updateScene(
-            self._model,
-            data,
-            self._options,
-            None,
-            self._camera,
-            self._mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
-        self._mujoco.mjr_render(self._viewport, self._scene, self._context)
-        self._mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)
-        return self._pixels[::-1].copy()
-
-    def close(self) -> None:
-        atexit.unregister(self.close)
-        self._gl.make_current()
-        self._context.free()
-        self._gl.free()

@@ -32,9 +32,10 @@ Frames = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """The environment shows images: its observation is the state, then the newest frames, oldest first.
+    """The environment shows images: its observation is the state, then the newest frames, oldest first, and no more.
 
-    Datasets hold states alone; frames are rendered from them.
+    Skills and prior see frames and egocentric entries, so the rest of the state may have another size in the target
+    (`spirl_ray.envs.state_dim`) than in the data.
     """
 
     frames: int
@@ -43,8 +44,8 @@ class ViewSpec:
     """Pixels N of a frame's side."""
     egocentric: tuple[int, ...]
     """State entries that mean the same wherever the agent is, such as its velocity."""
-    renderer: Callable[[Sequence[Mapping[str, Any]]], Frames]
-    """From the metadata of episodes to what renders their frames."""
+    renderer: Callable[[Sequence[Mapping[str, Any]]], Frames] | None = None
+    """From the metadata of episodes to what renders their frames. None: episodes hold them (`Episode.frames`)."""
 
     @property
     def pixels(self) -> int:
@@ -66,12 +67,13 @@ class FloorPlan:
 class EnvironmentSpec:
     """Facts about one environment id that data, skills and training share.
 
-    An observation starts with the state, then the pixels of its frames (0 to 255) if there is a view; what follows
-    (a constant goal) is not shown to networks.
+    An observation starts with the state. With a view, the pixels of its frames (0 to 255) follow; without, what
+    follows (a constant goal) is not shown to networks.
     """
 
     id: str
     state_dim: int
+    """S of the states in datasets."""
     action_dim: int
     """Actions are float32 in [-1, 1]."""
     max_episode_steps: int
@@ -97,6 +99,6 @@ class EnvironmentSpec:
     """Subtasks completed along recorded states [T+1, S], in order, for sources that do not tell."""
 
     @property
-    def observation_dim(self) -> int:
-        """Leading entries of an observation that networks may see: state and pixels."""
-        return self.state_dim + (self.view.pixels if self.view is not None else 0)
+    def stored_frames(self) -> int | None:
+        """Pixels of a side of the frames that episodes hold; None where there are none, or they are rendered."""
+        return self.view.size if self.view is not None and self.view.renderer is None else None

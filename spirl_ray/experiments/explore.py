@@ -201,7 +201,7 @@ def explore_with(
         if execution is None or model is None:
             actions = (2.0 * torch.rand(len(running), facts.action_dim, generator=generator) - 1.0).numpy()
         else:
-            observations = seen[:, : facts.observation_dim]
+            observations = seen[:, : envs.observation_dim(running[0])]
             if len(positions) == 1 or execution.finished:
                 execution.begin(_latents(model, latents, observations, generator))
             actions = execution.action(observations)

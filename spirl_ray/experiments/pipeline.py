@@ -73,9 +73,11 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[Sta
             shards=data.shards,
             progress=lambda done, total: progress(done, total, {}),
         )
-    facts = {"episodes": report.card.episodes, "steps": report.card.steps}
+    facts: Row = {"episodes": report.card.episodes, "steps": report.card.steps}
     if report.skipped:
         facts["skipped"] = len(report.skipped)
+    if data.source == "generated":
+        facts["success_rate"] = report.card.episodes / (report.card.episodes + report.missing)
     return StageResult(out, True, facts), report
 
 

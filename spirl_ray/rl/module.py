@@ -42,7 +42,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         spec = skills.spec
         proposals: bool = config["proposals"]
         residual = proposals and config["policy_init"] == "prior"
-        self.policy = SkillPolicy(skills, proposals=proposals, residual=residual)
+        state_dim = self.observation_space.shape[0] - (2 * spec.latent_dim if proposals else 0)
+        self.policy = SkillPolicy(skills, state_dim, proposals=proposals, residual=residual)
         if config["policy_init"] == "prior":
             self.policy.start_from(skills.policy_start)
         self.regulariser: str = config["regulariser"]
@@ -50,7 +51,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         warms_up = self.regulariser == "prior" and config["policy_init"] == "scratch"
         self.prior: nn.Module | None = None
         if self.regulariser == "prior" and (warms_up or not self.inference_only):
-            self.prior = Proposal(spec.state_dim) if proposals else skills.prior.requires_grad_(False)
+            self.prior = Proposal(state_dim) if proposals else skills.prior.requires_grad_(False)
         # A buffer, so that it reaches the env runners with the weights, and the checkpoint. The first update ends it.
         self.register_buffer("acts_from_prior", torch.tensor(True) if warms_up else None)
         if not self.inference_only:

@@ -57,8 +57,12 @@ class ResidualHead(nn.Module):
 class SkillPolicy(nn.Module):
     """pi(z | s), with the skills' state normalisation; the same network shape as a Gaussian skill prior.
 
+    Where the target's states have another size than the data's, the egocentric entries alone mean the same in both:
+    they are standardised by the data's statistics, and the others stay as the environment scales them.
+
     Args:
         skills: what it acts through.
+        state_dim: S of the target; None is that of the data.
         proposals: its input is the state and the prior's parameters (`SkillModel.decision_input`).
         residual: it starts as that proposal, see `ResidualHead`.
     """
@@ -66,18 +70,26 @@ class SkillPolicy(nn.Module):
     state_mean: Tensor
     state_std: Tensor
 
-    def __init__(self, skills: SkillModel, *, proposals: bool = False, residual: bool = False) -> None:
+    def __init__(
+        self, skills: SkillModel, state_dim: int | None = None, *, proposals: bool = False, residual: bool = False
+    ) -> None:
         super().__init__()
         spec = skills.spec
+        state_dim = spec.state_dim if state_dim is None else state_dim
         sizes = {"width": spec.settings.width, "layers": spec.settings.prior_layers}
-        self.input_dim = spec.state_dim + (2 * spec.latent_dim if proposals else 0)
+        self.input_dim = state_dim + (2 * spec.latent_dim if proposals else 0)
         self.head: ResidualHead | GaussianPrior
         if residual:
-            self.head = ResidualHead(spec.state_dim, spec.latent_dim, **sizes)
+            self.head = ResidualHead(state_dim, spec.latent_dim, **sizes)
         else:
             self.head = GaussianPrior(self.input_dim, spec.latent_dim, **sizes)
-        self.register_buffer("state_mean", skills.state_mean.clone())
-        self.register_buffer("state_std", skills.state_std.clone())
+        mean, std = skills.state_mean.clone(), skills.state_std.clone()
+        if state_dim != spec.state_dim:
+            shared = list(spec.view.egocentric) if spec.view is not None else []
+            mean, std = torch.zeros(state_dim), torch.ones(state_dim)
+            mean[shared], std[shared] = skills.state_mean[shared], skills.state_std[shared]
+        self.register_buffer("state_mean", mean)
+        self.register_buffer("state_std", std)
 
     def standardise(self, inputs: Tensor) -> Tensor:
         size = len(self.state_mean)
@@ -104,6 +116,7 @@ class PolicyCard(Settings):
     seed: int
     latent_limit: float | None
     state_dim: int
+    """S of the target, which with images may differ from that of the skills' data."""
     proposals: bool = False
     residual: bool = False
     """How its network is built, see `SkillPolicy`."""
@@ -118,13 +131,20 @@ class Policy:
     """A trained agent: an observation in, a primitive action out, a new skill every H steps.
 
     Call `reset` at the start of every episode. Nothing here needs Ray.
+
+    Args:
+        network: observations [1, O] -> a distribution over latents.
+        execution: runs the skills.
+        observation_dim: O; None takes observations whole, for with images a bare prior fits states of any size.
+        deterministic: take the distribution's mode.
+        seed: of the sampling.
     """
 
     def __init__(
         self,
         network: nn.Module,
         execution: SkillExecution,
-        observation_dim: int,
+        observation_dim: int | None,
         *,
         deterministic: bool = True,
         seed: int = 0,
@@ -143,12 +163,21 @@ class Policy:
 
     @torch.inference_mode()
     def act(self, observation: Array) -> Array:
-        """The next primitive action, float32 [A] in [-1, 1], for an observation [>= O]."""
-        seen = np.asarray(observation, np.float32)[: self.observation_dim]
-        if seen.shape != (self.observation_dim,):
-            raise SpirlError(
-                f"the observation has shape {np.shape(observation)}, this policy needs {self.observation_dim} entries"
-            )
+        """The next primitive action, float32 [A] in [-1, 1], for an observation [O].
+
+        Without frames more may follow, which is not looked at.
+
+        Raises:
+            SpirlError: the observation has another size.
+        """
+        seen = np.asarray(observation, np.float32)
+        pixels = self.execution.model.spec.pixels
+        if not pixels:
+            seen = seen[: self.observation_dim]
+        # A state of one entry at least stands before the frames.
+        needed = self.observation_dim or 1 + pixels
+        if seen.ndim != 1 or len(seen) < needed or (self.observation_dim and len(seen) > needed):
+            raise SpirlError(f"the observation has shape {np.shape(observation)}, this policy needs {needed} entries")
         if not self._running or self.execution.finished:
             chosen = self.network(torch.from_numpy(seen).unsqueeze(0))
             latent = chosen.mode() if self.deterministic else chosen.sample(self._generator)
@@ -182,7 +211,8 @@ class _SeeingPolicy(nn.Module):
 def prior_policy(skills: Path, environment: str, *, deterministic: bool) -> Policy:
     """A `Policy` that draws its latents from the prior of a skill artifact (or takes the prior's mode)."""
     model = load_skills(skills, environment)
-    return Policy(PriorNetwork(model), SkillExecution(model), model.spec.observation_dim, deterministic=deterministic)
+    size = model.spec.state_dim if model.spec.view is None else None
+    return Policy(PriorNetwork(model), SkillExecution(model), size, deterministic=deterministic)
 
 
 def save_policy(
@@ -204,7 +234,8 @@ def save_policy(
         card: the fields of `PolicyCard` that are not derived here.
     """
     model = load_skills(skills)
-    network = SkillPolicy(model, proposals=proposals, residual=residual)
+    state_dim = len(state["state_mean"])
+    network = SkillPolicy(model, state_dim, proposals=proposals, residual=residual)
     network.load_state_dict(state)
     copy = folder / SKILLS
     for file in sorted(skills.glob("skill*")):
@@ -212,7 +243,7 @@ def save_policy(
             write_atomically(copy / file.name, file.read_bytes())
     written = PolicyCard(
         format_version=FORMAT_VERSION,
-        state_dim=model.spec.state_dim,
+        state_dim=state_dim,
         proposals=proposals,
         residual=residual,
         skills=SKILLS,
@@ -251,8 +282,9 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
     if Path(card.skills).is_absolute() or ".." in Path(card.skills).parts:
         raise SpirlError(f"{folder / CARD} points outside its folder ({card.skills}): refused.")
     model = load_skills(folder / card.skills, card.environment)
-    network = SkillPolicy(model, proposals=card.proposals, residual=card.residual)
+    network = SkillPolicy(model, card.state_dim, proposals=card.proposals, residual=card.residual)
     load_tensors(network, folder / TENSORS, card.sha256)
     execution = SkillExecution(model, card.latent_limit)
     seeing = _SeeingPolicy(model, network.requires_grad_(False), card.proposals)
-    return Policy(seeing, execution, model.spec.observation_dim, deterministic=deterministic, seed=seed)
+    size = card.state_dim + model.spec.pixels
+    return Policy(seeing, execution, size, deterministic=deterministic, seed=seed)

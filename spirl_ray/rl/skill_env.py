@@ -36,18 +36,17 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         *,
         proposals: bool = False,
     ) -> None:
-        spec = envs.environment(env_id)
         self.env = envs.make(env_id, **env_kwargs, render_mode=render_mode)
         self.render_mode = render_mode
         self.execution = SkillExecution(load_skills(skills, env_id), latent_limit)
         self.proposals = proposals
-        self.observation_dim = spec.observation_dim
+        self.observation_dim = envs.observation_dim(self.env)
         self.limit = envs.episode_limit(self.env)
         latent_dim = self.execution.model.spec.latent_dim
-        input_dim = spec.state_dim + (2 * latent_dim if proposals else 0)
+        input_dim = envs.state_dim(self.env) + (2 * latent_dim if proposals else 0)
         self.observation_space = Box(-np.inf, np.inf, (input_dim,), np.float32)
         self.action_space = Box(-np.inf, np.inf, (latent_dim,), np.float32)
-        self._seen: Array = np.zeros(spec.observation_dim, np.float32)
+        self._seen: Array = np.zeros(self.observation_dim, np.float32)
         self._elapsed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:

@@ -105,7 +105,7 @@ class Batches:
         return mean.float(), (squares / count - mean.square()).clamp_min(0.0).sqrt().float()
 
     def _windows(self, episodes: list[Episode]) -> WindowTable:
-        spare = self.job.in_memory_limit_mb * MEGABYTE - sum(e.states.nbytes + e.actions.nbytes for e in episodes)
+        spare = self.job.in_memory_limit_mb * MEGABYTE - sum(e.nbytes for e in episodes)
         spec = self.job.spec
         return WindowTable(
             episodes, spec.horizon, view=self._view, observed=spec.observed_steps, frame_cache_bytes=spare

@@ -41,7 +41,7 @@ class SkillExecution:
             self._latent = self.latent_limit * torch.tanh(self._latent)
         self.step = 0
         if not self.model.codec.closed_loop:
-            unseen = torch.empty(len(self._latent), 0, self.model.spec.observation_dim)
+            unseen = torch.empty(len(self._latent), 0, self.model.spec.state_dim + self.model.spec.pixels)
             self._plan = self.model.decode(unseen, self._latent).numpy()
 
     @torch.inference_mode()

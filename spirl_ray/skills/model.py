@@ -34,14 +34,20 @@ class SkillSpec(Settings):
 
     decoder: DecoderKind
     state_dim: int = Field(ge=1)
+    """S in the data. With a view, the target's states may have another size: skills see their egocentric entries."""
     action_dim: int = Field(ge=1)
     view: ViewShape | None = None
     settings: SkillSettings
 
     @property
-    def observation_dim(self) -> int:
-        """O: the state's entries and the frames' pixels."""
-        return self.state_dim + (self.view.frames * self.view.size**2 if self.view is not None else 0)
+    def pixels(self) -> int:
+        """Of all frames of an observation, which are its last entries."""
+        return self.view.frames * self.view.size**2 if self.view is not None else 0
+
+    @property
+    def egocentric(self) -> list[int]:
+        """State entries that skills and prior see beside frames."""
+        return list(self.view.egocentric) if self.view is not None and self.settings.egocentric_state else []
 
     @property
     def observed_steps(self) -> int:
@@ -59,28 +65,24 @@ class SkillSpec(Settings):
 
 
 class Perception(nn.Module):
-    """What skills and prior see of an observation: the state itself, or features of the frames.
-
-    Of an environment with frames they see none of the state but its egocentric entries (if they are asked for).
-    """
+    """What skills and prior make of what they see: the state itself, or features of the frames."""
 
     def __init__(self, spec: SkillSpec) -> None:
         super().__init__()
-        self.state_dim = spec.state_dim
-        self.egocentric: list[int] = []
+        self.pixels = spec.pixels
         self.frames: ViewEncoder | None = None
         self.features = spec.state_dim
         if spec.view is not None:
             width = spec.settings.width
             self.frames = ViewEncoder(spec.view.frames, spec.view.size, spec.settings.view_channels, width)
-            self.egocentric = list(spec.view.egocentric) if spec.settings.egocentric_state else []
-            self.features = width + len(self.egocentric)
+            self.features = width + len(spec.egocentric)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Standardised observations [..., O] -> features [..., F]."""
+    def forward(self, seen: Tensor) -> Tensor:
+        """What `SkillModel.standardise` gives -> features [..., F]."""
         if self.frames is None:
-            return observations
-        return torch.cat([self.frames(observations[..., self.state_dim :]), observations[..., self.egocentric]], dim=-1)
+            return seen
+        own, pixels = seen[..., : -self.pixels], seen[..., -self.pixels :]
+        return torch.cat([self.frames(pixels), own], dim=-1)
 
 
 class RecurrentEncoder(nn.Module):
@@ -215,12 +217,16 @@ class SkillModel(nn.Module):
         self.state_std.copy_(std.clamp_min(self.spec.settings.state_std_floor))
 
     def standardise(self, observations: Tensor) -> Tensor:
-        """Observations [..., O]: states by the data's statistics, pixels from 0..255 to [-1, 1]."""
-        size = self.spec.state_dim
+        """What skills and prior see of observations [..., O]: the state by the data's statistics.
+
+        Of an environment with frames they see none of the state but its egocentric entries (if they are asked for),
+        and the pixels, from 0..255 to [-1, 1].
+        """
         if self.spec.view is None:
             return (observations - self.state_mean) / self.state_std
-        states = (observations[..., :size] - self.state_mean) / self.state_std
-        return torch.cat([states, observations[..., size:] / 127.5 - 1.0], dim=-1)
+        own = self.spec.egocentric
+        seen = (observations[..., own] - self.state_mean[own]) / self.state_std[own]
+        return torch.cat([seen, observations[..., -self.spec.pixels :] / 127.5 - 1.0], dim=-1)
 
     def prior_distribution(self, observations: Tensor) -> LatentDistribution:
         """p(z | s) for raw observations [B, O]."""
@@ -229,10 +235,10 @@ class SkillModel(nn.Module):
     def decision_input(self, observations: Tensor, *, proposals: bool) -> Tensor:
         """What a high-level policy decides on, from raw observations [B, O].
 
-        The raw state [B, S]; with ``proposals`` then the prior's mean and log deviation [B, S + 2 Z]. The prior is
-        frozen by then, so nothing in stage 2 needs to look at frames again.
+        The raw state [B, S] of the target; with ``proposals`` then the prior's mean and log deviation [B, S + 2 Z].
+        The prior is frozen by then, so nothing in stage 2 needs to look at frames again.
         """
-        states = observations[..., : self.spec.state_dim]
+        states = observations[..., : observations.shape[-1] - self.spec.pixels]
         if not proposals:
             return states
         seen = self.perception(self.standardise(observations))

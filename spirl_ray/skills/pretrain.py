@@ -76,7 +76,7 @@ def pretrain(
     _augmentation(job.settings, card.environment)
     model = SkillModel(job.spec)
     if in_memory is None:
-        bytes_per_step = 4 * (card.state_dim + card.action_dim)
+        bytes_per_step = 4 * (card.state_dim + card.action_dim) + (card.frame_size or 0) ** 2
         in_memory = card.steps * bytes_per_step / workers <= job.in_memory_limit_mb * MEGABYTE
     # On the driver's node: the loss of another one must not take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

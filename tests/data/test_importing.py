@@ -95,6 +95,7 @@ def _small_widths(monkeypatch: pytest.MonkeyPatch) -> None:
 class _Widths:
     state_dim: int
     action_dim: int
+    stored_frames: int | None = None
 
 
 def test_an_import_is_a_valid_dataset_with_all_episodes(tmp_path: Path) -> None:

@@ -101,6 +101,34 @@ def test_a_bad_episode_is_described_by_field_and_place(changes: dict[str, Any], 
     assert re.search(message, problem[1])
 
 
+FRAMES = np.zeros((6, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "message"),
+    [
+        (FRAMES, None, r"uint8 \[6, 4, 4\], expected none"),
+        (None, 4, r"none, expected uint8 \[6, 4, 4\]"),
+        (FRAMES[1:], 4, r"uint8 \[5, 4, 4\], expected"),
+        (FRAMES[:, 1:], 4, r"uint8 \[6, 3, 4\], expected"),
+        (FRAMES.astype(np.float32), 4, r"float32 \[6, 4, 4\], expected"),
+    ],
+)
+def test_frames_must_be_those_that_the_environment_has(frames: Any, size: int | None, message: str) -> None:
+    assert check_episode(dataclasses.replace(good(), frames=FRAMES), STATE_DIM, ACTION_DIM, 4) == []
+    (problem,) = check_episode(dataclasses.replace(good(), frames=frames), STATE_DIM, ACTION_DIM, size)
+    assert problem[0] == "frames"
+    assert re.search(message, problem[1])
+
+
+def test_the_digest_depends_on_the_frames() -> None:
+    digests = {
+        episode_digest(dataclasses.replace(good(), frames=frames))
+        for frames in (None, FRAMES, FRAMES + 1, FRAMES[:, :2])
+    }
+    assert len(digests) == 4
+
+
 def test_an_episode_without_a_step_is_bad() -> None:
     problems = check_episode(good(length=0), STATE_DIM, ACTION_DIM)
     assert ("actions", "no step: an episode needs at least one action") in problems

@@ -181,6 +181,47 @@ def test_frames_of_the_step_before_and_of_now_follow_the_states(cache: int, obse
     assert (older == (50 * episode + (step - 1).clamp_min(0)).unsqueeze(-1)).all()
 
 
+STORED = ViewSpec(frames=2, size=SIDE, egocentric=())
+
+
+def with_stored_frames() -> list[Episode]:
+    """Episodes that hold what `renderer` would render, and one frame more for the last state."""
+    render = renderer([episode.metadata for episode in seen_episodes()])
+    return [
+        dataclasses.replace(e, frames=render(np.full(len(e.states), number), e.states))
+        for number, e in enumerate(seen_episodes())
+    ]
+
+
+@pytest.mark.parametrize("observed", [1, None])
+def test_stored_frames_are_those_that_rendering_gives(observed: int | None) -> None:
+    stored = WindowTable(with_stored_frames(), HORIZON, view=STORED, observed=observed)
+    rendered = WindowTable(seen_episodes(), HORIZON, view=VIEW, observed=observed)
+    every = torch.arange(len(stored))
+    for found, expected in zip(stored.rows(every), rendered.rows(every), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_view_without_its_stored_frames_is_refused() -> None:
+    with pytest.raises(SpirlError, match="without their frames"):
+        WindowTable(seen_episodes(), HORIZON, view=STORED)
+
+
+def test_stored_frames_count_towards_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers: list[int] = []
+
+    class Recorded(WindowTable):
+        def __init__(self, episodes: Sequence[Episode], horizon: int, **options: Any) -> None:
+            buffers.append(len(episodes))
+            super().__init__(episodes, horizon, **options)
+
+    monkeypatch.setattr(windows_module, "WindowTable", Recorded)
+    pair = [dataclasses.replace(e, frames=np.zeros((11, SIDE, SIDE), np.uint8)) for e in make_episodes((10, 10))]
+    without_frames = sum(e.states.nbytes + e.actions.nbytes for e in pair)
+    list(stream_windows(pair, HORIZON, 4, torch.Generator().manual_seed(0), without_frames, view=STORED))
+    assert buffers == [1, 1]
+
+
 def test_streamed_windows_have_frames_too() -> None:
     generator = torch.Generator().manual_seed(0)
     for observations, _ in stream_windows(seen_episodes(), HORIZON, 4, generator, 200, view=VIEW, observed=1):

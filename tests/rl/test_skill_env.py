@@ -47,7 +47,8 @@ def test_skill_sums_its_rewards_and_is_cut_by_the_end_of_the_episode(
     make_skills: MakeSkills, monkeypatch: pytest.MonkeyPatch, truncate: bool
 ) -> None:
     monkeypatch.setattr(envs, "make", lambda *_, **__: CountingEnv(truncate))
-    monkeypatch.setattr(envs, "episode_limit", lambda env: 120)
+    for name, value in (("episode_limit", 120), ("observation_dim", 8), ("state_dim", 8)):
+        monkeypatch.setattr(envs, name, lambda env, value=value: value)
     env = SkillEnv(POINT_PADS, {}, make_skills(), None)
     _, info = env.reset(seed=0)
     assert (info["primitive_steps"], info["phase"]) == (0, 0.0)

@@ -1,0 +1,251 @@
+"""The scripted expert of block stacking: it goes from way-point to way-point and looks again at every step.
+
+Each way-point is disturbed a little, so that demonstrations differ and show how to correct what went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spirl_ray.data.trajectories import Episode
+from spirl_ray.envs.blocks import DATA_BLOCKS, DATA_STEPS, STANDING_STEPS, AgentCamera, Building, subtasks
+from spirl_ray.envs.blocks_world import (
+    BLOCK_HALF,
+    BLOCK_SIDE,
+    DENSITIES,
+    HAND_HIGH,
+    HAND_LOW,
+    STEP_METRES,
+    TIP_BELOW_HAND,
+    BlockWorld,
+)
+from spirl_ray.errors import SpirlError
+
+Array = NDArray[np.float64]
+Moves = Iterator[tuple[float, float, float]]
+"""Actions y, z, grip; the world moves on between two of them."""
+Waypoint = Callable[[], tuple[float, float]]
+"""y and z (m) where the hand should be, which may depend on where things are now."""
+
+OPEN, CLOSED = -1.0, 1.0
+SPREAD = 0.6  # m to either side, where blocks stand at first
+CLOSEST = 0.18  # m between two of them, or the fingers would not fit between
+HAND_STARTS = (0.45, 0.7)  # m, heights
+STACKS_DONE = (0, 1, 2)
+STACKS_TO_DO = 2
+GRASP_TRIES, PLACE_TRIES = 3, 2
+
+CLEARANCE = (0.03, 0.08)  # m above whatever is on the way
+SIDEWAYS = 0.13  # m that hand and open fingers reach to either side
+NEAR, OVER, EXACT = 0.04, 0.01, 0.006  # m from a way-point at which the next one is taken
+SLOW = 0.5  # command while a block is put down
+DETOUR_RATE, DETOUR = 0.15, 0.06  # how often, and how far (standard deviation, m), a way-point is far off
+MOST_MOVES = 60  # steps towards one way-point
+LAST_RISE = 0.1  # m above the finished tower
+MOST_OFF = 0.02  # m; a way-point further off would let a finger land on the block
+MOST_NOISE = 0.03  # m; beyond, the expert is more often wrong than right
+
+
+@dataclass
+class _Builder:
+    """One episode's expert: reads the world, and says what to do next."""
+
+    world: BlockWorld
+    rng: np.random.Generator
+    subgoal_noise: float
+
+    def stack(self, block: int, tower: int) -> Moves:
+        """Fetches a block and puts it onto another."""
+        for _ in range(PLACE_TRIES):
+            yield from self._fetch(block)
+            yield from self._place(block, tower)
+            if self.world.touches().levels[block] > 1:
+                return
+
+    def rise(self) -> Moves:
+        y, z = self._hand
+        yield from self._go(lambda: (y, z + LAST_RISE), OPEN, NEAR)
+
+    @property
+    def _hand(self) -> tuple[float, float]:
+        _, y, z = self.world.hand
+        return float(y), float(z)
+
+    def _fetch(self, block: int) -> Moves:
+        for _ in range(GRASP_TRIES):
+            above = self._pass_height(block, carried=None)
+            yield from self._travel(block, above, OPEN)
+            yield from self._go(self._beside(block, self._noise(), TIP_BELOW_HAND + self._noise()), OPEN, EXACT)
+            for _ in range(int(self.rng.integers(2, 4))):
+                yield 0.0, 0.0, CLOSED
+            if self.world.touches().grasped[block]:
+                return
+
+    def _place(self, block: int, tower: int) -> Moves:
+        above = self._pass_height(tower, carried=block)
+        yield from self._travel(tower, above, CLOSED)
+        side = 0.5 * self._noise()
+        yield from self._go(self._over(tower, side, above), CLOSED, OVER)
+
+        def down() -> tuple[float, float]:
+            (_, y, top), (_, held_y, held) = self.world.positions[[tower, block]]
+            hand_y, hand_z = self._hand
+            return hand_y + float(y - held_y) + side, hand_z + float(top + BLOCK_SIDE - held)
+
+        yield from self._go(down, CLOSED, EXACT, speed=SLOW)
+        for _ in range(int(self.rng.integers(2, 4))):
+            yield 0.0, 0.0, OPEN
+
+    def _travel(self, block: int, above: float, grip: float) -> Moves:
+        """Up, then across until over a block, now and then by way of somewhere else."""
+        y, z = self._hand
+        if z < above:
+            yield from self._go(lambda: (y, above), grip, NEAR)
+        if self.rng.random() < DETOUR_RATE:
+            off = self.rng.normal(0.0, DETOUR, 2)
+            yield from self._go(self._over(block, off[0], above + abs(off[1])), grip, NEAR)
+        yield from self._go(self._over(block, self._noise(), above + abs(self._noise())), grip, NEAR)
+
+    def _pass_height(self, goal: int, carried: int | None) -> float:
+        """Height of the hand (m) that clears all blocks on the way to one."""
+        y, _ = self._hand
+        positions = self.world.positions
+        low, high = min(y, positions[goal, 1]), max(y, positions[goal, 1])
+        on_the_way = (positions[:, 1] > low - SIDEWAYS) & (positions[:, 1] < high + SIDEWAYS)
+        if carried is not None:
+            on_the_way[carried] = False
+        top = float((positions[on_the_way, 2] + BLOCK_HALF).max(initial=0.0))
+        return top + TIP_BELOW_HAND + BLOCK_HALF + self.rng.uniform(*CLEARANCE)
+
+    def _beside(self, block: int, side: float, up: float) -> Waypoint:
+        def place() -> tuple[float, float]:
+            _, y, z = self.world.positions[block]
+            return float(y) + side, float(z) + up
+
+        return place
+
+    def _over(self, block: int, side: float, height: float) -> Waypoint:
+        return lambda: (float(self.world.positions[block, 1]) + side, height)
+
+    def _noise(self) -> float:
+        return float(np.clip(self.rng.normal(0.0, self.subgoal_noise), -MOST_OFF, MOST_OFF))
+
+    def _go(self, goal: Waypoint, grip: float, within: float, speed: float = 1.0) -> Moves:
+        """Towards a way-point that may move, until within a distance of it."""
+        for _ in range(MOST_MOVES):
+            here, there = np.array(self._hand), np.array(goal())
+            there[1] = np.clip(there[1], HAND_LOW, HAND_HIGH)
+            if np.abs(there - here).max() < within:
+                return
+            y, z = np.clip((there - here) / STEP_METRES, -speed, speed)
+            yield float(y), float(z), grip
+
+
+def generate(
+    indices: Iterable[int], seed: int, *, subgoal_noise: float = 0.01, action_noise: float = 0.05
+) -> Iterator[Episode | None]:
+    """Demonstrations that put two more blocks onto a tower, one for each index.
+
+    Five blocks stand at random places, none, one or two of them on the tower already, in random order.
+
+    Args:
+        indices: of the episodes.
+        seed: of the data set; an episode depends on (seed, index, options) alone, its frames also on the OpenGL.
+        subgoal_noise: standard deviation (m) of the Gaussian displacement of way-points; one in seven is far off.
+        action_noise: standard deviation of the Gaussian noise on y and z, which is part of the recorded actions.
+
+    Yields:
+        Episodes with frames and dense rewards; None where the tower did not stand after 250 steps or has fallen.
+        ``metadata``: "tower" (the blocks of the planned tower from below), "done" (how many lie on others at the
+        start), "completed" (heights that have been reached since).
+
+    Raises:
+        SpirlError: an option out of range, or no OpenGL.
+    """
+    if not 0.0 <= subgoal_noise <= MOST_NOISE or not 0.0 <= action_noise <= 1.0:
+        raise SpirlError(
+            f"block stacking data: subgoal_noise must be in [0, {MOST_NOISE}] m and action_noise in [0, 1], "
+            f"not {subgoal_noise} and {action_noise}"
+        )
+    return _episodes(indices, seed, subgoal_noise, action_noise)
+
+
+def _episodes(indices: Iterable[int], seed: int, subgoal_noise: float, action_noise: float) -> Iterator[Episode | None]:
+    world = BlockWorld(DATA_BLOCKS)
+    camera = AgentCamera(world)
+    try:
+        for index in indices:
+            rng = np.random.default_rng((seed, index))
+            name = f"blocks-{seed}-{index:06d}"
+            yield demonstrate(world, camera, rng, name, subgoal_noise, action_noise)
+    finally:
+        camera.close()
+
+
+def demonstrate(
+    world: BlockWorld,
+    camera: AgentCamera | None,
+    rng: np.random.Generator,
+    name: str,
+    subgoal_noise: float,
+    action_noise: float,
+) -> Episode | None:
+    """One episode of `generate`, with that id; without frames if there is no camera."""
+    order = rng.permutation(DATA_BLOCKS).tolist()
+    done = int(rng.choice(STACKS_DONE))
+    tower, goal = order[: done + 1], done + 1 + STACKS_TO_DO
+    hand = (float(rng.uniform(-SPREAD, SPREAD)), float(rng.uniform(*HAND_STARTS)))
+    world.arrange(_places(rng, tower, order[done + 1 :]), hand, rng.choice(DENSITIES, DATA_BLOCKS))
+    building = Building(DATA_BLOCKS)
+    states = [world.state()]
+    frames = [camera.frame()] if camera is not None else []
+    actions: list[NDArray[np.float32]] = []
+    rewards: list[float] = []
+    for move in _moves(_Builder(world, rng, subgoal_noise), order, done):
+        if len(actions) == DATA_STEPS:
+            return None
+        noise = np.append(rng.normal(0.0, action_noise, 2), 0.0)
+        actions.append(np.clip(move + noise, -1.0, 1.0).astype(np.float32))
+        world.advance(actions[-1])
+        rewards.append(building.follow(world.touches(), world.positions[:, 2]).reward("dense"))
+        states.append(world.state())
+        if camera is not None:
+            frames.append(camera.frame())
+    if max(world.touches().levels) < goal or building.highest < goal:
+        return None
+    return Episode(
+        id=name,
+        states=np.stack(states),
+        actions=np.stack(actions),
+        rewards=np.array(rewards, np.float32),
+        terminated=False,
+        truncated=True,
+        metadata={"tower": order[:goal], "done": done, "completed": list(subtasks(building.highest)[done:])},
+        frames=np.stack(frames) if frames else None,
+    )
+
+
+def _moves(builder: _Builder, order: Sequence[int], done: int) -> Moves:
+    for step in range(STACKS_TO_DO):
+        yield from builder.stack(order[done + 1 + step], order[done + step])
+    yield from builder.rise()
+    for _ in range(STANDING_STEPS):
+        yield 0.0, 0.0, OPEN
+
+
+def _places(rng: np.random.Generator, tower: Sequence[int], others: Sequence[int]) -> list[tuple[float, float]]:
+    """y and z (m) of every block: the tower's above one another, the others beside it in random order."""
+    columns = [list(tower), *([block] for block in others)]
+    while True:
+        sides = rng.uniform(-SPREAD, SPREAD, len(columns))
+        if np.diff(np.sort(sides)).min() > CLOSEST:
+            break
+    places = [(0.0, 0.0)] * DATA_BLOCKS
+    for side, column in zip(sides.tolist(), columns, strict=True):
+        for level, block in enumerate(column):
+            places[block] = (side, BLOCK_HALF + BLOCK_SIDE * level)
+    return places

@@ -1,0 +1,77 @@
+"""Demonstrations of block stacking: they succeed, depend on seed and index alone, and show what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spirl_ray.data.trajectories import Episode
+from spirl_ray.data.validation import check_episode
+from spirl_ray.envs import blocks_expert
+from spirl_ray.envs.blocks import DATA_STEPS, SPEC
+from spirl_ray.envs.blocks_world import BLOCK_HALF, BLOCK_SIDE
+from spirl_ray.errors import SpirlError
+
+ATTEMPTS = 8
+
+
+@pytest.fixture(scope="module")
+def attempts() -> list[Episode | None]:
+    try:
+        return list(blocks_expert.generate(range(ATTEMPTS), 0))
+    except SpirlError as error:
+        pytest.skip(str(error))
+
+
+def test_most_attempts_succeed(attempts: list[Episode | None]) -> None:
+    assert sum(episode is not None for episode in attempts) >= 0.8 * ATTEMPTS
+
+
+def test_episodes_are_valid_and_short_enough(attempts: list[Episode | None]) -> None:
+    for episode in filter(None, attempts):
+        assert check_episode(episode, SPEC.state_dim, SPEC.action_dim, SPEC.stored_frames) == []
+        assert episode.length <= DATA_STEPS
+
+
+def test_two_blocks_more_are_on_the_tower_at_the_end(attempts: list[Episode | None]) -> None:
+    for episode in filter(None, attempts):
+        tower, done = episode.metadata["tower"], episode.metadata["done"]
+        first, last = (episode.states[row, 8:].reshape(-1, 3)[tower] for row in (0, -1))
+        height = BLOCK_HALF + BLOCK_SIDE * np.arange(len(tower))
+        np.testing.assert_allclose(first[:, 2], np.where(np.arange(len(tower)) <= done, height, BLOCK_HALF), atol=1e-3)
+        np.testing.assert_allclose(last[:, 2], height, atol=0.01)
+        assert np.ptp(last[:, 1]) < 2 * BLOCK_HALF
+        assert len(tower) == done + 3
+        assert episode.metadata["completed"] == [f"height {done + 2}", f"height {done + 3}"]
+
+
+def test_tasks_differ(attempts: list[Episode | None]) -> None:
+    kept = list(filter(None, attempts))
+    assert len({tuple(episode.metadata["tower"]) for episode in kept}) > 1
+    assert len({episode.metadata["done"] for episode in kept}) > 1
+
+
+def test_an_episode_depends_on_seed_and_index_alone(attempts: list[Episode | None]) -> None:
+    index = next(i for i, episode in enumerate(attempts) if i > 0 and episode is not None)
+    together, alone = attempts[index], next(blocks_expert.generate([index], 0))
+    assert together is not None
+    assert alone is not None
+    np.testing.assert_array_equal(together.states, alone.states)
+    np.testing.assert_array_equal(together.actions, alone.actions)
+    assert together.frames is not None
+    assert alone.frames is not None
+    np.testing.assert_array_equal(together.frames, alone.frames)
+    assert (next(blocks_expert.generate([index], 1)).states[0] != alone.states[0]).any()  # type: ignore[union-attr]
+
+
+def test_an_expert_that_fails_has_no_episode(monkeypatch: pytest.MonkeyPatch, attempts: list[Episode | None]) -> None:
+    monkeypatch.setattr(blocks_expert, "DATA_STEPS", 10)
+    assert list(blocks_expert.generate(range(1), 0)) == [None]
+
+
+@pytest.mark.parametrize(
+    "options", [{"subgoal_noise": -0.1}, {"subgoal_noise": 0.5}, {"subgoal_noise": float("nan")}, {"action_noise": 2.0}]
+)
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(SpirlError, match="block stacking data"):
+        next(blocks_expert.generate([0], 0, **options))

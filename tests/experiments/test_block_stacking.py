@@ -1,0 +1,114 @@
+"""From demonstrations with five blocks to skills that act where there are more, without Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import spirl_ray.envs as envs
+from spirl_ray.config import Experiment, load_experiment
+from spirl_ray.data.importing import _Shard, _write_shard
+from spirl_ray.data.sources import GeneratedSource
+from spirl_ray.data.trajectories import table_to_episodes
+from spirl_ray.data.windows import WindowTable
+from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.rollouts import RolloutPlan, run_episodes
+from spirl_ray.methods import resolve, skill_spec
+from spirl_ray.rl.policy import SkillPolicy, save_policy
+from spirl_ray.skills.artifact import load_skills, save_skills
+from spirl_ray.skills.model import SkillModel
+
+CONFIG = Path(__file__).parents[2] / "tune_configs" / "blocks.yaml"
+TARGET = {"n_blocks": 7, "max_episode_steps": 12}
+
+
+def shipped() -> Experiment:
+    return load_experiment(CONFIG, ["skills.width=16", "env.n_blocks=7", "env.max_episode_steps=12"])
+
+
+def test_the_config_is_the_papers_task() -> None:
+    experiment = load_experiment(CONFIG)
+    env = envs.make(experiment.env.id, **experiment.env.kwargs)
+    assert (envs.state_dim(env), envs.episode_limit(env)) == (41, 1000)
+    assert skill_spec(experiment, "spirl", envs.environment(experiment.env.id)).state_dim == 23
+    train = experiment.train
+    assert (train.target_divergence, train.critic_layers, train.critic_width) == (5.0, 2, 256)
+    assert experiment.skills.beta == 0.01
+    assert experiment.for_method("spirl_cl").skills.beta == 0.0001
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spirl", "spirl_cl", "flat_prior"])
+def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, method: str) -> None:
+    experiment = shipped().for_method(method)  # type: ignore[arg-type]
+    env_id = experiment.env.id
+    facts = envs.environment(env_id)
+    source = GeneratedSource(env_id, episodes=2, kwargs=experiment.data.generate)
+    file = tmp_path / "shard"
+    shard = _Shard(source, (0, 1), file, facts.state_dim, facts.action_dim, facts.stored_frames, False)
+    try:
+        written = _write_shard(shard)
+    except SpirlError as error:
+        pytest.skip(str(error))
+    assert written["problems"] == []
+    assert json.loads(shard.result.read_text())["result"]["steps"] == written["steps"] > 0
+
+    spec = skill_spec(experiment, method, facts)  # type: ignore[arg-type]
+    windows = WindowTable(
+        table_to_episodes(pq.read_table(file)), spec.horizon, view=facts.view, observed=spec.observed_steps
+    )
+    torch.manual_seed(0)
+    model, generator = SkillModel(spec), torch.Generator().manual_seed(0)
+    model.set_normalisation(windows.states.mean(0), windows.states.std(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(30):
+        states, actions = windows.sample(16, generator)
+        loss = model(states, actions, torch.randn(16, spec.latent_dim, generator=generator))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) < sum(losses[:5])
+    skills = tmp_path / "skills"
+    save_skills(
+        skills,
+        model,
+        environment=env_id,
+        dataset_sha256="0" * 64,
+        pretrain={},
+        seed=0,
+        metrics={},
+        package_version="0",
+    )
+
+    plan = RolloutPlan(str(skills), env_id, TARGET, "sampled", prior=True)
+    (row,) = run_episodes(plan, [0], tmp_path / "prior.mp4")
+    assert (row.steps, row.subtasks) == (12, 0)
+    assert (tmp_path / "prior.mp4").stat().st_size > 1000
+
+    resolved = resolve(experiment, method, spec)  # type: ignore[arg-type]
+    how = {"proposals": resolved.proposals, "residual": resolved.residual}
+    network = SkillPolicy(load_skills(skills), envs.state_dim(envs.make(env_id, **TARGET)), **how)
+    folder = tmp_path / "policy"
+    save_policy(
+        folder,
+        network.state_dict(),
+        skills,
+        environment=env_id,
+        env_kwargs=TARGET,
+        method=method,
+        seed=0,
+        latent_limit=resolved.latent_limit,
+        env_steps=0,
+        config_hash="0",
+        **how,
+    )
+    (row,) = run_episodes(RolloutPlan(str(folder), env_id, TARGET, "deterministic"), [0])
+    assert row.steps == 12
+    with pytest.raises(SpirlError, match="this policy needs"):
+        run_episodes(RolloutPlan(str(folder), env_id, TARGET | {"n_blocks": 8}, "deterministic"), [0])

@@ -1,0 +1,134 @@
+"""With images, the target's states may have another size than the data's: skills see what both have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+import spirl_ray.envs as envs
+from spirl_ray.errors import SpirlError
+from spirl_ray.rl.module import SkillPriorModule
+from spirl_ray.rl.policy import SkillPolicy, load_policy, prior_policy, save_policy
+from spirl_ray.rl.skill_env import SkillEnv
+from spirl_ray.skills.artifact import load_skills
+from spirl_ray.skills.gaussian import DiagonalGaussian
+from spirl_ray.skills.model import SkillModel
+
+BLOCKS = "spirl/BlockStacking-v0"
+FACTS = envs.environment(BLOCKS)
+assert FACTS.view is not None
+EGOCENTRIC, PIXELS = list(FACTS.view.egocentric), FACTS.view.pixels
+TARGET, LATENT_DIM = 41, 3
+assert FACTS.state_dim != TARGET
+
+
+@pytest.fixture(params=["open_loop", "closed_loop"])
+def skills(request: pytest.FixtureRequest, make_skills: Callable[..., Path]) -> Path:
+    return make_skills(request.param, environment=BLOCKS)
+
+
+def observations(count: int, state_dim: int, seed: int = 0) -> Tensor:
+    """Egocentric entries and pixels are the same for all sizes, the rest of the state is not."""
+    rng = torch.Generator().manual_seed(seed)
+    own, pixels = torch.randn(count, 8, generator=rng), 255.0 * torch.rand(count, PIXELS, generator=rng)
+    return torch.cat([own, torch.randn(count, state_dim - 8), pixels], dim=1)
+
+
+def proposal(model: SkillModel, seen: Tensor) -> DiagonalGaussian:
+    prior = model.prior_distribution(seen)
+    assert isinstance(prior, DiagonalGaussian)
+    return prior
+
+
+def test_prior_and_skills_are_the_same_whatever_the_rest_of_the_state(skills: Path) -> None:
+    model, latent = load_skills(skills), torch.zeros(4, LATENT_DIM)
+    small, large = observations(4, FACTS.state_dim), observations(4, TARGET)
+    for one, other in (
+        (proposal(model, small).mean, proposal(model, large).mean),
+        (model.decode(small.unsqueeze(1), latent), model.decode(large.unsqueeze(1), latent)),
+    ):
+        assert torch.equal(one, other)
+    moved = large.clone()
+    moved[:, EGOCENTRIC[-1]] += 1.0
+    assert not torch.equal(proposal(model, moved).mean, proposal(model, large).mean)
+
+
+def test_the_policy_decides_on_the_whole_state_of_the_target(skills: Path) -> None:
+    model, seen = load_skills(skills), observations(4, TARGET)
+    inputs = model.decision_input(seen, proposals=True)
+    assert torch.equal(inputs[:, :TARGET], seen[:, :TARGET])
+    assert torch.equal(inputs[:, TARGET : TARGET + LATENT_DIM], proposal(model, seen).mean)
+    assert torch.equal(model.decision_input(seen, proposals=False), seen[:, :TARGET])
+
+
+def test_only_what_means_the_same_is_standardised_by_the_datas_statistics(skills: Path) -> None:
+    model = load_skills(skills)
+    policy = SkillPolicy(model, TARGET, proposals=True, residual=True)
+    inputs = model.decision_input(observations(4, TARGET), proposals=True)
+    standardised = policy.standardise(inputs)
+    others = [entry for entry in range(inputs.shape[1]) if entry not in EGOCENTRIC]
+    assert torch.equal(standardised[:, others], inputs[:, others])
+    expected = (inputs[:, EGOCENTRIC] - model.state_mean[EGOCENTRIC]) / model.state_std[EGOCENTRIC]
+    assert torch.equal(standardised[:, EGOCENTRIC], expected)
+    same = SkillPolicy(model, FACTS.state_dim, proposals=True, residual=True)
+    assert torch.equal(same.state_mean, model.state_mean)
+
+
+def test_a_saved_policy_knows_the_size_of_its_target(skills: Path, tmp_path: Path) -> None:
+    policy = SkillPolicy(load_skills(skills), TARGET, proposals=True, residual=True)
+    facts = {"environment": BLOCKS, "env_kwargs": {}, "method": "spirl", "seed": 0, "latent_limit": None}
+    folder = tmp_path / "policy"
+    save_policy(
+        folder, policy.state_dict(), skills, proposals=True, residual=True, env_steps=1, config_hash="a", **facts
+    )
+    loaded, bare = load_policy(folder), prior_policy(skills, BLOCKS, deterministic=True)
+    seen = observations(1, TARGET)[0].numpy()
+    np.testing.assert_allclose(loaded.act(seen), bare.act(seen), rtol=1e-5)
+    for size in (FACTS.state_dim, TARGET + 3):
+        with pytest.raises(SpirlError, match=f"needs {TARGET + PIXELS} entries"):
+            loaded.act(observations(1, size)[0].numpy())
+    bare.act(observations(1, FACTS.state_dim)[0].numpy())
+    with pytest.raises(SpirlError, match="has shape"):
+        bare.act(np.zeros(PIXELS, np.float32))
+
+
+def test_the_module_takes_the_size_from_its_observations(skills: Path) -> None:
+    config = {
+        "skills": str(skills),
+        "regulariser": "prior",
+        "policy_init": "prior",
+        "proposals": True,
+        "initial_alpha": 0.1,
+        "critic_width": 8,
+        "critic_layers": 1,
+        "critic_layer_norm": False,
+    }
+    space = Box(-np.inf, np.inf, (TARGET + 2 * LATENT_DIM,), np.float32)
+    latents = Box(-np.inf, np.inf, (LATENT_DIM,), np.float32)
+    module = SkillPriorModule(observation_space=space, action_space=latents, model_config=config)
+    assert module.policy.input_dim == TARGET + 2 * LATENT_DIM
+    assert len(module.policy.state_mean) == TARGET
+
+
+def test_the_skill_environment_has_the_targets_states(skills: Path) -> None:
+    env = SkillEnv(BLOCKS, {"n_blocks": 2}, skills, None, proposals=True)
+    assert env.observation_space.shape == (8 + 6 + 2 * LATENT_DIM,)
+    try:
+        inputs, _ = env.reset(seed=0)
+    except SpirlError as error:
+        pytest.skip(str(error))
+    assert inputs.shape == env.observation_space.shape
+    after, *_ = env.step(np.zeros(LATENT_DIM, np.float32))
+    assert np.isfinite(after).all()
+    env.close()
+
+
+def test_an_environment_without_the_frames_that_skills_need_is_refused(skills: Path) -> None:
+    with pytest.raises(SpirlError, match="without its camera"):
+        SkillEnv(BLOCKS, {"camera": False}, skills, None, proposals=True)
