@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.monitoring import Monitor
 from spirl_ray.experiments.provenance import commit, hardware, versions
 from spirl_ray.experiments.rollouts import (
     Mode,
@@ -189,6 +190,7 @@ def _loop(
     train, limit = run.experiment.train, run.experiment.train.env_steps
     counters: dict[str, Any] = algorithm.counters
     log = MetricsLog(run.out, counters["env_steps"])
+    monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train")
     spent = counters.setdefault("wall_clock_s", 0.0)
     started = time.perf_counter()
     if counters["env_steps"] == 0:
@@ -218,6 +220,7 @@ def _loop(
                 }
                 log.add(row)
                 last, last_time = dict(counters), now
+                monitor.show(row | evaluations.newest)
                 if on_row is not None:
                     on_row(row | evaluations.newest)
             if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:
