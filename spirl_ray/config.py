@@ -70,12 +70,12 @@ class SkillSettings(Settings):
     """H, primitive actions in a skill."""
     latent_dim: int = Field(default=10, ge=1)
     width: int = Field(default=128, ge=1)
-    decoder_layers: int = Field(default=5, ge=1)
+    decoder_layers: int = Field(default=5, ge=1, le=64)
     """Hidden layers of the closed-loop decoder."""
-    prior_layers: int = Field(default=6, ge=1)
+    prior_layers: int = Field(default=6, ge=1, le=64)
     prior: Literal["gaussian", "mixture", "flow"] = "gaussian"
     mixture_components: int = Field(default=5, ge=1)
-    flow_layers: int = Field(default=4, ge=1)
+    flow_layers: int = Field(default=4, ge=1, le=64)
     prior_loss: Literal["nll", "kl"] = "nll"
     """NLL of a detached posterior sample (the reference's default) or KL(stop_grad(q) || p)."""
     beta: float = Field(default=5e-4, ge=0.0)
