@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import shlex
 import tempfile
@@ -26,6 +27,8 @@ from spirl_ray.errors import SpirlError
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 _TIMEOUT_S = 30.0
 _POLL_S = 1.0
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
+"""Loggers that would tell of every package that travels."""
 _TOKEN_HELP = (
     "Put the cluster's token into ~/.ray/auth_token, or point RAY_AUTH_TOKEN_PATH to a file that holds it "
     "(on the head node, `ray get-auth-token` prints it)."
@@ -112,6 +115,8 @@ def connect(dashboard: Dashboard) -> JobSubmissionClient:
     if mode != "disabled" and dashboard.token is None:
         raise SpirlError(f"{dashboard.url} asks for a token and there is none here. {_TOKEN_HELP}")
     headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Ray lets this variable overrule the argument, so an address on the command line has to stand in it.
     os.environ["RAY_API_SERVER_ADDRESS"] = dashboard.url
     try:
