@@ -224,7 +224,7 @@ def test_a_card_of_a_giant_takes_no_memory(skills: Path, changes: dict[str, Any]
     spec = json.loads((skills / "skill.json").read_text())["spec"]
     settings = {**spec["settings"], **changes.pop("settings", {})}
     edit(skills / "skill.json", spec={**spec, **changes, "settings": settings})
-    with pytest.raises(SpirlError, match="that its card describes|describes an impossible model"):
+    with pytest.raises(SpirlError, match=r"that its card describes|describes an impossible model"):
         load_skills(skills)
 
 

@@ -27,7 +27,11 @@ from spirl_ray.errors import SpirlError
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 _TIMEOUT_S = 30.0
 _POLL_S = 1.0
-_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 """Loggers that would tell of every package that travels."""
 _TOKEN_HELP = (
     "Put the cluster's token into ~/.ray/auth_token, or point RAY_AUTH_TOKEN_PATH to a file that holds it "

@@ -90,7 +90,7 @@ def test_other_hosts_are_remote(host: str) -> None:
 
 def test_a_remote_dashboard_is_not_even_asked_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answer(monkeypatch, "token")
-    with pytest.raises(SpirlError, match="there is no token here to show it. Nothing was sent"):
+    with pytest.raises(SpirlError, match=r"there is no token here to show it\. Nothing was sent"):
         connect(Dashboard("https://head.example", None))
     assert asked == []
 

@@ -44,9 +44,7 @@ CLUSTER = fields(
     enableInTreeAutoscaling=BOOLEAN,
     suspend=BOOLEAN,
     headServiceAnnotations=STRINGS,
-    authOptions=fields(
-        ["mode"], mode={"enum": ["token", "disabled"]}, secretName=STRING, enableK8sTokenAuth=BOOLEAN
-    ),
+    authOptions=fields(["mode"], mode={"enum": ["token", "disabled"]}, secretName=STRING, enableK8sTokenAuth=BOOLEAN),
     autoscalerOptions=fields(
         [],
         upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
@@ -104,7 +102,9 @@ def pods(name: str) -> dict[str, dict[str, Any]]:
 
 
 def check_pod(template: dict[str, Any]) -> None:
-    kubernetes_validate.validate({"apiVersion": "v1", "kind": "PodTemplate", "template": template}, VERSION, strict=True)
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "PodTemplate", "template": template}, VERSION, strict=True
+    )
 
 
 BOTH = pytest.mark.parametrize("name", ["raycluster", "rayjob"])
