@@ -9,6 +9,7 @@ from pathlib import Path
 import spirl_ray
 from spirl_ray.config import Experiment, to_yaml
 from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.provenance import SHIPPED_COMMIT, commit
 
 LIMIT_BYTES = 100 * 2**20
 """The largest upload that Ray's dashboard takes; it stores files in the package without compressing them."""
@@ -67,6 +68,8 @@ def stage(folder: Path, experiment: Experiment | None = None, package: Path = _P
         target = folder / "spirl_ray" / file.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
+    # There is no repository where the job runs, and its results name the commit.
+    (folder / "spirl_ray" / SHIPPED_COMMIT).write_text(commit(), encoding="utf-8")
     if experiment is not None:
         # The job runs on the cluster that it was submitted to, whatever the config says of other occasions.
         here = experiment.model_copy(update={"ray": experiment.ray.model_copy(update={"address": None})})

@@ -160,11 +160,13 @@ def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) 
         counters: dict[str, Any] = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
         evaluations = SnapshotEvaluations(run, counters["env_steps"])
-        _loop(run, algorithm, evaluations, on_row)
+        monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train")
+        _loop(run, algorithm, evaluations, monitor, on_row)
     finally:
         algorithm.stop()
     # After the env runners have given their CPUs back: the evaluations may need them.
     evaluations.collect(counters["wall_clock_s"], wait=True)
+    monitor.show(evaluations.newest)
     _publish(evaluations.folder(counters["env_steps"]), run.out)
     best = evaluations.best()
     result = {
@@ -185,12 +187,12 @@ def _loop(
     run: TrainingRun,
     algorithm: SkillPriorSAC,
     evaluations: SnapshotEvaluations,
+    monitor: Monitor,
     on_row: Callable[[Row], None] | None,
 ) -> None:
     train, limit = run.experiment.train, run.experiment.train.env_steps
     counters: dict[str, Any] = algorithm.counters
     log = MetricsLog(run.out, counters["env_steps"])
-    monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train")
     spent = counters.setdefault("wall_clock_s", 0.0)
     started = time.perf_counter()
     if counters["env_steps"] == 0:

@@ -185,3 +185,11 @@ def test_the_log_is_followed_to_the_end_and_the_exit_status_is_the_drivers(
     ending = follow(Job(status, exit_code), "job", seen.append)  # type: ignore[arg-type]
     assert "".join(seen) == "one two"
     assert ending.exit_code == expected
+
+
+@pytest.mark.parametrize("command", ["submit", "doctor"])
+def test_the_commands_explain_themselves(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    for option in ("--set", "--address"):
+        assert option in result.output

@@ -10,6 +10,8 @@ from toy import TOY
 from spirl_ray.cluster.shipping import CONFIG, LIMIT_BYTES, check_size, package_files, stage
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.experiments import provenance
+from spirl_ray.experiments.provenance import commit
 
 
 @pytest.fixture
@@ -31,7 +33,20 @@ def grow(file: Path, megabytes: int) -> None:
 def test_code_and_templates_travel_but_no_byte_code_and_nothing_hidden(package: Path, tmp_path: Path) -> None:
     stage(tmp_path / "job", package=package)
     shipped = [str(p.relative_to(tmp_path / "job")) for p in sorted((tmp_path / "job").rglob("*")) if p.is_file()]
-    assert shipped == ["spirl_ray/__init__.py", "spirl_ray/rl/losses.py", "spirl_ray/templates/report.j2"]
+    assert shipped == [
+        "spirl_ray/COMMIT",
+        "spirl_ray/__init__.py",
+        "spirl_ray/rl/losses.py",
+        "spirl_ray/templates/report.j2",
+    ]
+
+
+def test_the_commit_travels_with_the_code(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(tmp_path / "job", package=package)
+    # There, provenance.py stands in a folder without a repository.
+    there = tmp_path / "job" / "spirl_ray" / "experiments" / "provenance.py"
+    monkeypatch.setattr(provenance, "__file__", str(there))
+    assert provenance.commit.__wrapped__() == commit() != "unknown"
 
 
 def test_the_real_package_is_small_and_complete() -> None:

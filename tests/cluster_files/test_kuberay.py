@@ -206,3 +206,13 @@ def test_the_pods_that_are_scraped_are_the_clusters() -> None:
     selected = monitor["spec"]["selector"]["matchLabels"]
     for template in (template for group, template in pods("raycluster").items() if group != "submitter"):
         assert selected.items() <= template["metadata"]["labels"].items()
+
+
+@BOTH
+def test_the_network_policy_lets_the_pods_reach_each_other(name: str) -> None:
+    policy = load("network")["spec"]
+    (everywhere,) = [rule for rule in policy["ingress"] if "ports" not in rule]
+    admitted = [peer["podSelector"]["matchLabels"] for peer in everywhere["from"]]
+    for template in pods(name).values():
+        assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        assert any(labels.items() <= template["metadata"]["labels"].items() for labels in admitted)
