@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +14,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from spirl_ray import cli_cluster
+from spirl_ray.command import ConfigFile, Overrides, prepare_ray
+from spirl_ray.command import readable_errors as _readable_errors
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.terminal import (
     console,
-    error_console,
     print_exploration,
     print_facts,
     print_next,
@@ -31,18 +30,6 @@ from spirl_ray.terminal import (
     say_waiting,
     shown,
 )
-
-_RAY_ENVIRONMENT = {
-    # Harmless on a small machine, and printed even when the logs of Ray are not.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # The first failed task is reported as one message; its siblings fail for the same reason.
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    # A busy machine needs longer than the default 30 s to start a node.
-    "RAY_raylet_start_wait_time_s": "120",
-}
-"""Set before Ray is imported, unless the user has set them."""
-_INTERRUPTED = 128 + signal.SIGINT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,18 +45,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Import, inspect and validate offline trajectories.")
 app.add_typer(data_app, name="data")
+cli_cluster.add_commands(app)
 
-ConfigFile = Annotated[
-    Path, typer.Argument(help="The experiment's YAML file, such as tune_configs/quickstart.yaml.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Change a setting: --set train.env_steps=50000 --set output=FOLDER. May be repeated.",
-        metavar="KEY=VALUE",
-    ),
-]
 DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder (it holds card.json).", show_default=False)]
 
 
@@ -372,9 +349,7 @@ def _session(config: Path, overrides: list[str] | None, *, ray: bool = True, cre
         if ray:
             # A wrong argument is said now, not after an hour of pretraining.
             envs.make(experiment.env.id, **experiment.env.kwargs).close()
-        for name, value in _RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        prepare_ray()
         from spirl_ray.experiments import pipeline
         from spirl_ray.experiments.session import ray_session
         from spirl_ray.experiments.workspace import Workspace
@@ -389,38 +364,6 @@ def _session(config: Path, overrides: list[str] | None, *, ray: bool = True, cre
         workers = max(max(variant.pretrain.workers, variant.train.env_runners) for variant in variants)
         with ray_session(experiment.ray, workers):
             yield session
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """What a user can act on becomes one message on stderr and exit status 2; Ctrl-C is status 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        error_console().print(
-            "[yellow]Stopped.[/yellow] What is done is kept: the same command goes on from the last checkpoint."
-        )
-        raise typer.Exit(_INTERRUPTED) from None
-    except SpirlError as error:
-        _fail(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}.")
-    except Exception as error:
-        from spirl_ray.experiments.session import readable_cause
-
-        known = readable_cause(error)
-        if known is None:
-            raise
-        _fail(str(known))
-
-
-def _fail(message: str) -> None:
-    error_console().print(f"[red]Error:[/red] {escape(message)}")
-    raise typer.Exit(2) from None
 
 
 def _one_option_each(arguments: Sequence[str]) -> list[str]:

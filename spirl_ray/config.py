@@ -70,12 +70,12 @@ class SkillSettings(Settings):
     """H, primitive actions in a skill."""
     latent_dim: int = Field(default=10, ge=1)
     width: int = Field(default=128, ge=1)
-    decoder_layers: int = Field(default=5, ge=1)
+    decoder_layers: int = Field(default=5, ge=1, le=64)
     """Hidden layers of the closed-loop decoder."""
-    prior_layers: int = Field(default=6, ge=1)
+    prior_layers: int = Field(default=6, ge=1, le=64)
     prior: Literal["gaussian", "mixture", "flow"] = "gaussian"
     mixture_components: int = Field(default=5, ge=1)
-    flow_layers: int = Field(default=4, ge=1)
+    flow_layers: int = Field(default=4, ge=1, le=64)
     prior_loss: Literal["nll", "kl"] = "nll"
     """NLL of a detached posterior sample (the reference's default) or KL(stop_grad(q) || p)."""
     beta: float = Field(default=5e-4, ge=0.0)
@@ -201,7 +201,7 @@ class RaySettings(Settings):
 class Experiment(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     output: Path | None = None
-    """Where everything is written; None means ``runs/<name>``."""
+    """Where everything is written; None means ``runs/<name>``. On a cluster, a folder that every node sees."""
     methods: tuple[MethodName, ...] = Field(default=("spirl_cl",), min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     env: EnvSettings = EnvSettings()
@@ -214,6 +214,16 @@ class Experiment(Settings):
     ray: RaySettings = RaySettings()
     overrides: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
     """Settings of skills, pretrain or train for one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _no_uri(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError(
+                "this is a URI, and results are written to a folder: mount the bucket on every node (for example with "
+                "s3fs, gcsfuse or a network file system) and name the folder"
+            )
+        return value
 
     @field_validator("methods", "seeds")
     @classmethod

@@ -150,7 +150,11 @@ def print_facts(title: str, facts: dict[str, str]) -> None:
 
 def print_table(table: Table) -> None:
     """A table, wide where there is no terminal."""
-    console.print(table, soft_wrap=False, width=None if console.is_terminal else _FILE_WIDTH)
+    if console.is_terminal:
+        console.print(table, soft_wrap=False)
+    else:
+        # print(width=…) cannot go beyond the width of the console itself.
+        Console(file=console.file, highlight=False, width=_FILE_WIDTH).print(table)
 
 
 def print_next(command: Sequence[str], why: str) -> None:

@@ -12,7 +12,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from spirl_ray.config import Experiment, SkillSettings, TrainSettings, fingerprint, load_experiment, to_yaml
+from spirl_ray.config import (
+    Experiment,
+    SkillSettings,
+    TrainSettings,
+    fingerprint,
+    load_experiment,
+    parse_experiment,
+    to_yaml,
+)
 from spirl_ray.errors import SpirlError
 
 
@@ -300,3 +308,9 @@ def test_a_bare_name_is_a_shipped_config(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_experiment(Path("mine")).name == "shipped"
     (tmp_path / "mine").write_text("name: local\n")
     assert load_experiment(Path("mine")).name == "local"
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/runs", "gs://bucket", "file:///shared"])
+def test_an_output_that_is_a_uri_is_refused_with_what_to_do(output: str) -> None:
+    with pytest.raises(SpirlError, match=r"output: .*this is a URI.*mount the bucket"):
+        parse_experiment({"name": "x", "output": output}, "test")

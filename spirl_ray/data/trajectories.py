@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from spirl_ray.data.frames import FRAMES, FrameArray, frame_rows, frame_type, split_frames, stored_size
 from spirl_ray.errors import SpirlError
+from spirl_ray.untrusted import CARD_LIMIT_BYTES, parse_json, read_plain_file
 
 FORMAT_VERSION = 1
 CARD = "card.json"
@@ -194,7 +195,7 @@ def table_to_episodes(table: pa.Table, *, where: str = "table") -> list[Episode]
     for row, identifier in enumerate(ids):
         try:
             facts = json.loads(metadata[row])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpirlError(f"{where}: metadata of episode {identifier!r} is not JSON: {error}") from error
         episodes.append(
             Episode(
@@ -216,6 +217,8 @@ def check_schema(
 ) -> None:
     """Compare column types with those of a dataset; a width of None means that no right one was found.
 
+    Other columns are refused: Ray Data has a column type that holds pickles.
+
     Raises:
         SpirlError: names the file, the column, what was expected and what was found.
     """
@@ -230,6 +233,8 @@ def check_schema(
                 f"{where}: column {expected.name!r} must be {_plain(expected.type).replace('[0]', '[·]')}, "
                 f"found {_plain(found.field(index).type)}"
             )
+    if unknown := sorted(set(found.names) - set(schema(1, 1).names)):
+        raise SpirlError(f"{where}: column {unknown[0]!r} does not belong into a dataset")
 
 
 def read_card(path: str | Path) -> DatasetCard:
@@ -242,16 +247,9 @@ def read_card(path: str | Path) -> DatasetCard:
     file = folder / CARD
     if not folder.is_dir():
         raise SpirlError(f"{folder}: no such dataset folder; import or generate the data first")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpirlError(f"{folder}: not a dataset, it has no {CARD}") from None
-    except OSError as error:
-        raise SpirlError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise SpirlError(f"{file}: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise SpirlError(f"{file}: must hold a JSON object, found {type(values).__name__}")
+    if not file.exists():
+        raise SpirlError(f"{folder}: not a dataset, it has no {CARD}")
+    values = parse_json(read_plain_file(file, CARD_LIMIT_BYTES), file)
     if values.get("format_version") != FORMAT_VERSION:
         raise SpirlError(
             f"{file}: format_version is {values.get('format_version')!r}, this version of spirl-ray reads "
@@ -271,11 +269,13 @@ def dataset_files(path: str | Path) -> list[str]:
     """Absolute paths of the dataset's Parquet files, in order.
 
     Raises:
-        SpirlError: as `read_card`, or a file that the card names is missing.
+        SpirlError: as `read_card`, or a file that the card names is missing or a symbolic link.
     """
     folder = Path(path).absolute()
     files = [folder / name for name in sorted(read_card(folder).files)]
     for file in files:
+        if file.is_symlink():
+            raise SpirlError(f"{file}: is a symbolic link; a dataset consists of plain files: refused")
         if not file.is_file():
             raise SpirlError(f"{file}: missing, but named in {folder / CARD}; import the data again")
     return [str(file) for file in files]

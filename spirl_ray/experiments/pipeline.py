@@ -12,6 +12,7 @@ from spirl_ray.data.importing import ImportReport, import_dataset
 from spirl_ray.data.trajectories import dataset_files, read_card
 from spirl_ray.data.validation import file_digest
 from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.monitoring import Monitor
 from spirl_ray.experiments.rollouts import (
     EpisodeRow,
     Mode,
@@ -103,10 +104,12 @@ def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
             in_memory_limit_mb=data.in_memory_limit_mb,
         )
         rows = _rows_so_far(out / "metrics.csv")
+        monitor = Monitor(trial.experiment.name, f"{trial.method}-s{trial.seed}", "pretrain")
 
         def on_row(row: Row) -> None:
             rows[:] = [known for known in rows if float(known["update"]) < row["update"]] + [row]
             write_csv(out / "metrics.csv", rows)
+            monitor.show(row)
             progress(row["update"], settings.updates, row)
 
         metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))

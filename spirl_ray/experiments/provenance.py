@@ -13,17 +13,21 @@ import torch
 
 _PACKAGES = ("spirl-ray", "ray", "torch", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
 _GIGABYTE = 2**30
+SHIPPED_COMMIT = "COMMIT"
+"""A file in the package that came to a cluster with a job: the commit where it was submitted."""
 
 
 @functools.lru_cache(maxsize=1)
 def commit() -> str:
     """The commit of the source tree this package runs from, with "-dirty" if tracked files differ from it.
 
-    "unknown" for an installed wheel, even if its environment lies inside somebody else's repository.
+    "unknown" for an installed wheel, even if its environment lies inside somebody else's repository. In a job of
+    ``spirl submit``, the commit where it was submitted.
     """
     here = Path(__file__).parent
     if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return "unknown"
+        shipped = here.parent / SHIPPED_COMMIT
+        return shipped.read_text(encoding="utf-8").strip() if shipped.exists() else "unknown"
     head = _git(here, "rev-parse", "--short=12", "HEAD")
     if not head:
         return "unknown"

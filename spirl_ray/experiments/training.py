@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.monitoring import Monitor
 from spirl_ray.experiments.provenance import commit, hardware, versions
 from spirl_ray.experiments.rollouts import (
     Mode,
@@ -159,11 +160,13 @@ def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) 
         counters: dict[str, Any] = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
         evaluations = SnapshotEvaluations(run, counters["env_steps"])
-        _loop(run, algorithm, evaluations, on_row)
+        monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train")
+        _loop(run, algorithm, evaluations, monitor, on_row)
     finally:
         algorithm.stop()
     # After the env runners have given their CPUs back: the evaluations may need them.
     evaluations.collect(counters["wall_clock_s"], wait=True)
+    monitor.show(evaluations.newest)
     _publish(evaluations.folder(counters["env_steps"]), run.out)
     best = evaluations.best()
     result = {
@@ -184,6 +187,7 @@ def _loop(
     run: TrainingRun,
     algorithm: SkillPriorSAC,
     evaluations: SnapshotEvaluations,
+    monitor: Monitor,
     on_row: Callable[[Row], None] | None,
 ) -> None:
     train, limit = run.experiment.train, run.experiment.train.env_steps
@@ -218,6 +222,7 @@ def _loop(
                 }
                 log.add(row)
                 last, last_time = dict(counters), now
+                monitor.show(row | evaluations.newest)
                 if on_row is not None:
                     on_row(row | evaluations.newest)
             if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:

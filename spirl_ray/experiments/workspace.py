@@ -26,6 +26,8 @@ from spirl_ray.skills.artifact import read_json, write_json
 from spirl_ray.skills.model import SkillSpec
 
 _MARK = "experiment.json"
+_PASSING = "working_dir_files"
+"""Part of the path of every folder that Ray makes for a job's files, and removes after the job."""
 _FORMAT = 1
 _LOCK_POLL_S = 0.5
 
@@ -46,8 +48,13 @@ class Workspace:
             create: False for commands that only read; a folder that is not there is then an error.
 
         Raises:
-            SpirlError: if it holds another experiment or other files, or cannot be written.
+            SpirlError: if it holds another experiment or other files, cannot be written, or goes away with a job.
         """
+        if _PASSING in self.folder.parts:
+            raise SpirlError(
+                f"output: {self.experiment.folder} would be in the job's own folder, which Ray removes when the job "
+                "ends. Name a folder that every node sees: --set output=/shared/folder."
+            )
         mine = {"name": self.experiment.name, "environment": self.experiment.env.id, "format": _FORMAT}
         mark = self.folder / _MARK
         try:

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from spirl_ray.config import Settings
 from spirl_ray.errors import SpirlError
-from spirl_ray.skills.artifact import load_skills, load_tensors, read_json, save_tensors, write_atomically, write_json
+from spirl_ray.skills.artifact import (
+    build_module,
+    load_skills,
+    load_tensors,
+    read_card,
+    save_tensors,
+    write_atomically,
+    write_json,
+)
 from spirl_ray.skills.execution import Array, SkillExecution
 from spirl_ray.skills.gaussian import LOG_STD_MAX, LOG_STD_MIN, DiagonalGaussian
 from spirl_ray.skills.model import SkillModel
@@ -256,7 +264,7 @@ def save_policy(
 
 def read_policy_card(folder: Path) -> PolicyCard:
     """Reads and checks ``policy.json``."""
-    raw = read_json(folder / CARD)
+    raw = read_card(folder / CARD)
     if raw.get("format_version") != FORMAT_VERSION:
         raise SpirlError(
             f"{folder / CARD} has format version {raw.get('format_version')!r}; this program reads {FORMAT_VERSION}."
@@ -279,10 +287,14 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
     """
     folder = Path(folder)
     card = read_policy_card(folder)
-    if Path(card.skills).is_absolute() or ".." in Path(card.skills).parts:
+    # Resolved, for a symbolic link leads out of the folder as well.
+    inside = (folder / card.skills).resolve().is_relative_to(folder.resolve())
+    if Path(card.skills).is_absolute() or ".." in Path(card.skills).parts or not inside:
         raise SpirlError(f"{folder / CARD} points outside its folder ({card.skills}): refused.")
     model = load_skills(folder / card.skills, card.environment)
-    network = SkillPolicy(model, card.state_dim, proposals=card.proposals, residual=card.residual)
+    network = build_module(
+        lambda: SkillPolicy(model, card.state_dim, proposals=card.proposals, residual=card.residual), folder / TENSORS
+    )
     load_tensors(network, folder / TENSORS, card.sha256)
     execution = SkillExecution(model, card.latent_limit)
     seeing = _SeeingPolicy(model, network.requires_grad_(False), card.proposals)

@@ -2,6 +2,9 @@
 
 Nothing here is a pickle. The JSON carries what a user needs to trust the tensors: dimensions, skill length,
 normalisation, the dataset's hash, the training config, metrics, and the SHA-256 of the tensor file.
+
+People share artifacts, so whatever a folder holds is untrusted: links are not followed, sizes are compared before
+memory is taken, and what does not fit is a `SpirlError` (SECURITY.md).
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
@@ -20,9 +25,12 @@ from torch import nn
 from spirl_ray.config import Settings
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.model import SkillModel, SkillSpec
+from spirl_ray.untrusted import CARD_LIMIT_BYTES, parse_json, plain_file_size, read_plain_file
 
 TENSORS, CARD = "skills.safetensors", "skill.json"
 FORMAT_VERSION = 1
+_HEADER_ALLOWANCE_BYTES = 2**20
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class SkillCard(Settings):
@@ -49,16 +57,34 @@ def save_tensors(module: nn.Module, path: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def build_module(build: Callable[[], Module], tensors: Path) -> Module:
+    """A module whose sizes stand in a card, once its tensor file has been found to be large enough for it.
+
+    Raises:
+        SpirlError: when the card describes more than the file holds, or the file is missing.
+    """
+    try:
+        with torch.device("meta"):
+            described = sum(tensor.nbytes for tensor in build().state_dict().values())
+    except (RuntimeError, OverflowError) as error:
+        raise SpirlError(f"The card beside {tensors} describes an impossible model: {error}") from error
+    found = plain_file_size(tensors)
+    if described > found:
+        raise SpirlError(
+            f"{tensors} does not hold the tensors that its card describes: they take {described:,} bytes, the file "
+            f"has {found:,}."
+        )
+    return build()
+
+
 def load_tensors(module: nn.Module, path: Path, sha256: str) -> None:
     """Reads what `save_tensors` wrote into a module of the same shape.
 
     Raises:
         SpirlError: if the file is missing, is not what its card describes, or does not fit the module.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SpirlError(f"Cannot read {path}: {error.strerror}. The artifact is incomplete.") from error
+    needed = sum(tensor.nbytes for tensor in module.state_dict().values())
+    data = read_plain_file(path, limit=2 * needed + _HEADER_ALLOWANCE_BYTES)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise SpirlError(
             f"{path} does not match the SHA-256 in its card: the file was changed or damaged. "
@@ -70,17 +96,22 @@ def load_tensors(module: nn.Module, path: Path, sha256: str) -> None:
         raise SpirlError(f"{path} does not hold the tensors that its card describes: {error}") from error
 
 
+def read_card(path: Path) -> dict[str, Any]:
+    """The JSON object in the card of an artifact that somebody else may have made.
+
+    Raises:
+        SpirlError: naming the file; see `read_plain_file`.
+    """
+    return parse_json(read_plain_file(path, CARD_LIMIT_BYTES), path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a `SpirlError` that names it."""
+    """A JSON object from a file of our own, or a `SpirlError` that names it."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise SpirlError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise SpirlError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise SpirlError(f"{path} must hold a JSON object.")
-    return raw
+    return parse_json(data, path)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -140,7 +171,7 @@ def save_skills(
 
 def read_skill_card(folder: Path) -> SkillCard:
     """Reads and checks ``skill.json``."""
-    raw = read_json(folder / CARD)
+    raw = read_card(folder / CARD)
     if raw.get("format_version") != FORMAT_VERSION:
         raise SpirlError(
             f"{folder / CARD} has format version {raw.get('format_version')!r}; this program reads {FORMAT_VERSION}."
@@ -168,6 +199,6 @@ def load_skills(folder: Path, environment: str | None = None) -> SkillModel:
             f"The skills in {folder} were trained for {card.environment}, this experiment uses {environment}. "
             "Point to skills of the same environment, or pretrain new ones."
         )
-    model = SkillModel(card.spec)
+    model = build_module(lambda: SkillModel(card.spec), folder / TENSORS)
     load_tensors(model, folder / TENSORS, card.sha256)
     return model.eval().requires_grad_(False)

@@ -185,7 +185,7 @@ def test_a_card_that_cannot_be_trusted_is_refused(dataset: Path, changes: dict[s
 
 def test_a_card_that_is_not_json_is_refused(dataset: Path) -> None:
     (dataset / "card.json").write_text('{"format_version": 1,')
-    with pytest.raises(SpirlError, match=r"card\.json: not JSON"):
+    with pytest.raises(SpirlError, match=r"card\.json is not valid JSON"):
         read_card(dataset)
 
 

@@ -156,3 +156,13 @@ def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path) -> 
     assert before == trial(tmp_path, train={"env_steps": 9}).evaluation
     (one.policy / "policy.json").write_text(json.dumps({**card, "sha256": "second"}))
     assert one.evaluation != before
+
+
+def test_a_folder_that_goes_away_with_a_job_is_refused(tmp_path: Path) -> None:
+    from spirl_ray.config import parse_experiment
+    from spirl_ray.experiments.workspace import Workspace
+
+    output = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1" / "runs"
+    with pytest.raises(SpirlError, match=r"Ray removes when the job ends.*--set output=/shared/folder"):
+        Workspace(parse_experiment({"name": "toy", "output": str(output)}, "test")).claim()
+    assert not output.exists()

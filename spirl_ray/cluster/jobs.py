@@ -1,0 +1,250 @@
+"""Jobs on a running Ray cluster: find its dashboard, submit to it, follow the logs until the job ends."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import shlex
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from spirl_ray.cluster.shipping import CONFIG, stage
+from spirl_ray.config import Experiment
+from spirl_ray.errors import SpirlError
+
+DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
+_TIMEOUT_S = 30.0
+_POLL_S = 1.0
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that would tell of every package that travels."""
+_TOKEN_HELP = (
+    "Put the cluster's token into ~/.ray/auth_token, or point RAY_AUTH_TOKEN_PATH to a file that holds it "
+    "(on the head node, `ray get-auth-token` prints it)."
+)
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """The address of a cluster's dashboard, and the token to show it (None: there is none on this machine)."""
+
+    url: str
+    token: str | None
+
+    @property
+    def is_local(self) -> bool:
+        """True for this machine's loopback, which is also where tunnels end."""
+        return _is_loopback(urlsplit(self.url).hostname or "")
+
+    @property
+    def sends_token_in_clear(self) -> bool:
+        return not self.is_local and self.url.startswith("http://")
+
+    def link(self, job: str) -> str:
+        """The page of a job."""
+        return f"{self.url}/#/jobs/{job}"
+
+
+def find_dashboard(address: str | None) -> Dashboard:
+    """The dashboard at an address, at Ray's own ``RAY_API_SERVER_ADDRESS``, or on this machine.
+
+    Raises:
+        SpirlError: for what is no http(s) address, and for a token file that cannot be read.
+    """
+    url = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_DASHBOARD).rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SpirlError(
+            f"--address {url}: jobs go to the dashboard of a cluster, so write it like {DEFAULT_DASHBOARD}. "
+            "(Port 6379, where the nodes of a cluster meet, is another one.)"
+        )
+    return Dashboard(url, _token())
+
+
+def _token() -> str | None:
+    """The token where Ray looks for it, in Ray's order."""
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError as error:
+        if named:
+            raise SpirlError(f"RAY_AUTH_TOKEN_PATH: cannot read {path}: {error.strerror}.") from error
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def connect(dashboard: Dashboard) -> JobSubmissionClient:
+    """A client of the cluster's job service, once it is certain that strangers cannot submit to it, too.
+
+    Raises:
+        SpirlError: a remote dashboard without token authentication or without our token; no answer; a wrong token.
+    """
+    if not dashboard.is_local and dashboard.token is None:
+        raise SpirlError(
+            f"{dashboard.url} is on another machine and there is no token here to show it. Nothing was sent. "
+            + _TOKEN_HELP
+        )
+    mode = _authentication_mode(dashboard)
+    if mode == "disabled" and not dashboard.is_local:
+        raise SpirlError(
+            f"{dashboard.url} asks for no token: whoever reaches it can run programs there. Nothing was sent. "
+            "Start the cluster with RAY_AUTH_MODE=token (the files in cluster/ do)."
+        )
+    if mode != "disabled" and dashboard.token is None:
+        raise SpirlError(f"{dashboard.url} asks for a token and there is none here. {_TOKEN_HELP}")
+    headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Ray lets this variable overrule the argument, so an address on the command line has to stand in it.
+    os.environ["RAY_API_SERVER_ADDRESS"] = dashboard.url
+    try:
+        return JobSubmissionClient(dashboard.url, headers=headers)
+    except AuthenticationError as error:
+        raise SpirlError(f"{dashboard.url} does not accept the token on this machine. {_TOKEN_HELP}") from error
+    except (ConnectionError, RuntimeError, requests.RequestException) as error:
+        raise SpirlError(f"{dashboard.url} is no dashboard that jobs can be submitted to: {error}") from error
+
+
+def _authentication_mode(dashboard: Dashboard) -> str:
+    """What the dashboard says of itself; asked without the token."""
+    try:
+        answer = requests.get(f"{dashboard.url}/api/authentication_mode", timeout=_TIMEOUT_S)
+        # Ray before 2.52 has no tokens, and not this page either.
+        return str(answer.json()["authentication_mode"]) if answer.ok else "disabled"
+    except requests.RequestException as error:
+        raise SpirlError(
+            f"Cannot reach a Ray dashboard at {dashboard.url}: {_reason(error)}. Check that the cluster runs and that "
+            "its port is open or tunnelled to here, and name it with --address."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpirlError(f"What answers at {dashboard.url} is not a Ray dashboard.") from error
+
+
+def _reason(error: requests.RequestException) -> str:
+    return "no answer in time" if isinstance(error, requests.Timeout) else "the connection was refused"
+
+
+def check_output(experiment: Experiment) -> Path:
+    """The output folder of a job, which must mean the same on every node.
+
+    Raises:
+        SpirlError: when there is none, or it is relative.
+    """
+    if experiment.output is None or not experiment.output.is_absolute():
+        raise SpirlError(
+            f"output: {experiment.folder} is relative, and a job has no folder of its own that stays. Name a folder "
+            "that every node of the cluster sees under the same path: --set output=/shared/folder."
+        )
+    root = experiment.data.minari_root
+    if root is not None and not root.is_absolute():
+        raise SpirlError(f"data.minari_root: {root} is relative. Name the folder as the nodes of the cluster see it.")
+    return experiment.output
+
+
+def submit(
+    client: JobSubmissionClient,
+    command: Sequence[str],
+    *,
+    name: str,
+    experiment: Experiment | None = None,
+    resources: Mapping[str, float] | None = None,
+) -> str:
+    """Submits ``spirl COMMAND``, with this package's code and the experiment's settings.
+
+    Args:
+        client: the cluster, from `connect`.
+        command: arguments of ``spirl``, for example ``["run", CONFIG]``.
+        name: becomes part of the job's id.
+        experiment: written to ``experiment.yaml`` in the job's folder.
+        resources: what the driver occupies on its node, for example ``{"spirl_driver": 1}``.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        SpirlError: when the code is too big to travel, or the cluster refuses the job.
+    """
+    with tempfile.TemporaryDirectory(prefix="spirl-job-") as folder:
+        stage(Path(folder), experiment)
+        try:
+            return client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "spirl_ray.cli", *command]),
+                submission_id=f"spirl-{name}-{uuid.uuid4().hex[:8]}",
+                runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
+                metadata={"experiment": name},
+                entrypoint_resources=dict(resources) if resources else None,
+            )
+        except (RuntimeError, requests.RequestException) as error:
+            raise SpirlError(f"The cluster did not take the job: {error}") from error
+
+
+def submit_run(client: JobSubmissionClient, experiment: Experiment, resources: Mapping[str, float] | None) -> str:
+    """Submits ``spirl run`` of an experiment; returns the job's id.
+
+    Raises:
+        SpirlError: as `submit` and `check_output`.
+    """
+    check_output(experiment)
+    return submit(client, ["run", CONFIG], name=experiment.name, experiment=experiment, resources=resources)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended."""
+
+    status: str
+    exit_code: int
+    """0 for success; the driver's own status where it is known, or else 1."""
+    message: str
+
+
+def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -> Ending:
+    """Passes on a job's log as it is written, until the job ends.
+
+    Raises:
+        SpirlError: when the connection is lost; the job goes on.
+    """
+
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job):
+            write(text)
+
+    try:
+        while not client.get_job_status(job).is_terminal():
+            asyncio.run(tail())
+            if not client.get_job_status(job).is_terminal():
+                asyncio.run(asyncio.sleep(_POLL_S))
+        details = client.get_job_info(job)
+    except (RuntimeError, ConnectionError, aiohttp.ClientError, requests.RequestException) as error:
+        raise SpirlError(
+            f"The connection to the cluster was lost ({error}). If the cluster still runs, so does the job."
+        ) from error
+    if details.status == JobStatus.SUCCEEDED:
+        return Ending("succeeded", 0, "")
+    return Ending(str(details.status.value).lower(), details.driver_exit_code or 1, details.message or "")

@@ -1,0 +1,111 @@
+"""What one node says of itself. Ships by value, so that it also answers where this package is missing or another one.
+
+Nothing but the standard library and Ray may be imported at the top.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_PATIENCE_S = 5.0
+_GPU_PROGRAM = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+
+
+def source_digest(package: Path) -> str:
+    """Eight hex digits that change with any line of the package's Python files."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+class NodeProbe:
+    """Answers for the node that it was started on."""
+
+    def __init__(self, gpus: float) -> None:
+        self.gpus = gpus
+
+    def clock(self) -> float:
+        """Seconds since the epoch, as this node has it."""
+        return time.time()
+
+    def versions(self) -> dict[str, str]:
+        """Python, packages and the code of this package; "not installed" for what is missing."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {"python": platform.python_version()}
+        for name in ("ray", "torch", "spirl-ray"):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = "not installed"
+        spec = importlib.util.find_spec("spirl_ray")
+        if spec is not None and spec.origin is not None:
+            # A job carries the package itself, which need not be installed then.
+            if found["spirl-ray"] == "not installed":
+                found["spirl-ray"] = "shipped"
+            found["spirl-ray"] += f" ({source_digest(Path(spec.origin).parent)})"
+        return found
+
+    def import_problem(self) -> str | None:
+        """The first of the package's heavy modules that does not import here, and why."""
+        for name in ("spirl_ray.envs.kitchen", "spirl_ray.experiments.training", "spirl_ray.skills.pretrain"):
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                return f"{name}: {type(error).__name__}: {error}"
+        return None
+
+    def gpu_problem(self) -> str | None:
+        """Why PyTorch cannot use the GPUs that Ray counts on this node."""
+        if not self.gpus:
+            return None
+        # In a process of its own: Ray hides GPUs from workers that did not ask for one.
+        environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        done = subprocess.run(
+            [sys.executable, "-c", _GPU_PROGRAM], capture_output=True, text=True, env=environment, check=False
+        )
+        seen = int(done.stdout.strip() or 0) if done.returncode == 0 else 0
+        return None if seen >= self.gpus else f"Ray counts {self.gpus:g} GPUs, PyTorch sees {seen}"
+
+    def storage_problem(self, folder: str, content: str, own: str) -> str | None:
+        """Reads the driver's file in ``folder`` and writes one of its own there.
+
+        Args:
+            folder: made by the driver.
+            content: what the driver wrote into ``driver``.
+            own: name of the file to write.
+        """
+        file = Path(folder) / "driver"
+        deadline = time.monotonic() + _PATIENCE_S
+        # Network file systems may show a new file a little later.
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        try:
+            if file.read_text() != content:
+                return "reads other bytes than the driver wrote"
+            (Path(folder) / own).write_text(own)
+        except FileNotFoundError:
+            return "does not see what the driver wrote there"
+        except OSError as error:
+            return f"{error.strerror} (as user {os.getuid()})"
+        return None
+
+    def asked(self, folder: str | None, content: str, own: str) -> dict[str, Any]:
+        """Everything but the clock, in one answer."""
+        return {
+            "versions": self.versions(),
+            "import": self.import_problem(),
+            "gpu": self.gpu_problem(),
+            "storage": None if folder is None else self.storage_problem(folder, content, own),
+        }

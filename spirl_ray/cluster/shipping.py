@@ -1,0 +1,76 @@
+"""What travels to a cluster with a job: this package and the resolved config, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import spirl_ray
+from spirl_ray.config import Experiment, to_yaml
+from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.provenance import SHIPPED_COMMIT, commit
+
+LIMIT_BYTES = 100 * 2**20
+"""The largest upload that Ray's dashboard takes; it stores files in the package without compressing them."""
+CONFIG = "experiment.yaml"
+_PACKAGE = Path(spirl_ray.__file__).parent
+_BIGGEST = 5
+_NEVER_SHIPPED = ("__pycache__",)
+
+
+def package_files(package: Path = _PACKAGE) -> list[Path]:
+    """The files of the installed package, sorted; without byte code and hidden files."""
+    return [
+        path
+        for path in sorted(package.rglob("*"))
+        if path.is_file()
+        and not any(part in _NEVER_SHIPPED or part.startswith(".") for part in path.relative_to(package).parts)
+    ]
+
+
+def check_size(files: Sequence[Path], limit: int = LIMIT_BYTES) -> None:
+    """Compares what would be uploaded with what Ray takes.
+
+    Args:
+        files: everything that would travel.
+        limit: bytes.
+
+    Raises:
+        SpirlError: naming the biggest files.
+    """
+    sizes = sorted(((path.stat().st_size, path) for path in files), key=lambda pair: pair[0], reverse=True)
+    total = sum(size for size, _ in sizes)
+    if total <= limit:
+        return
+    listing = "\n".join(f"  {size / 2**20:,.1f} MiB  {path}" for size, path in sizes[:_BIGGEST])
+    raise SpirlError(
+        f"The job would carry {total / 2**20:,.1f} MiB, Ray takes {limit / 2**20:,.0f} MiB. Nothing was uploaded. "
+        f"The biggest files are\n{listing}\nData and results do not belong into the package: move them to the storage "
+        "that every node sees."
+    )
+
+
+def stage(folder: Path, experiment: Experiment | None = None, package: Path = _PACKAGE) -> None:
+    """Puts together the working folder of a job.
+
+    Args:
+        folder: receives the package and, with an experiment, ``experiment.yaml``.
+        experiment: the settings of the job, overrides applied.
+        package: the source of the code.
+
+    Raises:
+        SpirlError: when that is more than Ray takes; nothing is copied then.
+    """
+    files = package_files(package)
+    check_size(files)
+    for file in files:
+        target = folder / "spirl_ray" / file.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    # There is no repository where the job runs, and its results name the commit.
+    (folder / "spirl_ray" / SHIPPED_COMMIT).write_text(commit(), encoding="utf-8")
+    if experiment is not None:
+        # The job runs on the cluster that it was submitted to, whatever the config says of other occasions.
+        here = experiment.model_copy(update={"ray": experiment.ray.model_copy(update={"address": None})})
+        (folder / CONFIG).write_text(to_yaml(here), encoding="utf-8")

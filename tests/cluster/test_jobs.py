@@ -1,0 +1,195 @@
+"""Which dashboards are spoken to, with which token, and what is refused before a job is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from toy import TOY
+from typer.testing import CliRunner
+
+from spirl_ray import cli
+from spirl_ray.cluster import jobs
+from spirl_ray.cluster.jobs import Dashboard, check_output, connect, find_dashboard, follow
+from spirl_ray.config import parse_experiment
+from spirl_ray.errors import SpirlError
+
+
+@pytest.fixture(autouse=True)
+def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home without a token, and none of Ray's variables."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, mode: str | Exception) -> list[str]:
+    """Lets every dashboard say that it has this authentication mode; returns the pages that are asked for."""
+    asked: list[str] = []
+
+    def get(url: str, **options: Any) -> Any:
+        asked.append(url)
+        assert "headers" not in options  # not the token, before it is known who is there
+        if isinstance(mode, Exception):
+            raise mode
+        return SimpleNamespace(ok=True, json=lambda: {"authentication_mode": mode})
+
+    monkeypatch.setattr(jobs.requests, "get", get)
+    return asked
+
+
+def client(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(jobs, "JobSubmissionClient", lambda url, headers: made.append({"url": url, "headers": headers}))
+    return made
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:6379", "ray://head:10001", "auto", "http://"])
+def test_an_address_that_is_no_dashboard_is_refused_with_an_example(address: str) -> None:
+    with pytest.raises(SpirlError, match=r"write it like http://127\.0\.0\.1:8265"):
+        find_dashboard(address)
+
+
+def test_the_dashboard_is_the_named_one_or_rays_own_variable_or_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_dashboard(None).url == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://a.example")
+    assert find_dashboard(None).url == "https://a.example"
+    assert find_dashboard("http://b.example:8265/").url == "http://b.example:8265"
+
+
+def test_the_token_is_found_in_rays_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_dashboard(None).token is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("home\n")
+    assert find_dashboard(None).token == "home"
+    (tmp_path / "elsewhere").write_text("file")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
+    assert find_dashboard(None).token == "file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert find_dashboard(None).token == "variable"
+
+
+def test_a_token_file_that_is_named_but_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")
+    with pytest.raises(SpirlError, match="RAY_AUTH_TOKEN_PATH: cannot read /nowhere/token: No such file"):
+        find_dashboard(None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.1.2.3"])
+def test_loopback_is_local(host: str) -> None:
+    assert Dashboard(f"http://{host}:8265", None).is_local
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "head.example", "0.0.0.0", "localhost.example"])
+def test_other_hosts_are_remote(host: str) -> None:
+    assert not Dashboard(f"http://{host}:8265", None).is_local
+
+
+def test_a_remote_dashboard_is_not_even_asked_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answer(monkeypatch, "token")
+    with pytest.raises(SpirlError, match=r"there is no token here to show it\. Nothing was sent"):
+        connect(Dashboard("https://head.example", None))
+    assert asked == []
+
+
+def test_a_remote_dashboard_that_is_open_to_everybody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, "disabled")
+    made = client(monkeypatch)
+    with pytest.raises(SpirlError, match="asks for no token: whoever reaches it can run programs there"):
+        connect(Dashboard("https://head.example", "secret"))
+    assert made == []
+
+
+def test_the_token_is_shown_to_a_dashboard_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, "token")
+    made = client(monkeypatch)
+    connect(Dashboard("https://head.example", "secret"))
+    assert made == [{"url": "https://head.example", "headers": {"Authorization": "Bearer secret"}}]
+
+
+def test_a_local_dashboard_may_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, "disabled")
+    made = client(monkeypatch)
+    connect(Dashboard("http://127.0.0.1:8265", None))
+    assert made[0]["headers"] == {}
+
+
+def test_a_local_dashboard_that_asks_for_a_token_says_where_it_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, "token")
+    with pytest.raises(SpirlError, match=r"there is none here\. Put the cluster's token into ~/\.ray/auth_token"):
+        connect(Dashboard("http://127.0.0.1:8265", None))
+
+
+def test_a_dashboard_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, requests.ConnectionError())
+    with pytest.raises(SpirlError, match=r"Cannot reach a Ray dashboard at http://127\.0\.0\.1:1: the connection"):
+        connect(Dashboard("http://127.0.0.1:1", None))
+
+
+def test_a_token_in_the_clear_is_noticed() -> None:
+    assert Dashboard("http://head.example:8265", "t").sends_token_in_clear
+    assert not Dashboard("https://head.example", "t").sends_token_in_clear
+    assert not Dashboard("http://127.0.0.1:8265", "t").sends_token_in_clear
+
+
+@pytest.mark.parametrize("output", [None, "runs/toy", "./shared"])
+def test_a_job_needs_an_output_that_means_the_same_everywhere(output: str | None) -> None:
+    with pytest.raises(SpirlError, match=r"output: .* is relative.*--set output=/shared/folder"):
+        check_output(parse_experiment({**TOY, "output": output}, "test"))
+
+
+def test_a_relative_folder_of_demonstrations_is_refused() -> None:
+    experiment = parse_experiment({**TOY, "output": "/shared", "data": {**TOY["data"], "minari_root": "mine"}}, "test")
+    with pytest.raises(SpirlError, match=r"data\.minari_root: mine is relative"):
+        check_output(experiment)
+
+
+def test_submit_refuses_a_uri_with_exit_status_2(tmp_path: Path) -> None:
+    from toy import write_config
+
+    result = CliRunner().invoke(cli.app, ["submit", str(write_config(tmp_path)), "--set", "output=s3://bucket/runs"])
+    assert result.exit_code == 2
+    assert "output: Value error, this is a URI, and results are written to a folder: mount the bucket" in result.output
+    assert "Traceback" not in result.output
+
+
+class Job:
+    """Stands for the client of a cluster; the log breaks off once before the job ends."""
+
+    def __init__(self, status: str, exit_code: int | None) -> None:
+        self.status, self.exit_code, self.parts = status, exit_code, [["one "], ["two"]]
+
+    def get_job_status(self, job: str) -> Any:
+        return SimpleNamespace(is_terminal=lambda: not self.parts)
+
+    async def tail_job_logs(self, job: str) -> Any:
+        for text in self.parts.pop(0):
+            yield text
+
+    def get_job_info(self, job: str) -> Any:
+        status = jobs.JobStatus(self.status)
+        return SimpleNamespace(status=status, driver_exit_code=self.exit_code, message="why")
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", 0, 1)]
+)
+def test_the_log_is_followed_to_the_end_and_the_exit_status_is_the_drivers(
+    monkeypatch: pytest.MonkeyPatch, status: str, exit_code: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(jobs, "_POLL_S", 0.0)
+    seen: list[str] = []
+    ending = follow(Job(status, exit_code), "job", seen.append)  # type: ignore[arg-type]
+    assert "".join(seen) == "one two"
+    assert ending.exit_code == expected
+
+
+@pytest.mark.parametrize("command", ["submit", "doctor"])
+def test_the_commands_explain_themselves(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    for option in ("--set", "--address"):
+        assert option in result.output

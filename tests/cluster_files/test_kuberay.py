@@ -1,0 +1,218 @@
+"""The Kubernetes files: pods by Kubernetes' own schema; the fields of KubeRay's kinds by its API reference.
+
+KubeRay's CRD is in no package, so the fields around the pods are listed here, as KubeRay 1.6 has them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[2] / "cluster"
+VERSION = kubernetes_validate.latest_version()
+INTEGER, STRING, BOOLEAN = {"type": "integer", "minimum": 0}, {"type": "string"}, {"type": "boolean"}
+STRINGS = {"type": "object", "additionalProperties": STRING}
+POD: dict[str, Any] = {"type": "object"}  # checked with Kubernetes' schema
+
+
+def fields(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+
+
+WORKER_GROUP = fields(
+    ["groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"],
+    groupName={"type": "string", "pattern": "^[a-z0-9-]{1,58}$"},
+    replicas=INTEGER,
+    minReplicas=INTEGER,
+    maxReplicas=INTEGER,
+    numOfHosts=INTEGER,
+    idleTimeoutSeconds=INTEGER,
+    suspend=BOOLEAN,
+    rayStartParams=STRINGS,
+    template=POD,
+)
+CLUSTER = fields(
+    ["headGroupSpec"],
+    rayVersion=STRING,
+    enableInTreeAutoscaling=BOOLEAN,
+    suspend=BOOLEAN,
+    headServiceAnnotations=STRINGS,
+    authOptions=fields(["mode"], mode={"enum": ["token", "disabled"]}, secretName=STRING, enableK8sTokenAuth=BOOLEAN),
+    autoscalerOptions=fields(
+        [],
+        upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
+        idleTimeoutSeconds=INTEGER,
+        resources=POD,
+        securityContext=POD,
+        env={"type": "array"},
+        image=STRING,
+        version={"enum": ["v1", "v2"]},
+    ),
+    gcsFaultToleranceOptions=fields([], redisAddress=STRING),
+    headGroupSpec=fields(
+        ["template"],
+        serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+        enableIngress=BOOLEAN,
+        rayStartParams=STRINGS,
+        template=POD,
+    ),
+    workerGroupSpecs={"type": "array", "items": WORKER_GROUP},
+)
+JOB = fields(
+    ["entrypoint", "rayClusterSpec"],
+    entrypoint=STRING,
+    entrypointResources=STRING,
+    entrypointNumCpus={"type": "number"},
+    submissionMode={"enum": ["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"]},
+    backoffLimit=INTEGER,
+    activeDeadlineSeconds=INTEGER,
+    shutdownAfterJobFinishes=BOOLEAN,
+    ttlSecondsAfterFinished=INTEGER,
+    submitterConfig=fields([], backoffLimit=INTEGER),
+    submitterPodTemplate=POD,
+    rayClusterSpec=CLUSTER,
+    runtimeEnvYAML=STRING,
+)
+SPECS = {"RayCluster": CLUSTER, "RayJob": JOB}
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / "kuberay" / f"{name}.yaml").read_text())
+
+
+def cluster_of(name: str) -> dict[str, Any]:
+    spec = load(name)["spec"]
+    return spec.get("rayClusterSpec", spec)
+
+
+def pods(name: str) -> dict[str, dict[str, Any]]:
+    cluster = cluster_of(name)
+    found = {"head": cluster["headGroupSpec"]["template"]}
+    found |= {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
+    if "submitterPodTemplate" in load(name)["spec"]:
+        found["submitter"] = load(name)["spec"]["submitterPodTemplate"]
+    return found
+
+
+def check_pod(template: dict[str, Any]) -> None:
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "PodTemplate", "template": template}, VERSION, strict=True
+    )
+
+
+BOTH = pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+
+
+@BOTH
+def test_the_fields_around_the_pods_are_kuberays(name: str) -> None:
+    found = load(name)
+    assert found["apiVersion"] == "ray.io/v1"
+    jsonschema.validate(found["spec"], SPECS[found["kind"]])
+    with pytest.raises(jsonschema.ValidationError, match="autoscaling"):
+        jsonschema.validate({**found["spec"], "autoscaling": True}, SPECS[found["kind"]])
+
+
+@BOTH
+def test_every_pod_fits_the_schema_of_kubernetes(name: str) -> None:
+    for template in pods(name).values():
+        check_pod(template)
+    misspelt = copy.deepcopy(pods(name)["head"])
+    misspelt["spec"]["containers"][0]["livenesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenesProbe"):
+        check_pod(misspelt)
+
+
+@pytest.mark.parametrize("name", ["storage", "network"])
+def test_other_objects_fit_the_schema_of_kubernetes(name: str) -> None:
+    kubernetes_validate.validate(load(name), VERSION, strict=True)
+
+
+@BOTH
+def test_nobody_is_root_and_every_container_has_limits(name: str) -> None:
+    for template in pods(name).values():
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["runAsUser"] == 1000
+        for container in spec["containers"]:
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+
+
+@BOTH
+def test_nodes_are_probed_and_see_the_shared_folder(name: str) -> None:
+    for group, template in pods(name).items():
+        if group == "submitter":
+            continue
+        (container,) = template["spec"]["containers"]
+        assert "api/local_raylet_healthz" in " ".join(container["livenessProbe"]["exec"]["command"])
+        assert "api/local_raylet_healthz" in " ".join(container["readinessProbe"]["exec"]["command"])
+        assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"]
+        assert {"name": "metrics", "containerPort": 8080} in container["ports"]
+
+
+@BOTH
+def test_the_cluster_asks_for_a_token_and_scales_its_workers(name: str) -> None:
+    cluster = cluster_of(name)
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["enableInTreeAutoscaling"]
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert any(group["maxReplicas"] > group["minReplicas"] for group in cluster["workerGroupSpecs"])
+
+
+@BOTH
+def test_the_driver_has_a_group_that_is_not_taken_away(name: str) -> None:
+    groups = {group["groupName"]: group for group in cluster_of(name)["workerGroupSpecs"]}
+    # Quoted twice: the value becomes part of a shell command.
+    assert json.loads(json.loads(groups["driver"]["rayStartParams"]["resources"])) == {"spirl_driver": 1}
+    assert groups["driver"]["minReplicas"] >= 1
+    assert groups["driver"]["template"]["spec"]["nodeSelector"] == {"spirl-ray/capacity": "on-demand"}
+    assert groups["spot"]["template"]["spec"]["nodeSelector"] == {"spirl-ray/capacity": "spot"}
+    assert "resources" not in groups["spot"]["rayStartParams"]
+
+
+def test_the_job_runs_its_driver_there_and_is_tried_again() -> None:
+    spec = load("rayjob")["spec"]
+    assert json.loads(spec["entrypointResources"]) == {"spirl_driver": 1}
+    assert spec["backoffLimit"] >= 1
+    assert spec["entrypoint"].startswith("spirl run ")
+    assert "output=/shared/" in spec["entrypoint"]
+
+
+def test_the_version_of_ray_is_the_pinned_one() -> None:
+    pinned = [line for line in (FOLDER.parent / "constraints.txt").read_text().splitlines() if line.startswith("ray==")]
+    for name in ("raycluster", "rayjob"):
+        assert pinned == [f"ray=={cluster_of(name)['rayVersion']}"]
+
+
+def test_kustomize_names_files_that_are_there_and_provisions_the_dashboard() -> None:
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    for file in kustomization["resources"]:
+        assert (FOLDER / file).is_file()
+    (generated,) = kustomization["configMapGenerator"]
+    assert [(FOLDER / file).is_file() for file in generated["files"]] == [True]
+    assert generated["options"]["labels"] == {"grafana_dashboard": "1"}
+
+
+def test_the_pods_that_are_scraped_are_the_clusters() -> None:
+    monitor = load("monitoring")
+    selected = monitor["spec"]["selector"]["matchLabels"]
+    for template in (template for group, template in pods("raycluster").items() if group != "submitter"):
+        assert selected.items() <= template["metadata"]["labels"].items()
+
+
+@BOTH
+def test_the_network_policy_lets_the_pods_reach_each_other(name: str) -> None:
+    policy = load("network")["spec"]
+    (everywhere,) = [rule for rule in policy["ingress"] if "ports" not in rule]
+    admitted = [peer["podSelector"]["matchLabels"] for peer in everywhere["from"]]
+    for template in pods(name).values():
+        assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        assert any(labels.items() <= template["metadata"]["labels"].items() for labels in admitted)

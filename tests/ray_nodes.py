@@ -1,0 +1,143 @@
+"""Real Ray nodes with token authentication, started and ended by the test that needs them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import requests
+from toy import session_members
+
+_REPOSITORY = Path(__file__).parents[1]
+_PATIENCE_S = 300.0
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+class RayNodes:
+    """A head and its workers on loopback; every port and folder is their own, so other Rays go on beside them."""
+
+    def __init__(self) -> None:
+        # Short, because Ray's socket paths must fit in 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="spirl-", dir="/tmp"))
+        self.token = self.folder / "token"
+        self.token.write_text(secrets.token_hex(32))
+        self.gcs_port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.gcs_port}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the nodes, and for programs that use them."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return {
+            **inherited,
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}",
+            "PYTHONPATH": str(_REPOSITORY),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps loopback addresses as they are
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "240",
+        }
+
+    def start_head(self, *options: str, command: Sequence[str] = ("ray", "start", "--head", "--block")) -> None:
+        """Starts the head, and returns when its dashboard answers and takes jobs."""
+        self.start(
+            [
+                *command,
+                "--node-ip-address=127.0.0.1",
+                f"--port={self.gcs_port}",
+                "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={self.dashboard_port}",
+                f"--metrics-export-port={self.metrics_port}",
+                f"--temp-dir={self.folder}",
+                *options,
+            ]
+        )
+        self.wait(self._head_answers)
+
+    def start_worker(self, *options: str, command: Sequence[str] = ("ray", "start", "--block")) -> None:
+        self.start(
+            [
+                *command,
+                "--node-ip-address=127.0.0.1",
+                f"--address={self.address}",
+                f"--metrics-export-port={free_port()}",
+                *options,
+            ]
+        )
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        ports = [f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "dashboard-agent-grpc")]
+        client = [f"--ray-client-server-port={free_port()}"] if "--head" in command else []
+        store = ["--object-store-memory=100000000", "--disable-usage-stats"]
+        with (self.folder / f"node-{len(self.processes)}.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [*command, *ports, *client, *store],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**self.environment, **(environment or {})},
+                )
+            )
+
+    def ask(self, page: str) -> requests.Response:
+        headers = {"Authorization": f"Bearer {self.token.read_text()}"}
+        return requests.get(f"{self.dashboard}{page}", headers=headers, timeout=60)
+
+    def _head_answers(self) -> bool:
+        try:
+            # Jobs need the agent of a node, which comes up after the dashboard.
+            return self.ask("/api/version").ok and bool(self.alive_nodes())
+        except requests.RequestException:
+            return False
+
+    def alive_nodes(self) -> list[dict[str, object]]:
+        summary = self.ask("/nodes?view=summary").json()["data"]["summary"]
+        return [node for node in summary if node["raylet"].get("state") == "ALIVE"]
+
+    def wait(self, condition: object) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not condition():  # type: ignore[operator]
+            for number, process in enumerate(self.processes):
+                assert process.poll() is None, (self.folder / f"node-{number}.log").read_text()
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Ends these nodes and nothing else; removes their files."""
+        for process in reversed(self.processes):
+            process.terminate()  # with --block, Ray ends what it started
+        for process in self.processes:
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for process in self.processes:
+            for member in session_members(process.pid):
+                os.kill(member, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
