@@ -130,6 +130,8 @@ class TrainSettings(Settings):
     initial_alpha: float = Field(default=1.0, gt=0.0)
     alpha_min: float = Field(default=0.0, ge=0.0)
     """Floor for alpha, a guard against drifting off the prior."""
+    fixed_alpha: float | None = Field(default=None, gt=0.0)
+    """A weight of the divergence that stays as it is, in place of a target divergence; None tunes alpha."""
     actor_lr: float = Field(default=3e-4, gt=0.0)
     critic_lr: float = Field(default=3e-4, gt=0.0)
     alpha_lr: float = Field(default=3e-4, gt=0.0)
@@ -167,6 +169,12 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(default=10_000, ge=1)
     """Primitive steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _one_alpha(self) -> TrainSettings:
+        if self.fixed_alpha is not None and self.fixed_alpha < self.alpha_min:
+            raise ValueError(f"fixed_alpha {self.fixed_alpha} is below alpha_min {self.alpha_min}; lower alpha_min")
+        return self
 
 
 class EvaluateSettings(Settings):

@@ -12,7 +12,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from spirl_ray.config import Experiment, SkillSettings, TrainSettings, fingerprint, load_experiment, to_yaml
+from spirl_ray.config import (
+    Experiment,
+    SkillSettings,
+    TrainSettings,
+    fingerprint,
+    load_experiment,
+    parse_experiment,
+    to_yaml,
+)
 from spirl_ray.errors import SpirlError
 
 
@@ -300,3 +308,8 @@ def test_a_bare_name_is_a_shipped_config(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_experiment(Path("mine")).name == "shipped"
     (tmp_path / "mine").write_text("name: local\n")
     assert load_experiment(Path("mine")).name == "local"
+
+
+def test_a_fixed_alpha_is_not_below_the_floor() -> None:
+    with pytest.raises(SpirlError, match="fixed_alpha 0.01 is below alpha_min 0.1"):
+        parse_experiment({"name": "x", "train": {"fixed_alpha": 0.01, "alpha_min": 0.1}}, "test")

@@ -113,6 +113,7 @@ def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
         alpha_lr=train.alpha_lr,
         target_divergence=method.target_divergence,
         alpha_min=train.alpha_min,
+        fixed_alpha=train.fixed_alpha,
         polyak=train.polyak,
         divergence_in_target=train.divergence_in_target,
         timeout_is_terminal=train.timeout_is_terminal,

@@ -189,6 +189,8 @@ class Trial:
                 "policy_init",
             },
         )
+        if train["fixed_alpha"] is None:
+            del train["fixed_alpha"]  # results from before there was this key keep their place
         return fingerprint(
             self.skills_key, self.experiment.env, train, vars(self.resolved), METHODS[self.method].summary
         )
