@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from spirl_ray.errors import SpirlError
+
 _FILE_WIDTH = 160
 """Columns of tables that are not printed on a terminal."""
 _SECONDS_BETWEEN_LINES = 60.0
+_INTERRUPTED = 128 + signal.SIGINT
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -161,3 +167,35 @@ def shown(path: Path) -> str:
     """A path relative to the working folder, if that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """What a user can act on becomes one message on stderr and exit status 2; Ctrl-C is status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        error_console().print(
+            "[yellow]Stopped.[/yellow] What is done is kept: the same command goes on from the last checkpoint."
+        )
+        raise typer.Exit(_INTERRUPTED) from None
+    except SpirlError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}.")
+    except Exception as error:
+        from spirl_ray.experiments.session import readable_cause
+
+        known = readable_cause(error)
+        if known is None:
+            raise
+        _fail(str(known))
+
+
+def _fail(message: str) -> None:
+    error_console().print(f"[red]Error:[/red] {escape(message)}")
+    raise typer.Exit(2) from None

@@ -131,11 +131,21 @@ def is_trained(run: TrainingRun) -> bool:
     return read_json(run.out / _RESULT)["env_steps"] >= run.experiment.train.env_steps
 
 
-def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) -> Row:
+def train_policy(
+    run: TrainingRun,
+    on_row: Callable[[Row], None] | None = None,
+    on_evaluation: Callable[[Row], None] | None = None,
+) -> Row:
     """Trains (or goes on training) one policy and writes its artifact to ``run.out``.
 
     Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
     ``evaluations.csv``, ``provenance.json``, TensorBoard files, the policy artifact and ``trained.json``.
+
+    Args:
+        run: what to train, and where.
+        on_row: called with each row of metrics.
+        on_evaluation: called with each evaluated snapshot, those from before an interruption included:
+            ``env_steps``, ``wall_clock_s``, and ``MODE_subtasks`` and ``MODE_return`` for both modes.
 
     Returns:
         The contents of ``trained.json``.
@@ -144,22 +154,25 @@ def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) 
         SpirlError: skills or environment that do not fit, a damaged checkpoint, storage that fails.
     """
     if is_trained(run):
+        if on_evaluation is not None:
+            for evaluation in evaluations_so_far(run.out):
+                on_evaluation(evaluation)
         return read_json(run.out / _RESULT)
     torch.set_num_threads(1)
     # Said here rather than by an env runner, which Ray would start again and again.
     load_skills(run.skills, run.experiment.env.id)
-    checkpoints = _checkpoints(run.out)
+    saved = checkpoints(run.out)
     config = algorithm_config(run)
-    if checkpoints:
+    if saved:
         # Episodes that start after a restore must not repeat those from before.
-        config.debugging(seed=run.seed + 1000 * (1 + int(checkpoints[-1].name.split("-")[1])))
+        config.debugging(seed=run.seed + 1000 * (1 + int(saved[-1].name.split("-")[1])))
     algorithm: SkillPriorSAC = config.build_algo()
     try:
-        if checkpoints:
-            algorithm.load_checkpoint(str(checkpoints[-1]))
+        if saved:
+            algorithm.load_checkpoint(str(saved[-1]))
         counters: dict[str, Any] = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
-        evaluations = SnapshotEvaluations(run, counters["env_steps"])
+        evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
         _loop(run, algorithm, evaluations, on_row)
     finally:
         algorithm.stop()
@@ -252,10 +265,27 @@ def read_provenance(out: Path) -> list[Row]:
     return list(read_json(path)["processes"]) if path.exists() else []
 
 
+def evaluations_so_far(out: Path) -> list[Row]:
+    """The evaluated snapshots of a policy's folder, a row for each, in the order of training."""
+    found: dict[int, list[Row]] = {}
+    for file in sorted((out / "snapshots").glob("*/evaluation-*.json")):
+        result = read_json(file)
+        found.setdefault(result["env_steps"], []).append(result)
+    return [_in_one_row(results) for _, results in sorted(found.items()) if len(results) == len(_MODES)]
+
+
+def _in_one_row(results: list[Row]) -> Row:
+    row: Row = {name: results[0][name] for name in ("env_steps", "wall_clock_s")}
+    for result in results:
+        row[f"{result['mode']}_subtasks"] = result["subtasks"]
+        row[f"{result['mode']}_return"] = result["episode_return"]
+    return row
+
+
 # --- checkpoints ---
 
 
-def _checkpoints(out: Path) -> list[Path]:
+def checkpoints(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return [path for path in sorted((out / "checkpoints").glob("step-*")) if checkpoint.complete(path)]
 
@@ -267,7 +297,7 @@ def _checkpoint(run: TrainingRun, algorithm: SkillPriorSAC) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         algorithm.save_checkpoint(str(partial))
         partial.rename(target)
-    for old in _checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
+    for old in checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -308,8 +338,9 @@ class SnapshotEvaluations:
     the restored checkpoint are removed: the run takes another course from there.
     """
 
-    def __init__(self, run: TrainingRun, env_steps: int) -> None:
+    def __init__(self, run: TrainingRun, env_steps: int, on_evaluation: Callable[[Row], None] | None = None) -> None:
         self.run = run
+        self.on_evaluation = on_evaluation
         self.results: dict[tuple[int, str], Row] = {}
         self.pending: dict[tuple[int, str], list[ray.ObjectRef]] = {}
         self.newest: Row = {}
@@ -320,6 +351,8 @@ class SnapshotEvaluations:
         for file in sorted((run.out / "snapshots").glob("*/evaluation-*.json")):
             result = read_json(file)
             self.results[(result["env_steps"], result["mode"])] = result
+        for env_steps in sorted({steps for steps, _ in self.results}):
+            self._tell(env_steps)
         for card in sorted((run.out / "snapshots").glob(f"*/{POLICY_CARD}")):
             self._start(read_policy_card(card.parent).env_steps)
 
@@ -378,6 +411,13 @@ class SnapshotEvaluations:
             self.results[key] = result
             self.newest[f"evaluation_{mode}"] = result["subtasks"]
             write_csv(self.run.out / "evaluations.csv", [self.results[k] for k in sorted(self.results)])
+            self._tell(env_steps)
+
+    def _tell(self, env_steps: int) -> None:
+        """Passes a snapshot on once it has been evaluated in every mode."""
+        found = [self.results[env_steps, mode] for mode in _MODES if (env_steps, mode) in self.results]
+        if self.on_evaluation is not None and len(found) == len(_MODES):
+            self.on_evaluation(_in_one_row(found))
 
     def at(self, env_steps: int) -> dict[str, float]:
         """Mean subtasks of a snapshot, by mode."""

@@ -148,6 +148,8 @@ class Trial:
     experiment: Experiment
     method: MethodName
     seed: int
+    lineage: str | None = None
+    """Identifies the checkpoint of another policy that this one goes on from (population based training)."""
 
     @cached_property
     def spec(self) -> SkillSpec:
@@ -198,7 +200,8 @@ class Trial:
     @cached_property
     def policy(self) -> Path:
         """Folder of the trained policy."""
-        return self.workspace.folder / "policy" / f"{self.method}-s{self.seed}-{self.config_hash}"
+        name = f"{self.method}-s{self.seed}-{self.config_hash}"
+        return self.workspace.folder / "policy" / (name if self.lineage is None else f"{name}-from-{self.lineage}")
 
     @property
     def evaluation(self) -> Path:
