@@ -188,6 +188,10 @@ class _Recorder(tune.Callback):
         self._records: dict[str, TrialRecord] = {}
         self._asked: Any = None
 
+    def __getstate__(self) -> Row:
+        """Nothing: Tune pickles its callbacks for a restore of its own, which this sweep never asks for."""
+        return {}
+
     def _record(self, trial: Any) -> TrialRecord:
         if trial.trial_id not in self._records:
             parameters = decode(self.sweep, trial.config)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from spirl_ray.config import (
@@ -15,7 +15,6 @@ from spirl_ray.config import (
     Settings,
     assign,
     fingerprint,
-    load_experiment,
     parse_experiment,
     read_mapping,
     readable_problems,
@@ -151,6 +150,8 @@ class SweepFile(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     base: str | dict[str, Any]
     """The experiment that trials start from: a YAML file, relative to this one, or its settings."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the base that have another value in this sweep, such as ``train.env_steps``."""
     space: dict[str, Dimension] = Field(min_length=1)
     search: Literal["random", "optuna"] = "random"
     """``random`` takes every combination of the grids, and draws the rest (Tune's BasicVariant)."""
@@ -326,20 +327,27 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         file = SweepFile.model_validate(raw)
     except ValidationError as error:
         raise readable_problems(error, str(path), SweepFile) from error
-    sweep = Sweep(file, _base(file.base, path, of_base), str(path))
+    sweep = Sweep(file, _base(file, path, of_base), str(path))
     sweep.check()
     return sweep
 
 
-def _base(base: str | dict[str, Any], path: Path, overrides: Sequence[str]) -> Experiment:
-    if isinstance(base, str):
-        beside = path.parent / base
-        return load_experiment(beside if beside.exists() else Path(base), overrides)
-    raw = yaml.safe_load(yaml.safe_dump(base))
+def _base(file: SweepFile, path: Path, overrides: Sequence[str]) -> Experiment:
+    if isinstance(file.base, str):
+        beside = path.parent / file.base
+        raw, found = read_mapping(beside if beside.exists() else Path(file.base))
+        origin = str(found)
+    else:
+        raw, origin = copy.deepcopy(file.base), f"{path}, base"
+    for key, value in file.changes.items():
+        assign(raw, key, value, f"{path}, changes")
     for override in overrides:
         key, value = split_override(override)
         assign(raw, key, value, f"--set {override}")
-    return parse_experiment(raw, f"{path}, base")
+    experiment = parse_experiment(raw, origin if not file.changes else f"{origin} with changes of {path}")
+    for method in experiment.overrides:
+        experiment.for_method(method)
+    return experiment
 
 
 def _shown(parameters: Parameters) -> str:

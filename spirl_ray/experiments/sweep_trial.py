@@ -20,6 +20,7 @@ from ray import tune
 from ray.exceptions import RayError
 
 from spirl_ray.config import Experiment, fingerprint
+from spirl_ray.errors import SpirlError
 from spirl_ray.experiments import pipeline
 from spirl_ray.experiments.provenance import commit
 from spirl_ray.experiments.session import readable_cause
@@ -165,10 +166,24 @@ def run_trial(order: Order, name: str, board: Any) -> Row:
     for trial in trials:
         label = "" if len(trials) == 1 else f" {trial.method} {trial.seed}"
         pipeline.train_skills(trial, stage(f"skills{label}"))
+        _check_steps(trial)
         trained = pipeline.train(trial, stage(f"training{label}"), partial(report, trial)).facts
         evaluated = pipeline.evaluate_policy(trial, stage(f"evaluation{label}"), videos=False).facts
         results.append((trial, trained, evaluated))
     return _result(results)
+
+
+def _check_steps(trial: Trial) -> None:
+    """A policy that is further than the others would win by its steps."""
+    train, result = trial.experiment.train, trial.policy / "trained.json"
+    if not result.exists():
+        return
+    found = read_json(result)["env_steps"]
+    if found >= train.env_steps + train.evaluate_every:
+        raise SpirlError(
+            f"{trial.policy} has been trained for {found:,} steps, this sweep asks for {train.env_steps:,}: it could "
+            "not be compared. Give the sweep a folder of its own with --set output=…, or raise train.env_steps."
+        )
 
 
 def _result(results: list[tuple[Trial, Row, Row]]) -> Row:
