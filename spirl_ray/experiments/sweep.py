@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spirl_ray.config import to_yaml
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments.session import interruptible, ray_session, readable_cause
+from spirl_ray.experiments.session import ray_session, readable_cause
 from spirl_ray.experiments.sweep_config import Sweep
 from spirl_ray.experiments.sweep_ledger import Ledger, TrialRecord
 from spirl_ray.experiments.sweep_report import write_results
@@ -36,6 +36,8 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Ctrl-C ends the sweep at once; Tune would first write a state that nobody reads.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 Row = dict[str, Any]
 OnChange = Callable[[TrialRecord], None]
@@ -66,7 +68,7 @@ def ray_for(sweep: Sweep) -> Iterator[int]:
         SpirlError: when the cluster has too few CPUs for what the sweep asks for.
     """
     settings, each = sweep.base.ray, cpus_of_a_trial(sweep)
-    asked = sweep.file.concurrency
+    asked = sweep.file.samples if sweep.file.scheduler.kind == "pbt" else sweep.file.concurrency
     if not (ray.is_initialized() or settings.address or os.environ.get("RAY_ADDRESS")):
         cores = settings.num_cpus - 1 if settings.num_cpus is not None else os.cpu_count() or 1
         concurrency = asked or max(1, int(cores // each))
@@ -119,7 +121,7 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
     ledger = Ledger(sweep.folder / LEDGER)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
-    search, space, samples = searcher(sweep, ledger)
+    search, space, samples = searcher(sweep, ledger, concurrency)
     if samples == 0:
         return ledger
     scratch = sweep.folder / _SCRATCH
@@ -136,7 +138,6 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
             search_alg=search,
             scheduler=scheduler(sweep, ledger),
             num_samples=samples,
-            max_concurrent_trials=concurrency,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -149,7 +150,7 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
             verbose=0,
         ),
     )
-    interruptible(tuner.fit)
+    tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)
     return ledger
 

@@ -163,7 +163,7 @@ class SweepFile(Settings):
     metric: Metric = "deterministic_subtasks"
     mode: Literal["max", "min"] = "max"
     concurrency: int | None = Field(default=None, ge=1)
-    """Trials at the same time; None means as many as have room, on a local Ray one."""
+    """Trials at the same time; None means as many as have room, for pbt all."""
     resources: TrialResources = TrialResources()
     max_failures: int = Field(default=1, ge=0)
     """How often a trial that was lost is started again; it goes on from its checkpoint."""
@@ -209,6 +209,8 @@ class SweepFile(Settings):
             )
         if self.samples < 2:
             raise ValueError("samples: a population for pbt needs 2 members or more")
+        if self.concurrency is not None and self.concurrency != self.samples:
+            raise ValueError("concurrency: all members of a population for pbt train at the same time; leave it out")
 
 
 class Sweep:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.variant_generator import generate_variants
 
 from spirl_ray.errors import SpirlError
@@ -78,14 +78,15 @@ def left(sweep: Sweep, ledger: Ledger) -> int:
     return sum(not ledger.has_ended(parameters) for parameters in planned(sweep))
 
 
-def searcher(sweep: Sweep, ledger: Ledger) -> tuple[Any, Row, int]:
+def searcher(sweep: Sweep, ledger: Ledger, concurrency: int) -> tuple[Any, Row, int]:
     """Searcher, space and number of samples for the trials that have not ended; no samples when all have.
 
     Raises:
         SpirlError: when the searcher's package is not installed.
     """
     if sweep.file.search == "optuna":
-        return _optuna(sweep, ledger)
+        proposing, samples = _optuna(sweep, ledger)
+        return ConcurrencyLimiter(proposing, concurrency), {}, samples
     population = sweep.file.scheduler.kind == "pbt"
     waiting = []
     for number, parameters in enumerate(planned(sweep)):
@@ -95,10 +96,13 @@ def searcher(sweep: Sweep, ledger: Ledger) -> tuple[Any, Row, int]:
             waiting.append({NUMBER: record.number, LINEAGE: lineage, **_encode(sweep, record.parameters)})
     if not waiting:
         return None, {}, 0
-    return BasicVariantGenerator(points_to_evaluate=waiting), dict.fromkeys(waiting[0]), len(waiting)
+    # A population starts as a whole: a member that waits for another one to end has nobody to be compared with.
+    limit = 0 if population else concurrency
+    search = BasicVariantGenerator(points_to_evaluate=waiting, max_concurrent=limit)
+    return search, dict.fromkeys(waiting[0]), len(waiting)
 
 
-def _optuna(sweep: Sweep, ledger: Ledger) -> tuple[Any, Row, int]:
+def _optuna(sweep: Sweep, ledger: Ledger) -> tuple[Any, int]:
     try:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
@@ -124,7 +128,7 @@ def _optuna(sweep: Sweep, ledger: Ledger) -> tuple[Any, Row, int]:
     for record in ended:
         if metric in record.newest:
             search.add_evaluated_point(_encode(sweep, record.parameters), record.newest[metric])
-    return search, {}, left(sweep, ledger)
+    return search, left(sweep, ledger)
 
 
 def scheduler(sweep: Sweep, ledger: Ledger) -> TrialScheduler:

@@ -50,7 +50,7 @@ def test_the_same_choice_is_one_trial(tmp_path: Path) -> None:
 def test_lists_are_values_of_a_choice(tmp_path: Path) -> None:
     chosen = sweep(tmp_path, {"methods": {"grid": ["spirl", ["ssp", "sac"]]}})
     assert [trial["methods"] for trial in planned(chosen)] == ["spirl", ["ssp", "sac"]]
-    _, space, _ = searcher(chosen, Ledger(tmp_path / "trials"))
+    _, space, _ = searcher(chosen, Ledger(tmp_path / "trials"), 1)
     assert set(space) == {"methods", NUMBER, LINEAGE}
 
 
@@ -62,7 +62,8 @@ def test_only_trials_that_have_not_ended_are_run_again(tmp_path: Path) -> None:
         record.status = status  # type: ignore[assignment]
         ledger.save(record)
     again = Ledger(tmp_path / "trials")
-    search, _, samples = searcher(chosen, again)
+    search, _, samples = searcher(chosen, again, 1)
+    assert search.max_concurrent == 1
     assert left(chosen, again) == samples == 2
     assert [(point[NUMBER], decode(chosen, point)) for point in search._points_to_evaluate] == [
         (1, {"skills.horizon": 4}),
@@ -70,7 +71,7 @@ def test_only_trials_that_have_not_ended_are_run_again(tmp_path: Path) -> None:
     ]
     for record in again.records:
         record.status = "finished"
-    assert left(chosen, again) == searcher(chosen, again)[2] == 0
+    assert left(chosen, again) == searcher(chosen, again, 1)[2] == 0
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -108,8 +109,9 @@ def test_a_continued_population_goes_on_with_its_newest_parameters_and_policies(
     ledger = Ledger(tmp_path / "trials")
     record = ledger.member(1, {"train.actor_lr": 5e-4})
     record.reports.append(report(400, 1.0, lineage="abc"))
-    search, _, samples = searcher(chosen, ledger)
+    search, _, samples = searcher(chosen, ledger, 2)
     assert samples == 2
+    assert search.max_concurrent == 0
     assert search._points_to_evaluate[1] == {NUMBER: 1, LINEAGE: "abc", "train.actor_lr": 5e-4}
 
 
@@ -122,7 +124,8 @@ def test_a_continued_optuna_search_knows_the_results_and_begins_with_what_is_ope
         TrialRecord(0, done, "finished", result=report(400, 2.0)),
         TrialRecord(1, {"train.actor_lr": 3e-4, "methods": "spirl"}, "running"),
     ]
-    search, _, samples = searcher(chosen, ledger)
+    limited, _, samples = searcher(chosen, ledger, 1)
+    search = limited.searcher
     assert samples == left(chosen, ledger) == 9
     [known] = search._ot_study.get_trials(states=[search._ot_study.trials[0].state.COMPLETE])
     assert known.value == 2.0
