@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, field_validator, mo
 
 from spirl_ray.config import (
     Experiment,
+    MethodName,
     Settings,
     assign,
     fingerprint,
@@ -193,8 +194,9 @@ class SweepFile(Settings):
         if self.search == "random" and len(grids) == len(self.space) and self.samples > 1:
             raise ValueError("samples: the whole space is a grid, more samples would repeat it; add seeds to the space")
         for key in self.heat_map or ():
-            if key not in self.space:
-                raise ValueError(f"heat_map: {key} is not in the space")
+            if key not in self.space or key == "seeds":
+                reason = "averaged over" if key == "seeds" else "not in the space"
+                raise ValueError(f"heat_map: {key} is {reason}")
         if self.scheduler.kind == "pbt":
             self._check_population(grids)
         return self
@@ -266,8 +268,11 @@ class Sweep:
         """
         for key in self.space:
             self._check_key(key)
-        for experiment in self.examples():
+        examples = self.examples()
+        for experiment in examples:
             self._check_experiment(experiment)
+        for method in {method for experiment in examples for method in experiment.methods}:
+            self._check_overrides(method)
         for one, other in itertools.combinations(self.space, 2):
             if other.startswith(f"{one}."):
                 raise SpirlError(f"{self.origin}, space: {one} holds {other}; search one of them.")
@@ -276,13 +281,14 @@ class Sweep:
         for name, reason in _NOT_SEARCHED.items():
             if key == name or key.startswith(f"{name}."):
                 raise SpirlError(f"{self.origin}, space: {key} cannot be searched: {reason}.")
-        for method, changes in self.base.overrides.items():
-            for changed in changes:
-                if key == changed or key.startswith(f"{changed}.") or changed.startswith(f"{key}."):
-                    raise SpirlError(
-                        f"{self.origin}, space: {key} would have no effect on {method}, for the base experiment sets "
-                        f"{changed} in overrides.{method}. Remove it there."
-                    )
+
+    def _check_overrides(self, method: MethodName) -> None:
+        for key, changed in itertools.product(self.space, self.base.overrides.get(method, {})):
+            if key == changed or key.startswith(f"{changed}.") or changed.startswith(f"{key}."):
+                raise SpirlError(
+                    f"{self.origin}, space: {key} would have no effect on {method}, for the base experiment sets "
+                    f"{changed} in overrides.{method}. Remove it there."
+                )
 
     def _check_experiment(self, experiment: Experiment) -> None:
         mode, scheduler = self.file.metric.partition("_")[0], self.file.scheduler

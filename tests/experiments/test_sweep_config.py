@@ -103,12 +103,13 @@ def test_a_space_that_makes_no_sense_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"nmae": "x"}, "nmae: unknown key. Known here: base, concurrency"),
+        ({"nmae": "x"}, "nmae: unknown key. Known here: base, changes, concurrency"),
         ({"base": "nowhere.yaml"}, "Cannot read the config file nowhere.yaml"),
         ({"base": {"name": "x", "trian": {}}}, "trian: unknown key"),
         ({"search": "optuna", "space": {"train.actor_lr": {"grid": [0.1]}}}, "must be a choice or a range, no grid"),
         ({"samples": 3, "space": {"train.actor_lr": {"grid": [0.1]}}}, "would repeat it"),
         ({"heat_map": ["train.actor_lr", "skills.horizon"]}, "skills.horizon is not in the space"),
+        ({"heat_map": ["train.actor_lr", "seeds"]}, "seeds is averaged over"),
         ({"scheduler": {"kind": "pbt"}, "samples": 2, "space": {"skills.horizon": {"choice": [3]}}}, "while training"),
         ({"scheduler": {"kind": "pbt"}}, "needs 2 members"),
         ({"scheduler": {"kind": "pbt"}, "samples": 4, "concurrency": 2}, "train at the same time"),
@@ -121,8 +122,8 @@ def test_a_space_that_makes_no_sense_is_refused_before_anything_runs(
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    space = changes.pop("space", RATES)
-    assert said in refusal(tmp_path, space, **changes)
+    given = {"space": RATES, **changes}
+    assert said in refusal(tmp_path, **given)
 
 
 def test_a_changed_file_is_another_sweep_but_not_one_that_goes_on_or_runs_elsewhere(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_continued_population_goes_on_with_its_newest_parameters_and_policies(
 
 
 def test_a_continued_optuna_search_knows_the_results_and_begins_with_what_is_open(tmp_path: Path) -> None:
-    pytest.importorskip("optuna")
+    optuna = pytest.importorskip("optuna")
     chosen = sweep(tmp_path, {**RATES, "methods": {"choice": ["spirl", ["ssp"]]}}, search="optuna", samples=10)
     ledger = Ledger(tmp_path / "trials")
     done = {"train.actor_lr": 2e-4, "methods": ["ssp"]}
@@ -127,7 +127,7 @@ def test_a_continued_optuna_search_knows_the_results_and_begins_with_what_is_ope
     limited, _, samples = searcher(chosen, ledger, 1)
     search = limited.searcher
     assert samples == left(chosen, ledger) == 9
-    [known] = search._ot_study.get_trials(states=[search._ot_study.trials[0].state.COMPLETE])
+    [known] = search._ot_study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     assert known.value == 2.0
     assert decode(chosen, known.params) == done
     assert decode(chosen, search.suggest("first")) == ledger.records[1].parameters
