@@ -94,7 +94,7 @@ class Ledger:
 
 def distinct(trials: Sequence[Row]) -> list[Row]:
     """Without repetitions, in order: the same parameters lead to the same result."""
-    return list({_comparable(parameters): parameters for parameters in reversed(trials)}.values())[::-1]
+    return list({_comparable(parameters): parameters for parameters in trials}.values())
 
 
 def _comparable(parameters: Row) -> str:

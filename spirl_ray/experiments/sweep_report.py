@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -141,11 +142,10 @@ def write_figure(sweep: Sweep, ledger: Ledger) -> Path | None:
     else:
         _parallel(axes, sweep, found, keys)
     axes.set_title(f"{sweep.file.name}: {_metric(sweep)}, {_counted(found)}", fontsize=10, loc="left")
-    path = sweep.folder / FIGURE
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=150, format="png")
-    partial.replace(path)
-    return path
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    write_atomically(sweep.folder / FIGURE, image.getvalue())
+    return sweep.folder / FIGURE
 
 
 def _metric(sweep: Sweep) -> str:
