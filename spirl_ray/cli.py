@@ -12,20 +12,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from spirl_ray import cli_cluster
-from spirl_ray.command import ConfigFile, Overrides, prepare_ray
-from spirl_ray.command import readable_errors as _readable_errors
+from spirl_ray.cli_data import data_app
+from spirl_ray.command import ConfigFile, Overrides, prepare_ray, readable_errors
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.terminal import (
     console,
     print_exploration,
-    print_facts,
     print_next,
     print_scores,
-    print_table,
     run_stage,
     say_waiting,
     shown,
@@ -43,11 +40,8 @@ app = typer.Typer(
 
     A first experiment of a few minutes: [bold]spirl run tune_configs/quickstart.yaml[/bold]""",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Import, inspect and validate offline trajectories.")
 app.add_typer(data_app, name="data")
 cli_cluster.add_commands(app)
-
-DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder (it holds card.json).", show_default=False)]
 
 
 @app.command()
@@ -159,6 +153,30 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
         session.report()
 
 
+@app.command()
+def sweep(
+    config: Annotated[
+        Path,
+        typer.Argument(help="The sweep's YAML file, such as tune_configs/smoke_sweep.yaml.", show_default=False),
+    ],
+    set: Overrides = None,
+) -> None:
+    """Tries many configurations with Ray Tune: both stages, skills trained once for all trials that share them.
+
+    The file names a base experiment, a search space, a searcher and a scheduler. An interrupted sweep goes on with the
+    same command, and finished trials are not run again. --set changes keys of the sweep file (--set samples=20), or
+    of the base experiment (--set output=FOLDER).
+    """
+    with readable_errors():
+        from spirl_ray.experiments.sweep_config import load_sweep
+
+        chosen = load_sweep(config, set or [])
+        _prepare([chosen.base, *chosen.examples()])
+        from spirl_ray.sweeping import run
+
+        run(chosen)
+
+
 @data_app.command("import")
 def import_data(config: ConfigFile, set: Overrides = None) -> None:
     """Imports (or generates) the experiment's trajectories into its folder, and validates them."""
@@ -179,64 +197,6 @@ def generate_data(
     """
     chosen = ["data.source=generated", *([f"data.episodes={episodes}"] if episodes is not None else [])]
     import_data(config, [*(set or []), *chosen])
-
-
-@data_app.command("inspect")
-def inspect_data(
-    dataset: DatasetFolder,
-) -> None:
-    """Shows what a dataset holds: episodes, lengths, subtasks and their order, ranges."""
-    from spirl_ray.data.inspecting import summarize
-
-    with _readable_errors():
-        summary = summarize(dataset)
-        card = summary.card
-        stored = sum(file.bytes for file in card.files.values())
-        facts = {
-            "environment": card.environment,
-            "source": card.source,
-            "licence": card.licence,
-            "episodes": f"{summary.episodes:,} ({summary.terminated} terminated, {summary.truncated} truncated)",
-            "steps": f"{summary.steps:,} of {stored / summary.steps:,.0f} bytes",
-            "length": f"{summary.length_min} to {summary.length_max}, mean {summary.length_mean:.1f}",
-        }
-        print_facts(escape(str(dataset)), facts)
-        if summary.subtasks:
-            table = Table("subtask", "episodes", title="Completed subtasks")
-            for name, count in summary.subtasks.items():
-                table.add_row(escape(name), str(count))
-            print_table(table)
-            table = Table("order", "episodes", title="Orders of completion")
-            for order, count in list(summary.orders.items())[:10]:
-                table.add_row(escape(" > ".join(order)) or "none", str(count))
-            print_table(table)
-        for name, spread in (("state", summary.states), ("action", summary.actions)):
-            table = Table("dimension", "min", "max", "mean", "std", title=f"{name.capitalize()} ranges")
-            for i, values in enumerate(zip(spread.minimum, spread.maximum, spread.mean, spread.std, strict=True)):
-                table.add_row(f"{name} {i}", *(f"{value:.3f}" for value in values))
-            print_table(table)
-        console.print(f"Saturated action entries: {100 * summary.saturated.mean():.1f} %")
-        print_next(["spirl", "data", "validate", str(dataset)], "check every value and hash")
-
-
-@data_app.command("validate")
-def validate_data(
-    dataset: DatasetFolder,
-) -> None:
-    """Checks every file's hash and every episode's lengths, shapes and values."""
-    from spirl_ray.data.validation import validate_dataset
-
-    with _readable_errors():
-        problems = validate_dataset(dataset)
-        if problems:
-            listing = "\n".join(f"  {problem}" for problem in problems[:20])
-            more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-            raise SpirlError(
-                f"{dataset} has {len(problems)} problem(s):\n{listing}{more}\n"
-                "Import it again, with --set data.skip_bad=true to leave bad episodes out."
-            )
-        console.print(f"[green]{escape(str(dataset))} is valid.[/green]")
-        console.print("It can be trained on: see [bold]spirl pretrain --help[/bold].")
 
 
 # --- an experiment at work ---
@@ -338,18 +298,24 @@ def _name(trial: Any) -> str:
     return f"{trial.method}, seed {trial.seed}"
 
 
+def _prepare(experiments: Sequence[Experiment], *, make: bool = True) -> None:
+    """Before Ray is imported: its settings, and the environments with their arguments."""
+    from spirl_ray import envs
+
+    for env in {repr(experiment.env): experiment.env for experiment in experiments}.values():
+        envs.environment(env.id)
+        if make:
+            # A wrong argument is said now, not after an hour of pretraining.
+            envs.make(env.id, **env.kwargs).close()
+    prepare_ray()
+
+
 @contextmanager
 def _session(config: Path, overrides: list[str] | None, *, ray: bool = True, create: bool = True) -> Iterator[_Session]:
     """The claimed folder of an experiment, with Ray connected if asked for."""
-    with _readable_errors():
+    with readable_errors():
         experiment = load_experiment(config, overrides or [])
-        from spirl_ray import envs
-
-        envs.environment(experiment.env.id)
-        if ray:
-            # A wrong argument is said now, not after an hour of pretraining.
-            envs.make(experiment.env.id, **experiment.env.kwargs).close()
-        prepare_ray()
+        _prepare([experiment], make=ray)
         from spirl_ray.experiments import pipeline
         from spirl_ray.experiments.session import ray_session
         from spirl_ray.experiments.workspace import Workspace

@@ -130,6 +130,8 @@ class TrainSettings(Settings):
     initial_alpha: float = Field(default=1.0, gt=0.0)
     alpha_min: float = Field(default=0.0, ge=0.0)
     """Floor for alpha, a guard against drifting off the prior."""
+    fixed_alpha: float | None = Field(default=None, gt=0.0)
+    """A weight of the divergence that stays as it is, in place of a target divergence; None tunes alpha."""
     actor_lr: float = Field(default=3e-4, gt=0.0)
     critic_lr: float = Field(default=3e-4, gt=0.0)
     alpha_lr: float = Field(default=3e-4, gt=0.0)
@@ -167,6 +169,12 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(default=10_000, ge=1)
     """Primitive steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _one_alpha(self) -> TrainSettings:
+        if self.fixed_alpha is not None and self.fixed_alpha < self.alpha_min:
+            raise ValueError(f"fixed_alpha {self.fixed_alpha} is below alpha_min {self.alpha_min}; lower alpha_min")
+        return self
 
 
 class EvaluateSettings(Settings):
@@ -247,7 +255,7 @@ class Experiment(Settings):
                 raise SpirlError(
                     f"overrides.{method}: {key} cannot differ between methods, only {', '.join(_OVERRIDABLE)} can."
                 )
-            _assign(raw, key, value, f"overrides.{method}")
+            assign(raw, key, value, f"overrides.{method}")
         return parse_experiment(raw, f"overrides.{method}")
 
 
@@ -260,6 +268,22 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         SpirlError: for an unreadable file, YAML that is no mapping, an unknown key or a wrong type,
             naming file and key.
     """
+    raw, path = read_mapping(path)
+    for override in overrides:
+        key, value = split_override(override)
+        assign(raw, key, value, f"--set {override}")
+    experiment = parse_experiment(raw, str(path))
+    for method in experiment.overrides:
+        experiment.for_method(method)
+    return experiment
+
+
+def read_mapping(path: Path) -> tuple[dict[str, Any], Path]:
+    """The settings in a YAML file, not validated yet, and the file: a bare name means one in ``tune_configs``.
+
+    Raises:
+        SpirlError: for an unreadable file, or YAML that is no mapping.
+    """
     shipped = Path("tune_configs") / f"{path}.yaml"
     if not path.exists() and shipped.exists():
         path = shipped
@@ -271,19 +295,22 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         raise SpirlError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise SpirlError(f"{path} must hold a mapping of settings, not {type(raw).__name__}.")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise SpirlError(f"--set {override}: write it as key=value, for example train.env_steps=50000.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SpirlError(f"--set {override}: the value is not valid YAML: {error}") from error
-        _assign(raw, key.strip(), value, f"--set {override}")
-    experiment = parse_experiment(raw, str(path))
-    for method in experiment.overrides:
-        experiment.for_method(method)
-    return experiment
+    return raw, path
+
+
+def split_override(override: str) -> tuple[str, Any]:
+    """Key and value of a ``--set``.
+
+    Raises:
+        SpirlError: for something that is not ``key=value``, or a value that is no YAML.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SpirlError(f"--set {override}: write it as key=value, for example train.env_steps=50000.")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpirlError(f"--set {override}: the value is not valid YAML: {error}") from error
 
 
 def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
@@ -291,17 +318,24 @@ def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
     try:
         return Experiment.model_validate(raw)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                known = _known_keys(problem["loc"][:-1])
-                lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
-            elif problem["type"] == "missing":
-                lines.append(f"  {key}: is missing")
-            else:
-                lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
-        raise SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines)) from error
+        raise readable_problems(error, origin, Experiment) from error
+
+
+def readable_problems(error: ValidationError, origin: str, settings: type[Settings]) -> SpirlError:
+    """What is wrong with a file of these settings, a line for each key."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "together"
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1], settings)
+            lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {key}: is missing")
+        elif isinstance(problem["input"], Mapping):
+            lines.append(f"  {key}: {problem['msg']}")
+        else:
+            lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
+    return SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines))
 
 
 def fingerprint(*parts: Any) -> str:
@@ -319,12 +353,12 @@ def to_yaml(settings: Settings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _assign(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
+def assign(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: type[Settings] | None = None) -> None:
     """Sets one key, or several of a group: ``train: {a: 1}`` leaves the other settings of train alone."""
     *parents, last = dotted.split(".")
-    if isinstance(value, Mapping) and _known_keys([*parents, last]):
+    if isinstance(value, Mapping) and _known_keys([*parents, last], settings or Experiment):
         for key, inner in value.items():
-            _assign(raw, f"{dotted}.{key}", inner, origin)
+            assign(raw, f"{dotted}.{key}", inner, origin, settings)
         return
     node = raw
     for parent in parents:
@@ -335,8 +369,8 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
     node[last] = value
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: Any = Experiment
+def _known_keys(location: Sequence[int | str], settings: type[Settings]) -> list[str]:
+    model: Any = settings
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field is not None else None

@@ -314,3 +314,8 @@ def test_a_bare_name_is_a_shipped_config(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_output_that_is_a_uri_is_refused_with_what_to_do(output: str) -> None:
     with pytest.raises(SpirlError, match=r"output: .*this is a URI.*mount the bucket"):
         parse_experiment({"name": "x", "output": output}, "test")
+
+
+def test_a_fixed_alpha_is_not_below_the_floor() -> None:
+    with pytest.raises(SpirlError, match=r"fixed_alpha 0\.01 is below alpha_min 0\.1"):
+        parse_experiment({"name": "x", "train": {"fixed_alpha": 0.01, "alpha_min": 0.1}}, "test")

@@ -233,7 +233,7 @@ def check_schema(
                 f"{where}: column {expected.name!r} must be {_plain(expected.type).replace('[0]', '[·]')}, "
                 f"found {_plain(found.field(index).type)}"
             )
-    if unknown := sorted(set(found.names) - set(schema(1, 1).names)):
+    if unknown := sorted(set(found.names) - set(schema(1, 1, 1).names)):
         raise SpirlError(f"{where}: column {unknown[0]!r} does not belong into a dataset")
 
 

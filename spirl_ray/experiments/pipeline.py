@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,13 +142,19 @@ def _rows_so_far(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def train(trial: Trial, progress: Progress = silent) -> StageResult:
-    """Stage 2: the high-level policy of a trial."""
+def train(trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Row], None] | None = None) -> StageResult:
+    """Stage 2: the high-level policy of a trial.
+
+    Args:
+        trial: which policy.
+        progress: told of every row of metrics.
+        on_evaluation: told of every evaluated snapshot; see `train_policy`.
+    """
     run = TrainingRun(trial.experiment, trial.resolved, trial.seed, trial.skills, trial.policy, trial.config_hash)
     with trial.workspace.locked(trial.policy):
         done = is_trained(run)
         total = trial.experiment.train.env_steps
-        facts = train_policy(run, on_row=lambda row: progress(row["env_steps"], total, row))
+        facts = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
     return StageResult(trial.policy, not done, facts)
 
 

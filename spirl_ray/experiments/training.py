@@ -1,4 +1,4 @@
-"""Stage 2 from its driver: build or resume the algorithm, checkpoint, take snapshots and evaluate them meanwhile."""
+"""Stage 2 from its driver: build or resume the algorithm, checkpoint, log, publish the policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray.tune.registry import register_env
 from torch.utils.tensorboard import SummaryWriter
@@ -19,27 +18,18 @@ from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.experiments.monitoring import Monitor
 from spirl_ray.experiments.provenance import commit, hardware, versions
-from spirl_ray.experiments.rollouts import (
-    Mode,
-    RolloutPlan,
-    gather_rollouts,
-    mean_return,
-    mean_subtasks,
-    start_rollouts,
-    write_csv,
-)
+from spirl_ray.experiments.rollouts import write_csv
+from spirl_ray.experiments.snapshots import SnapshotEvaluations, evaluations_so_far
 from spirl_ray.methods import ResolvedMethod
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC, SkillPriorSACConfig
 from spirl_ray.rl.policy import CARD as POLICY_CARD
-from spirl_ray.rl.policy import read_policy_card, save_policy
 from spirl_ray.rl.skill_env import SkillEnv
 from spirl_ray.skills.artifact import load_skills, read_json, write_atomically, write_json
 
 _ENV_NAME = "spirl/SkillEnv"
 _RESULT, PROVENANCE = "trained.json", "provenance.json"
 _STEPS_PER_ROW = 1000
-_MODES: tuple[Mode, ...] = ("deterministic", "sampled")
 Row = dict[str, Any]
 
 
@@ -114,6 +104,7 @@ def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
         alpha_lr=train.alpha_lr,
         target_divergence=method.target_divergence,
         alpha_min=train.alpha_min,
+        fixed_alpha=train.fixed_alpha,
         polyak=train.polyak,
         divergence_in_target=train.divergence_in_target,
         timeout_is_terminal=train.timeout_is_terminal,
@@ -131,11 +122,21 @@ def is_trained(run: TrainingRun) -> bool:
     return read_json(run.out / _RESULT)["env_steps"] >= run.experiment.train.env_steps
 
 
-def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) -> Row:
+def train_policy(
+    run: TrainingRun,
+    on_row: Callable[[Row], None] | None = None,
+    on_evaluation: Callable[[Row], None] | None = None,
+) -> Row:
     """Trains (or goes on training) one policy and writes its artifact to ``run.out``.
 
     Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
     ``evaluations.csv``, ``provenance.json``, TensorBoard files, the policy artifact and ``trained.json``.
+
+    Args:
+        run: what to train, and where.
+        on_row: called with each row of metrics.
+        on_evaluation: called with each evaluated snapshot, those from before an interruption included:
+            ``env_steps``, ``wall_clock_s``, and ``MODE_subtasks`` and ``MODE_return`` for both modes.
 
     Returns:
         The contents of ``trained.json``.
@@ -144,22 +145,25 @@ def train_policy(run: TrainingRun, on_row: Callable[[Row], None] | None = None) 
         SpirlError: skills or environment that do not fit, a damaged checkpoint, storage that fails.
     """
     if is_trained(run):
+        if on_evaluation is not None:
+            for evaluation in evaluations_so_far(run.out):
+                on_evaluation(evaluation)
         return read_json(run.out / _RESULT)
     torch.set_num_threads(1)
     # Said here rather than by an env runner, which Ray would start again and again.
     load_skills(run.skills, run.experiment.env.id)
-    checkpoints = _checkpoints(run.out)
+    saved = checkpoints(run.out)
     config = algorithm_config(run)
-    if checkpoints:
+    if saved:
         # Episodes that start after a restore must not repeat those from before.
-        config.debugging(seed=run.seed + 1000 * (1 + int(checkpoints[-1].name.split("-")[1])))
+        config.debugging(seed=run.seed + 1000 * (1 + int(saved[-1].name.split("-")[1])))
     algorithm: SkillPriorSAC = config.build_algo()
     try:
-        if checkpoints:
-            algorithm.load_checkpoint(str(checkpoints[-1]))
+        if saved:
+            algorithm.load_checkpoint(str(saved[-1]))
         counters: dict[str, Any] = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
-        evaluations = SnapshotEvaluations(run, counters["env_steps"])
+        evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
         monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train")
         _loop(run, algorithm, evaluations, monitor, on_row)
     finally:
@@ -259,7 +263,7 @@ def read_provenance(out: Path) -> list[Row]:
 # --- checkpoints ---
 
 
-def _checkpoints(out: Path) -> list[Path]:
+def checkpoints(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return [path for path in sorted((out / "checkpoints").glob("step-*")) if checkpoint.complete(path)]
 
@@ -271,7 +275,7 @@ def _checkpoint(run: TrainingRun, algorithm: SkillPriorSAC) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         algorithm.save_checkpoint(str(partial))
         partial.rename(target)
-    for old in _checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
+    for old in checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -300,94 +304,3 @@ class MetricsLog:
 
     def close(self) -> None:
         self.board.close()
-
-
-# --- snapshots and their evaluation ---
-
-
-class SnapshotEvaluations:
-    """Policy artifacts taken during training, each evaluated by Ray tasks while training goes on.
-
-    A snapshot without a result, for example after a crash, is evaluated when the run goes on. Those from after
-    the restored checkpoint are removed: the run takes another course from there.
-    """
-
-    def __init__(self, run: TrainingRun, env_steps: int) -> None:
-        self.run = run
-        self.results: dict[tuple[int, str], Row] = {}
-        self.pending: dict[tuple[int, str], list[ray.ObjectRef]] = {}
-        self.newest: Row = {}
-        self._clock: dict[int, float] = {}
-        for folder in sorted((run.out / "snapshots").glob("step-*")):
-            if int(folder.name.split("-")[1]) > env_steps:
-                shutil.rmtree(folder, ignore_errors=True)
-        for file in sorted((run.out / "snapshots").glob("*/evaluation-*.json")):
-            result = read_json(file)
-            self.results[(result["env_steps"], result["mode"])] = result
-        for card in sorted((run.out / "snapshots").glob(f"*/{POLICY_CARD}")):
-            self._start(read_policy_card(card.parent).env_steps)
-
-    def folder(self, env_steps: int) -> Path:
-        return self.run.out / "snapshots" / f"step-{env_steps:012d}"
-
-    def snapshot(self, algorithm: SkillPriorSAC, env_steps: int) -> None:
-        run = self.run
-        if not (self.folder(env_steps) / POLICY_CARD).exists():
-            save_policy(
-                self.folder(env_steps),
-                algorithm.policy_state(),
-                run.skills,
-                proposals=run.method.proposals,
-                residual=run.method.residual,
-                environment=run.experiment.env.id,
-                env_kwargs=run.experiment.env.kwargs,
-                method=run.method.name,
-                seed=run.seed,
-                latent_limit=run.method.latent_limit,
-                env_steps=env_steps,
-                config_hash=run.config_hash,
-            )
-        self._clock[env_steps] = algorithm.counters.get("wall_clock_s", 0.0)
-        self._start(env_steps)
-
-    def _start(self, env_steps: int) -> None:
-        env = self.run.experiment.env
-        for mode in _MODES:
-            if (env_steps, mode) in self.results or (env_steps, mode) in self.pending:
-                continue
-            plan = RolloutPlan(
-                str(self.folder(env_steps).absolute()), env.id, env.kwargs, mode, seed=1_000_000 + env_steps
-            )
-            episodes = self.run.experiment.train.evaluate_episodes
-            self.pending[(env_steps, mode)] = start_rollouts(plan, range(episodes))
-
-    def collect(self, wall_clock_s: float, *, wait: bool = False) -> None:
-        """Takes in finished evaluations; ``wait`` takes in all of them."""
-        for key in list(self.pending):
-            references = self.pending[key]
-            if not wait and ray.wait(references, num_returns=len(references), timeout=0)[1]:
-                continue
-            rows = gather_rollouts(references)
-            del self.pending[key]
-            env_steps, mode = key
-            result = {
-                "env_steps": env_steps,
-                "mode": mode,
-                "episodes": len(rows),
-                "subtasks": mean_subtasks(rows),
-                "episode_return": mean_return(rows),
-                "wall_clock_s": round(self._clock.get(env_steps, wall_clock_s), 1),
-            }
-            write_json(self.folder(env_steps) / f"evaluation-{mode}.json", result)
-            self.results[key] = result
-            self.newest[f"evaluation_{mode}"] = result["subtasks"]
-            write_csv(self.run.out / "evaluations.csv", [self.results[k] for k in sorted(self.results)])
-
-    def at(self, env_steps: int) -> dict[str, float]:
-        """Mean subtasks of a snapshot, by mode."""
-        return {mode: float(self.results[env_steps, mode]["subtasks"]) for mode in _MODES}
-
-    def best(self) -> int | None:
-        """Steps of the snapshot with the best deterministic evaluation, the later one of equals."""
-        scores = [(r["episode_return"], steps) for (steps, mode), r in self.results.items() if mode == _MODES[0]]
-        return max(scores)[1] if scores else None

@@ -155,6 +155,8 @@ class Trial:
     experiment: Experiment
     method: MethodName
     seed: int
+    lineage: str | None = None
+    """Identifies the checkpoint of another policy that this one goes on from (population based training)."""
 
     @cached_property
     def spec(self) -> SkillSpec:
@@ -196,6 +198,8 @@ class Trial:
                 "policy_init",
             },
         )
+        if train["fixed_alpha"] is None:
+            del train["fixed_alpha"]  # results from before there was this key keep their place
         return fingerprint(
             self.skills_key, self.experiment.env, train, vars(self.resolved), METHODS[self.method].summary
         )
@@ -203,7 +207,8 @@ class Trial:
     @cached_property
     def policy(self) -> Path:
         """Folder of the trained policy."""
-        return self.workspace.folder / "policy" / f"{self.method}-s{self.seed}-{self.config_hash}"
+        name = f"{self.method}-s{self.seed}-{self.config_hash}"
+        return self.workspace.folder / "policy" / (name if self.lineage is None else f"{name}-from-{self.lineage}")
 
     @property
     def evaluation(self) -> Path:

@@ -40,6 +40,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
         self.actor_lr = self.critic_lr = self.alpha_lr = 3e-4
         self.target_divergence = 5.0
         self.alpha_min = 0.0
+        self.fixed_alpha: float | None = None
         self.polyak = 0.005
         self.divergence_in_target = True
         self.timeout_is_terminal = False
@@ -88,6 +89,7 @@ _OWN_SETTINGS = frozenset(
         "alpha_lr",
         "target_divergence",
         "alpha_min",
+        "fixed_alpha",
         "polyak",
         "divergence_in_target",
         "timeout_is_terminal",

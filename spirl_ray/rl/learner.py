@@ -39,6 +39,21 @@ class SkillPriorSACLearner(TorchLearner):
         super().build()
         self._updates = 0
         self.module.foreach_module(lambda _, module: module.unwrapped().make_target_networks())
+        self._apply_own_settings()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over networks and optimisers; learning rates and a fixed alpha stay those of this run's config."""
+        super().set_state(state)
+        self._apply_own_settings()
+
+    def _apply_own_settings(self) -> None:
+        for optimizer, schedule in self._optimizer_lr_schedules.items():
+            self._set_optimizer_lr(optimizer, schedule.get_current_value())
+        for module_id, wrapped in self.module.items():
+            fixed = self.config.get_config_for_module(module_id).fixed_alpha
+            if fixed is not None:
+                with torch.no_grad():
+                    wrapped.unwrapped().log_alpha.fill_(math.log(fixed))
 
     @classmethod
     def rl_module_required_apis(cls) -> list[type]:
@@ -49,7 +64,7 @@ class SkillPriorSACLearner(TorchLearner):
         groups = {
             "critic": (list(module.critics.parameters()), config.critic_lr),
             "policy": (list(module.policy.parameters()), config.actor_lr),
-            "alpha": ([module.log_alpha], config.alpha_lr),
+            "alpha": ([module.log_alpha], config.alpha_lr if config.fixed_alpha is None else 0.0),
         }
         for name, (parameters, rate) in groups.items():
             self.register_optimizer(

@@ -242,7 +242,7 @@ def test_bad_actions_are_refused(kitchen: KitchenEnv, action: np.ndarray) -> Non
 
 
 def test_unknown_environment_lists_the_known_ones() -> None:
-    with pytest.raises(SpirlError, match=r"known environments: spirl/Kitchen-v0, spirl/"):
+    with pytest.raises(SpirlError, match=r"known environments: .*spirl/Kitchen-v0, spirl/"):
         environment("spirl/Garden-v0")
 
 

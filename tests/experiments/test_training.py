@@ -11,9 +11,10 @@ import pytest
 
 from spirl_ray.config import parse_experiment
 from spirl_ray.envs import environment
-from spirl_ray.experiments import training
+from spirl_ray.experiments import snapshots, training
 from spirl_ray.experiments.rollouts import EpisodeRow
-from spirl_ray.experiments.training import MetricsLog, SnapshotEvaluations, TrainingRun, is_trained, read_provenance
+from spirl_ray.experiments.snapshots import SnapshotEvaluations
+from spirl_ray.experiments.training import MetricsLog, TrainingRun, is_trained, read_provenance
 from spirl_ray.methods import resolve, skill_spec
 
 from toy import TOY  # isort: skip
@@ -28,6 +29,11 @@ def run_in(folder: Path, **train: Any) -> TrainingRun:
 def steps_in(path: Path) -> list[int]:
     with path.open(newline="") as file:
         return [int(row["env_steps"]) for row in csv.DictReader(file)]
+
+
+def test_the_weight_of_the_divergence_can_be_fixed(tmp_path: Path) -> None:
+    assert training.algorithm_config(run_in(tmp_path)).fixed_alpha is None
+    assert training.algorithm_config(run_in(tmp_path, fixed_alpha=0.2)).fixed_alpha == 0.2
 
 
 def test_metrics_from_after_the_restored_checkpoint_are_dropped(tmp_path: Path) -> None:
@@ -63,9 +69,9 @@ def test_a_snapshot_without_a_result_is_evaluated_when_a_run_goes_on(
     folder.mkdir(parents=True)
     (folder / "policy.json").touch()
     started = []
-    monkeypatch.setattr(training, "read_policy_card", lambda folder: type("Card", (), {"env_steps": 400}))
-    monkeypatch.setattr(training, "start_rollouts", lambda plan, episodes: started.append((plan.mode, list(episodes))))
-    monkeypatch.setattr(training, "gather_rollouts", lambda refs: [EpisodeRow("m", 0, 0, 2.0, 9, 2, "a > b")])
+    monkeypatch.setattr(snapshots, "read_policy_card", lambda folder: type("Card", (), {"env_steps": 400}))
+    monkeypatch.setattr(snapshots, "start_rollouts", lambda plan, episodes: started.append((plan.mode, list(episodes))))
+    monkeypatch.setattr(snapshots, "gather_rollouts", lambda refs: [EpisodeRow("m", 0, 0, 2.0, 9, 2, "a > b")])
     evaluations = SnapshotEvaluations(run, 400)
     assert started == [("deterministic", [0]), ("sampled", [0])]
     evaluations.collect(7.0, wait=True)

@@ -201,6 +201,23 @@ def test_alpha_falls_while_the_policy_is_at_the_prior_but_not_below_its_floor(ma
     assert module_of(held).log_alpha.exp().item() == pytest.approx(0.49)
 
 
+def test_a_fixed_alpha_stays_where_it_is_whatever_the_divergence(make_config: MakeConfig) -> None:
+    learner = build_learner(make_config(policy_init="scratch", initial_alpha=0.5, alpha_lr=0.1, fixed_alpha=0.2))
+    metrics = [update(learner) for _ in range(3)][-1]
+    assert metrics["alpha"] == pytest.approx(0.2)
+    assert module_of(learner).log_alpha.exp().item() == pytest.approx(0.2)
+
+
+def test_a_restored_state_keeps_the_learning_rates_and_the_fixed_alpha_of_the_config(make_config: MakeConfig) -> None:
+    other = build_learner(make_config(actor_lr=1e-3, critic_lr=1e-3, alpha_lr=0.1))
+    update(other)
+    learner = build_learner(make_config(actor_lr=2e-4, critic_lr=3e-4, fixed_alpha=0.2))
+    learner.set_state(other.get_state())
+    rates = {name: learner.get_optimizer(optimizer_name=name).param_groups[0]["lr"] for name in ("policy", "critic")}
+    assert rates == {"policy": 2e-4, "critic": 3e-4}
+    assert module_of(learner).log_alpha.exp().item() == pytest.approx(0.2)
+
+
 def test_alpha_rises_while_the_divergence_exceeds_its_target(make_config: MakeConfig) -> None:
     learner = build_learner(make_config(policy_init="scratch", initial_alpha=0.5, alpha_lr=0.1, target_divergence=1e-4))
     update(learner)

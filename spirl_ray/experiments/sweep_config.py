@@ -1,0 +1,362 @@
+"""The file of a sweep: base experiment, search space, searcher, scheduler; and the experiments that it leads to."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
+
+from spirl_ray.config import (
+    Experiment,
+    MethodName,
+    Settings,
+    assign,
+    fingerprint,
+    parse_experiment,
+    read_mapping,
+    readable_problems,
+    split_override,
+)
+from spirl_ray.errors import SpirlError
+
+Parameters = dict[str, Any]
+"""Values of a trial, by config key such as ``train.actor_lr``."""
+Metric = Literal["deterministic_subtasks", "deterministic_return", "sampled_subtasks", "sampled_return"]
+_NOT_SEARCHED = {
+    "name": "it names the folder that all trials share",
+    "output": "all trials share one folder",
+    "ray": "all trials run in one Ray",
+    "overrides": "search the key itself; it applies to every method of a trial",
+    "explore": "no trial draws the exploration figure",
+    "env.id": "a folder belongs to one environment; write a sweep for each",
+    "train.env_steps": "a longer training goes on in the folder of the shorter one; evaluations.csv has the course",
+    "train.evaluate_every": "it does not change what is learned",
+    "train.evaluate_episodes": "it does not change what is learned",
+    "train.checkpoint_every": "it does not change what is learned",
+    "train.keep_checkpoints": "it does not change what is learned",
+    "evaluate": "trials would be measured in different ways",
+}
+_WHILE_TRAINING = (
+    "train.actor_lr",
+    "train.critic_lr",
+    "train.alpha_lr",
+    "train.fixed_alpha",
+    "train.alpha_min",
+    "train.target_divergence",
+    "train.polyak",
+    "train.discount",
+    "train.batch_size",
+    "train.updates_per_decision",
+)
+"""What population based training can change in the middle of a training."""
+_ONE_EACH = ("methods", "seeds")
+
+
+class Dimension(Settings):
+    """What one key may be; exactly one of these."""
+
+    grid: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    """Every value, in all combinations with the other grids."""
+    choice: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    """One of these values."""
+    uniform: tuple[float, float] | None = None
+    """A number between these two."""
+    loguniform: tuple[float, float] | None = None
+    """A number between these two, its logarithm uniform."""
+    intuniform: tuple[int, int] | None = None
+    """A whole number from the first to the second, both included."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of grid, choice, uniform, loguniform, intuniform, such as {grid: [1, 5, 20]}"
+            )
+        if self.values is None and self.bounds[0] >= self.bounds[1]:
+            raise ValueError(f"{given[0]}: the first number must be below the second, not {list(self.bounds)}")
+        if self.loguniform is not None and self.loguniform[0] <= 0.0:
+            raise ValueError("loguniform: both numbers must be above 0")
+        if self.values is not None and len({repr(value) for value in self.values}) < len(self.values):
+            raise ValueError(f"{given[0]}: the same value is there twice")
+        return self
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """The values of a grid or a choice; None for a range."""
+        return self.grid if self.grid is not None else self.choice
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """First and last value of a range."""
+        found = self.uniform or self.loguniform or self.intuniform
+        assert found is not None
+        return found
+
+    @property
+    def samples(self) -> tuple[Any, ...]:
+        """Values that stand for all: each of a grid or choice, the ends of a range."""
+        return self.bounds if self.values is None else self.values
+
+
+class SchedulerSettings(Settings):
+    kind: Literal["none", "asha", "pbt"] = "none"
+    """``asha`` stops the trials that lag behind (Li et al. 2020); ``pbt`` lets them go on from the checkpoint of a
+    better one with changed settings (Jaderberg et al. 2017)."""
+    grace_steps: int = Field(default=50_000, ge=1)
+    """asha: no trial is stopped before this many primitive steps."""
+    reduction: float = Field(default=3.0, gt=1.0)
+    """asha: one in so many goes on at each rung; a rung is at this many times the steps of the one before."""
+    perturb_every: int = Field(default=50_000, ge=1)
+    """pbt: primitive steps between two comparisons."""
+    quantile: float = Field(default=0.25, gt=0.0, le=0.5)
+    """pbt: this share at the bottom takes over from the same share at the top."""
+    resample: float = Field(default=0.25, ge=0.0, le=1.0)
+    """pbt: how likely a setting is drawn anew, rather than made 0.8 or 1.2 times as large."""
+
+
+class TrialResources(Settings):
+    """What a trial's driver asks of Ray; env runners and training workers ask for their own CPU each."""
+
+    cpus: float = Field(default=1.0, ge=0.0)
+    """The driver learns, unless train.learners is set."""
+    gpus: float = Field(default=0.0, ge=0.0)
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Such as ``{on_demand: 0.01}``, to keep drivers off nodes that can be taken away."""
+
+
+class TrackerSettings(Settings):
+    """Where results go besides the sweep's folder, by Tune's own callbacks."""
+
+    wandb: dict[str, Any] | None = None
+    """Arguments of Tune's ``WandbLoggerCallback``, such as ``{project: spirl}``. The key is read from WANDB_API_KEY."""
+    mlflow: dict[str, Any] | None = None
+    """Arguments of Tune's ``MLflowLoggerCallback``, such as ``{tracking_uri: …, experiment_name: …}``."""
+
+    @field_validator("wandb")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value and "api_key" in value:
+            raise ValueError("a key does not belong in a file; set the environment variable WANDB_API_KEY")
+        return value
+
+
+class SweepFile(Settings):
+    """The keys of a sweep's YAML file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    base: str | dict[str, Any]
+    """The experiment that trials start from: a YAML file, relative to this one, or its settings."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the base that have another value in this sweep, such as ``train.env_steps``."""
+    space: dict[str, Dimension] = Field(min_length=1)
+    search: Literal["random", "optuna"] = "random"
+    """``random`` takes every combination of the grids, and draws the rest (Tune's BasicVariant)."""
+    seed: NonNegativeInt = 0
+    """Of the search, not of the trials."""
+    samples: int = Field(default=1, ge=1)
+    """How often the space is drawn from; with grids, how often each combination is. Raising it goes on with a sweep."""
+    scheduler: SchedulerSettings = SchedulerSettings()
+    metric: Metric = "deterministic_subtasks"
+    mode: Literal["max", "min"] = "max"
+    concurrency: int | None = Field(default=None, ge=1)
+    """Trials at the same time; None means as many as have room, for pbt all."""
+    resources: TrialResources = TrialResources()
+    max_failures: int = Field(default=1, ge=0)
+    """How often a trial that was lost is started again; it goes on from its checkpoint."""
+    heat_map: tuple[str, str] | None = None
+    """The two keys of the heat map, across and up; None draws one if exactly two keys vary."""
+    trackers: TrackerSettings = TrackerSettings()
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _explain_bare_values(cls, space: Any) -> Any:
+        for key, dimension in space.items() if isinstance(space, dict) else ():
+            kinds = Dimension.model_fields
+            if not isinstance(dimension, Mapping | Dimension) or (
+                isinstance(dimension, Mapping) and not set(dimension) <= set(kinds)
+            ):
+                raise ValueError(
+                    f"{key}: write {{grid: […]}} or {{uniform: [from, to]}}, not {dimension!r}. Keys have dots, such "
+                    f"as train.actor_lr; kinds are {', '.join(kinds)}"
+                )
+        return space
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SweepFile:
+        grids = [key for key, dimension in self.space.items() if dimension.grid is not None]
+        if self.search == "optuna" and grids:
+            raise ValueError(f"search: optuna chooses values itself; {grids[0]} must be a choice or a range, no grid")
+        if self.search == "random" and len(grids) == len(self.space) and self.samples > 1:
+            raise ValueError("samples: the whole space is a grid, more samples would repeat it; add seeds to the space")
+        for key in self.heat_map or ():
+            if key not in self.space or key == "seeds":
+                reason = "averaged over" if key == "seeds" else "not in the space"
+                raise ValueError(f"heat_map: {key} is {reason}")
+        if self.scheduler.kind == "pbt":
+            self._check_population(grids)
+        return self
+
+    def _check_population(self, grids: Sequence[str]) -> None:
+        if self.search != "random" or grids:
+            raise ValueError("scheduler.kind: pbt needs search: random and a space without grids")
+        if fixed := [key for key in self.space if key not in _WHILE_TRAINING]:
+            raise ValueError(
+                f"scheduler.kind: pbt cannot change {fixed[0]} while training; it can change "
+                f"{', '.join(_WHILE_TRAINING)}"
+            )
+        if self.samples < 2:
+            raise ValueError("samples: a population for pbt needs 2 members or more")
+        if self.concurrency is not None and self.concurrency != self.samples:
+            raise ValueError("concurrency: all members of a population for pbt train at the same time; leave it out")
+
+
+class Sweep:
+    """A sweep file with its base experiment."""
+
+    def __init__(self, file: SweepFile, base: Experiment, origin: str) -> None:
+        self.file = file
+        self.base = base
+        self.origin = origin
+        self.space = dict(sorted(file.space.items()))
+        """By key, so that the order in the file changes nothing."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep's own files are, in the folder of its experiment."""
+        return self.base.folder.absolute() / "sweeps" / f"{self.file.name}-{self.key}"
+
+    @property
+    def key(self) -> str:
+        """Identifies what is searched, how, and what a trial is; not how many samples, nor where they run."""
+        file, base = self.file, self.base.model_dump(mode="json", exclude={"output", "ray", "explore"})
+        population = file.samples if file.scheduler.kind == "pbt" else None
+        space = {key: dimension.model_dump(mode="json", exclude_none=True) for key, dimension in self.space.items()}
+        return fingerprint(base, space, file.search, file.seed, file.scheduler, file.metric, file.mode, population)
+
+    def experiment(self, parameters: Parameters) -> Experiment:
+        """The experiment of a trial; a single value of ``methods`` or ``seeds`` is a list of one.
+
+        Raises:
+            SpirlError: naming the key that is unknown or has a value that it cannot have.
+        """
+        raw = self.base.model_dump(mode="json")
+        for key, value in parameters.items():
+            listed = key in _ONE_EACH and not isinstance(value, list | tuple)
+            assign(raw, key, [value] if listed else value, self.origin)
+        return parse_experiment(raw, f"{self.origin}, space: {_shown(parameters)}")
+
+    def examples(self) -> list[Experiment]:
+        """An experiment for every value that the space names and for both ends of every range."""
+        first = {key: dimension.samples[0] for key, dimension in self.space.items()}
+        return [
+            self.experiment({**first, key: value})
+            for key, dimension in self.space.items()
+            for value in dimension.samples
+        ]
+
+    def check(self) -> None:
+        """Tries every value that the space names, and the ends of its ranges, before anything is trained.
+
+        Raises:
+            SpirlError: a key that cannot be searched, an unknown one, an impossible value, or settings that do not
+                fit together.
+        """
+        for key in self.space:
+            self._check_key(key)
+        examples = self.examples()
+        for experiment in examples:
+            self._check_experiment(experiment)
+        for method in {method for experiment in examples for method in experiment.methods}:
+            self._check_overrides(method)
+        for one, other in itertools.combinations(self.space, 2):
+            if other.startswith(f"{one}."):
+                raise SpirlError(f"{self.origin}, space: {one} holds {other}; search one of them.")
+
+    def _check_key(self, key: str) -> None:
+        for name, reason in _NOT_SEARCHED.items():
+            if key == name or key.startswith(f"{name}."):
+                raise SpirlError(f"{self.origin}, space: {key} cannot be searched: {reason}.")
+
+    def _check_overrides(self, method: MethodName) -> None:
+        for key, changed in itertools.product(self.space, self.base.overrides.get(method, {})):
+            if key == changed or key.startswith(f"{changed}.") or changed.startswith(f"{key}."):
+                raise SpirlError(
+                    f"{self.origin}, space: {key} would have no effect on {method}, for the base experiment sets "
+                    f"{changed} in overrides.{method}. Remove it there."
+                )
+
+    def _check_experiment(self, experiment: Experiment) -> None:
+        mode, scheduler = self.file.metric.partition("_")[0], self.file.scheduler
+        if mode not in experiment.evaluate.modes:
+            raise SpirlError(
+                f"{self.origin}: metric {self.file.metric} needs {mode} among evaluate.modes of the base experiment."
+            )
+        if scheduler.kind == "none":
+            return
+        if len(experiment.methods) * len(experiment.seeds) > 1:
+            raise SpirlError(
+                f"{self.origin}: scheduler.kind {scheduler.kind} compares trainings while they run, so a trial must "
+                "be one method with one seed. Put methods and seeds into the space, or one of each into the base."
+            )
+        steps, every = experiment.train.env_steps, experiment.train.evaluate_every
+        first = scheduler.grace_steps if scheduler.kind == "asha" else scheduler.perturb_every
+        name = "grace_steps" if scheduler.kind == "asha" else "perturb_every"
+        if not every <= first < steps:
+            raise SpirlError(
+                f"{self.origin}: scheduler.{name} {first} must be at least train.evaluate_every ({every}), where "
+                f"trials are compared, and below train.env_steps ({steps})."
+            )
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Reads a sweep file with its base experiment.
+
+    Args:
+        path: the YAML file; a bare name means ``tune_configs/<name>.yaml``.
+        overrides: ``key=value``; keys of the sweep file (such as ``samples``) change the sweep, others the base.
+
+    Raises:
+        SpirlError: naming file and key of whatever is unreadable, unknown or does not fit.
+    """
+    raw, path = read_mapping(path)
+    of_base: list[str] = []
+    for override in overrides:
+        key, value = split_override(override)
+        if key.partition(".")[0] in SweepFile.model_fields:
+            assign(raw, key, value, f"--set {override}", SweepFile)
+        else:
+            of_base.append(override)
+    try:
+        file = SweepFile.model_validate(raw)
+    except ValidationError as error:
+        raise readable_problems(error, str(path), SweepFile) from error
+    sweep = Sweep(file, _base(file, path, of_base), str(path))
+    sweep.check()
+    return sweep
+
+
+def _base(file: SweepFile, path: Path, overrides: Sequence[str]) -> Experiment:
+    if isinstance(file.base, str):
+        beside = path.parent / file.base
+        raw, found = read_mapping(beside if beside.exists() else Path(file.base))
+        origin = str(found)
+    else:
+        raw, origin = copy.deepcopy(file.base), f"{path}, base"
+    for key, value in file.changes.items():
+        assign(raw, key, value, f"{path}, changes")
+    for override in overrides:
+        key, value = split_override(override)
+        assign(raw, key, value, f"--set {override}")
+    experiment = parse_experiment(raw, origin if not file.changes else f"{origin} with changes of {path}")
+    for method in experiment.overrides:
+        experiment.for_method(method)
+    return experiment
+
+
+def _shown(parameters: Parameters) -> str:
+    return ", ".join(f"{key}={value}" for key, value in parameters.items())
