@@ -11,7 +11,7 @@ import typer
 from toy import write_config
 from typer.testing import CliRunner
 
-from spirl_ray import cli, terminal
+from spirl_ray import cli, command, terminal
 from spirl_ray.errors import SpirlError
 
 runner = CliRunner()
@@ -43,27 +43,27 @@ def test_the_next_command_repeats_the_options_and_survives_a_shell(capsys: pytes
 
 
 def test_a_message_keeps_its_square_brackets(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as exit_, terminal.readable_errors():
+    with pytest.raises(typer.Exit) as exit_, command.readable_errors():
         raise SpirlError("no such file: /data/[kettle]/[/red]x")
     assert exit_.value.exit_code == 2
     assert capsys.readouterr().err == "Error: no such file: /data/[kettle]/[/red]x\n"
 
 
 def test_a_long_message_is_one_line_when_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit), terminal.readable_errors():
+    with pytest.raises(typer.Exit), command.readable_errors():
         raise SpirlError("word " * 100)
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as exit_, terminal.readable_errors():
+    with pytest.raises(typer.Exit) as exit_, command.readable_errors():
         raise KeyboardInterrupt
     assert exit_.value.exit_code == 130
     assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_a_bug_is_not_disguised_as_bad_input() -> None:
-    with pytest.raises(ZeroDivisionError), terminal.readable_errors():
+    with pytest.raises(ZeroDivisionError), command.readable_errors():
         raise ZeroDivisionError
 
 
