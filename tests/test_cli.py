@@ -92,8 +92,8 @@ def test_a_stage_with_nothing_to_do_says_so(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_report_does_not_make_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    for command in ("report", "evaluate"):
-        result = runner.invoke(cli.app, [command, str(write_config(tmp_path))])
+    for name in ("report", "evaluate"):
+        result = runner.invoke(cli.app, [name, str(write_config(tmp_path))])
         assert result.exit_code == 2
         assert "spirl run" in result.output
         assert not (tmp_path / "out").exists()
