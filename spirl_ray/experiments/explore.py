@@ -195,13 +195,14 @@ def explore_with(
     running = [envs.make(env_id, **env_kwargs) for _ in episodes]
     seen = np.stack([env.reset(seed=seed + number)[0] for env, number in zip(running, episodes, strict=True)])
     execution = SkillExecution(model) if model is not None else None
+    visible = envs.observation_dim(running[0])
     positions, ended = [seen[:, :2]], False
     actions: NDArray[np.float32]
     while not ended:
         if execution is None or model is None:
             actions = (2.0 * torch.rand(len(running), facts.action_dim, generator=generator) - 1.0).numpy()
         else:
-            observations = seen[:, : envs.observation_dim(running[0])]
+            observations = seen[:, :visible]
             if len(positions) == 1 or execution.finished:
                 execution.begin(_latents(model, latents, observations, generator))
             actions = execution.action(observations)

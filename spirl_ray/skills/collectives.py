@@ -23,7 +23,7 @@ def sum_over_workers(values: Tensor, device: torch.device) -> Tensor:
 class AveragedGradients:
     """The gradients of a model as views of one flat tensor, averaged over the workers in one message.
 
-    DistributedDataParallel waits inside ``backward``. Small networks spend a sixth of their time there on two cores;
+    DistributedDataParallel waits inside ``backward``, which is long for small networks;
     here, the next batch is drawn between `start` and `wait`. The workers' parameters must be equal at the start.
 
     Args:
