@@ -45,13 +45,14 @@ class EnvSettings(Settings):
 
 
 class DataSettings(Settings):
-    source: Literal["minari", "generated"] = "minari"
+    source: Literal["minari", "generated", "both"] = "minari"
+    """Recorded demonstrations, a scripted expert's, or both in one dataset."""
     dataset: str | None = None
     """Minari id, e.g. ``D4RL/kitchen/complete-v2``."""
     minari_root: Path | None = None
     """A local Minari root; None downloads (or uses Minari's own cache)."""
     episodes: int = Field(default=100, ge=1)
-    """How many episodes to generate (``source: generated``)."""
+    """How many episodes to generate."""
     seed: int = 0
     generate: dict[str, Any] = Field(default_factory=dict)
     """Options of the environment's scripted expert."""

@@ -1,13 +1,15 @@
-"""Where episodes come from: a Minari dataset, or an environment's scripted expert."""
+"""Where episodes come from: a Minari dataset, an environment's scripted expert, or several of these."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +38,7 @@ class EpisodeSource(Protocol):
     """Episodes by index; picklable, and read in any number of processes with the same result."""
 
     def chunks(self) -> list[Chunk]:
-        """Every episode's index once, in the order of the dataset."""
+        """Every episode's index once, in the order of the dataset: 0, 1, 2, …"""
 
     def read(self, chunk: Chunk) -> Iterator[Episode]:
         """The episodes with these indices, in order; an index may have none (an expert that failed)."""
@@ -220,6 +222,35 @@ class GeneratedSource:
         if generate is None:
             raise SpirlError(f"environment {self.environment!r} has no scripted expert to generate data with")
         return generate
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """The episodes of several sources, one source after the other."""
+
+    parts: tuple[EpisodeSource, ...]
+
+    def chunks(self) -> list[Chunk]:
+        return [
+            tuple(first + index for index in chunk)
+            for first, part in zip(self._firsts, self.parts, strict=True)
+            for chunk in part.chunks()
+        ]
+
+    def read(self, chunk: Chunk) -> Iterator[Episode]:
+        for first, end, part in zip(self._firsts, [*self._firsts[1:], sys.maxsize], self.parts, strict=True):
+            if own := tuple(index - first for index in chunk if first <= index < end):
+                yield from part.read(own)
+
+    def description(self) -> Description:
+        parts = [part.description() for part in self.parts]
+        return Description(*(" + ".join(getattr(part, fact.name) for part in parts) for fact in fields(Description)))
+
+    @property
+    def _firsts(self) -> list[int]:
+        """The index of each part's first episode."""
+        counts = [sum(map(len, part.chunks())) for part in self.parts[:-1]]
+        return list(itertools.accumulate(counts, initial=0))
 
 
 def _not_there(root: Path, dataset: str) -> str:

@@ -78,8 +78,8 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[Sta
     facts: Row = {"episodes": report.card.episodes, "steps": report.card.steps}
     if report.skipped:
         facts["skipped"] = len(report.skipped)
-    if data.source == "generated":
-        facts["success_rate"] = report.card.episodes / (report.card.episodes + report.missing)
+    if data.source != "minari":
+        facts["success_rate"] = 1.0 - report.missing / data.episodes
     return StageResult(out, True, facts), report
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spirl_ray.config import EnvSettings, Experiment, MethodName, fingerprint
-from spirl_ray.data.sources import EpisodeSource, GeneratedSource, MinariSource
+from spirl_ray.data.sources import EpisodeSource, GeneratedSource, JoinedSource, MinariSource
 from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
@@ -114,21 +114,29 @@ class Workspace:
     @property
     def source(self) -> EpisodeSource:
         data, env = self.experiment.data, self.experiment.env
-        if data.source == "generated":
-            return GeneratedSource(env.id, data.episodes, data.seed, data.generate)
-        if data.dataset is None:
-            raise SpirlError("data.source: minari needs data.dataset, a Minari id such as D4RL/kitchen/complete-v2.")
-        return MinariSource(data.dataset, data.minari_root, env.id)
+        parts: list[EpisodeSource] = []
+        if data.source != "minari":
+            parts.append(GeneratedSource(env.id, data.episodes, data.seed, data.generate))
+        if data.source != "generated":
+            if data.dataset is None:
+                raise SpirlError(
+                    f"data.source: {data.source} needs data.dataset, a Minari id such as D4RL/kitchen/complete-v2."
+                )
+            parts.append(MinariSource(data.dataset, data.minari_root, env.id))
+        return parts[0] if len(parts) == 1 else JoinedSource(tuple(parts))
 
     @property
     def dataset(self) -> Path:
         """Folder of the imported dataset."""
         data, env = self.experiment.data, self.experiment.env
-        if data.source == "generated":
-            key = fingerprint(env.id, data.episodes, data.seed, data.generate, data.skip_bad)
-            return self.folder / "data" / f"generated-{data.episodes}-{key}"
-        key = fingerprint(env.id, data.dataset, data.skip_bad)
-        return self.folder / "data" / f"{str(data.dataset).replace('/', '-')}-{key}"
+        names, facts = [], []
+        if data.source != "minari":
+            names.append(f"generated-{data.episodes}")
+            facts += [data.episodes, data.seed, data.generate]
+        if data.source != "generated":
+            names.append(str(data.dataset).replace("/", "-"))
+            facts += [data.dataset]
+        return self.folder / "data" / "-".join([*names, fingerprint(env.id, *facts, data.skip_bad)])
 
     def exploration(self, skills: Sequence[Path]) -> Path:
         """Folder of an exploration with these skill artifacts."""

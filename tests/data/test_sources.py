@@ -14,7 +14,7 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from spirl_ray.data import sources
-from spirl_ray.data.sources import GeneratedSource, MinariSource
+from spirl_ray.data.sources import GeneratedSource, JoinedSource, MinariSource
 from spirl_ray.data.trajectories import Episode
 from spirl_ray.data.validation import check_episode
 from spirl_ray.envs.kitchen import INITIAL_POSITIONS
@@ -214,6 +214,28 @@ def test_options_reach_the_expert_and_the_card() -> None:
     (episode,) = source.read((0,))
     assert len(episode.metadata["completed"]) == 1
     assert '"pads": 1' in source.description().source
+
+
+def test_joined_sources_hold_the_episodes_of_all_in_order(tmp_path: Path) -> None:
+    parts = (
+        GeneratedSource(PADS, episodes=3),
+        MinariSource(MADE, make_root(tmp_path / "root", [recorded(0), recorded(1)]), KITCHEN),
+        GeneratedSource(PADS, episodes=2, seed=1),
+    )
+    joined = JoinedSource(parts)
+    chunks = joined.chunks()
+    assert [index for chunk in chunks for index in chunk] == list(range(7))
+    expected = [episode.id for part in parts for chunk in part.chunks() for episode in part.read(chunk)]
+    assert [episode.id for chunk in chunks for episode in joined.read(chunk)] == expected
+    # A shard holds indices of several parts, and only some of each.
+    assert [episode.id for episode in joined.read((1, 4, 6))] == [expected[1], expected[4], expected[6]]
+
+
+def test_a_joined_source_states_every_licence_and_origin(tmp_path: Path) -> None:
+    human = MinariSource(HUMAN, tmp_path, KITCHEN)
+    facts = JoinedSource((GeneratedSource(KITCHEN, episodes=2), human)).description()
+    assert facts.licence == "Apache-2.0 + CC BY 4.0"
+    assert facts.source.startswith("generated:spirl/Kitchen-v0 episodes=2") and facts.source.endswith(f"minari:{HUMAN}")
 
 
 def test_attempts_that_the_expert_gave_up_yield_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,22 @@ def fresh(folder: Path, **changes: Any) -> Workspace:
     return Workspace(parse_experiment({**TOY, "output": str(folder / "out"), **changes}, "test"))
 
 
+def test_recorded_and_generated_data_alone_or_together_are_three_datasets(tmp_path: Path) -> None:
+    data = {**TOY["data"], "dataset": "D4RL/kitchen/complete-v2"}
+    made = [fresh(tmp_path, data={**data, "source": source}) for source in ("generated", "minari", "both")]
+    kinds = [type(each.source).__name__ for each in made if each.experiment.data.source == "generated"]
+    assert kinds == ["GeneratedSource"]
+    assert len({each.dataset for each in made}) == 3
+    more = fresh(tmp_path, data={**data, "source": "both", "episodes": 2 * made[0].experiment.data.episodes})
+    assert more.dataset != made[2].dataset
+
+
+@pytest.mark.parametrize("source", ["minari", "both"])
+def test_recorded_data_need_a_name(tmp_path: Path, source: str) -> None:
+    with pytest.raises(SpirlError, match=f"data.source: {source} needs data.dataset"):
+        fresh(tmp_path, data={**TOY["data"], "source": source}).source
+
+
 def test_a_folder_is_claimed_once_and_by_one_experiment(tmp_path: Path) -> None:
     fresh(tmp_path).claim()
     fresh(tmp_path, seeds=[1]).claim()
