@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from spirl_ray import cli_cluster
-from spirl_ray.cli_data import data_app
+from spirl_ray.cli_data import data_app, print_expert
 from spirl_ray.command import ConfigFile, Overrides, prepare_ray, readable_errors
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.errors import SpirlError
@@ -189,14 +189,34 @@ def import_data(config: ConfigFile, set: Overrides = None) -> None:
 def generate_data(
     config: ConfigFile,
     episodes: Annotated[int | None, typer.Option(help="How many; the config's data.episodes if not given.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Subtasks of every episode, in order, as in 'microwave,kettle'; else the expert chooses."),
+    ] = None,
+    keep_failures: Annotated[
+        bool, typer.Option("--keep-failures", help="Keep failed episodes, labelled as such, instead of trying again.")
+    ] = False,
     set: Overrides = None,
 ) -> None:
     """Generates the experiment's trajectories with the environment's scripted expert, on all CPUs of the Ray.
 
-    The same seed gives the same episodes whatever the number of workers; an interrupted generation goes on.
+    The same seed gives the same episodes whatever the number of workers; an interrupted generation goes on. Other
+    options of the expert, and the seed: --set data.generate.action_noise=0.1 --set data.seed=1.
     """
-    chosen = ["data.source=generated", *([f"data.episodes={episodes}"] if episodes is not None else [])]
-    import_data(config, [*(set or []), *chosen])
+    chosen = ["data.source=generated"]
+    if episodes is not None:
+        chosen.append(f"data.episodes={episodes}")
+    if tasks is not None:
+        chosen.append(f"data.generate.tasks={[name.strip() for name in tasks.split(',')]}")
+    if keep_failures:
+        chosen.append("data.generate.keep_failures=true")
+    with _session(config, [*(set or []), *chosen]) as session:
+        session.data()
+        dataset = session.workspace.dataset
+        from spirl_ray.data.inspecting import summarize
+
+        print_expert([dataset], [summarize(dataset)])
+        print_next(["spirl", "data", "inspect", shown(dataset)], "look at what is in it")
 
 
 # --- an experiment at work ---

@@ -40,6 +40,7 @@ def inspect_data(
         summaries = [summarize(dataset) for dataset in datasets]
         _print_facts(datasets, summaries)
         _print_subtasks(datasets, summaries)
+        print_expert(datasets, summaries)
         _print_ranges("state", datasets, [summary.states for summary in summaries])
         _print_ranges("action", datasets, [summary.actions for summary in summaries])
         if sheet is not None:
@@ -89,6 +90,18 @@ def _print_subtasks(datasets: Sequence[Path], summaries: Sequence[DatasetSummary
         table.add_row(escape(" > ".join(order)) or "none", *(str(s.orders.get(order, 0)) for s in summaries))
     if rest := ranked[_ORDERS:]:
         table.add_row(f"{len(rest)} others", *(str(sum(s.orders.get(order, 0) for order in rest)) for s in summaries))
+    print_table(table)
+
+
+def print_expert(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
+    """How reliable the scripted expert is at each subtask; nothing for recorded data."""
+    names = sorted({name for summary in summaries for name in summary.expert})
+    if not names:
+        return
+    table = _columns("Success of the scripted expert, failed attempts included", "subtask", datasets)
+    for name in names:
+        cells = [summary.expert.get(name) for summary in summaries]
+        table.add_row(escape(name), *(f"{100 * c[0] / c[1]:.1f} % of {c[1]} tries" if c else "" for c in cells))
     print_table(table)
 
 

@@ -48,6 +48,11 @@ class DatasetSummary:
     """Episodes in which the subtask was completed, most frequent first (from ``metadata["completed"]``)."""
     orders: dict[tuple[str, ...], int]
     """Episodes for each order of completion, most frequent first; those without that metadata are not in."""
+    expert: dict[str, tuple[int, int]]
+    """How often a scripted expert solved a subtask, and how often it tried, failed attempts included; by name.
+
+    It goes through a chain in order (``metadata["tasks"]``) and gives up at the first subtask that it fails.
+    """
     reward_rises: dict[int, int]
     """Episodes for each number of steps at which the reward rose above the step before, a positive one.
 
@@ -97,6 +102,8 @@ def summarize(path: str | Path) -> DatasetSummary:
     lengths: list[int] = []
     subtasks: Counter[str] = Counter()
     orders: Counter[tuple[str, ...]] = Counter()
+    tried: Counter[str] = Counter()
+    solved: Counter[str] = Counter()
     rises: Counter[int] = Counter()
     terminated = truncated = 0
     for episode in read_episodes(path):
@@ -114,6 +121,12 @@ def summarize(path: str | Path) -> DatasetSummary:
             order = tuple(str(subtask) for subtask in episode.metadata["completed"])
             orders[order] += 1
             subtasks.update(set(order))
+            for completed in [order, *episode.metadata.get("failed_attempts", ())]:
+                for task in episode.metadata.get("tasks", ()):
+                    tried[task] += 1
+                    if task not in completed:
+                        break
+                    solved[task] += 1
     if not lengths:
         raise SpirlError(f"{Path(path).absolute()}: holds no step")
     return DatasetSummary(
@@ -127,6 +140,7 @@ def summarize(path: str | Path) -> DatasetSummary:
         truncated=truncated,
         subtasks=_ranked(subtasks),
         orders=_ranked(orders),
+        expert={task: (solved[task], tried[task]) for task in sorted(tried)},
         reward_rises=dict(sorted(rises.items())),
         states=states.spread(),
         actions=actions.spread(),

@@ -252,8 +252,9 @@ def generate(
     Yields:
         Episodes with the environment's noisy states, its rewards for all seven subtasks, and the executed actions;
         None for a chain that failed in every attempt. ``metadata``: "tasks" (the chain), "completed" (all seven
-        subtasks count, in order), "solved" (whether the chain is among them), "environment_seed" (of the reset;
-        the actions replayed after it give the same states).
+        subtasks count, in order), "solved" (whether the chain is among them), "failed_attempts" (what the attempts
+        before this one completed), "environment_seed" (of the reset; the actions replayed after it give the same
+        states).
 
     Raises:
         SpirlError: unknown or repeated subtasks, negative noise.
@@ -272,13 +273,16 @@ def _episodes(
         name = f"kitchen-{seed}-{index:06d}"
         chain = _draw_chain(np.random.default_rng((seed, index))) if tasks is None else tasks
         found = None
+        failed: list[tuple[str, ...]] = []
         # From 1: numpy takes (seed, index, 0) for (seed, index).
         for attempt in range(1, ATTEMPTS + 1):
             recording = _demonstrate(env, chain, np.random.default_rng((seed, index, attempt)), action_noise)
             held_out = tasks is None and set(recording.completed) >= HELD_OUT
             if (recording.solved or keep_failures) and not held_out:
-                found = recording.episode(name)
+                found = recording.episode(name, failed)
                 break
+            if not recording.solved:
+                failed.append(recording.completed)
         yield found
 
 
@@ -321,7 +325,7 @@ class _Recording:
     def solved(self) -> bool:
         return set(self.chain) <= set(self.completed)
 
-    def episode(self, name: str) -> Episode:
+    def episode(self, name: str, failed_attempts: Sequence[tuple[str, ...]]) -> Episode:
         return Episode(
             id=name,
             states=np.stack(self.states),
@@ -333,6 +337,7 @@ class _Recording:
                 "tasks": list(self.chain),
                 "completed": list(self.completed),
                 "solved": self.solved,
+                "failed_attempts": [list(completed) for completed in failed_attempts],
                 "environment_seed": self.environment_seed,
             },
         )

@@ -51,6 +51,16 @@ def write(folder: Path, files: list[list[Episode]]) -> Path:
     return folder
 
 
+def test_the_experts_success_counts_failed_attempts_and_no_subtask_after_the_failed_one(tmp_path: Path) -> None:
+    first, second, recorded = (episode(number, [0], ["a", "c"]) for number in range(3))
+    first.metadata.update(tasks=["c", "a"], failed_attempts=[["c"], []])
+    second.metadata.update(tasks=["a", "b", "c"])  # kept although it failed
+    del recorded.metadata["completed"]
+    summary = summarize(write(tmp_path / "d", [[first, second, recorded]]))
+    assert summary.expert == {"a": (2, 3), "b": (0, 1), "c": (2, 3)}
+    assert summarize(write(tmp_path / "e", [[recorded]])).expert == {}
+
+
 def test_counts_and_lengths(tmp_path: Path) -> None:
     summary = summarize(write(tmp_path / "d", [[episode(0, [0] * 2), episode(1, [0] * 4)], [episode(2, [0])]]))
     assert (summary.episodes, summary.steps) == (3, 7)

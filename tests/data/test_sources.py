@@ -235,7 +235,8 @@ def test_a_joined_source_states_every_licence_and_origin(tmp_path: Path) -> None
     human = MinariSource(HUMAN, tmp_path, KITCHEN)
     facts = JoinedSource((GeneratedSource(KITCHEN, episodes=2), human)).description()
     assert facts.licence == "Apache-2.0 + CC BY 4.0"
-    assert facts.source.startswith("generated:spirl/Kitchen-v0 episodes=2") and facts.source.endswith(f"minari:{HUMAN}")
+    assert facts.source.startswith("generated:spirl/Kitchen-v0 episodes=2")
+    assert facts.source.endswith(f"minari:{HUMAN}")
 
 
 def test_attempts_that_the_expert_gave_up_yield_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

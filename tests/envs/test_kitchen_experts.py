@@ -128,6 +128,8 @@ def test_a_chain_that_fails_is_attempted_again_with_another_seed(monkeypatch: py
     (second,) = made(1, seed=0, tasks=[QUICK])
     assert second.metadata["solved"]
     assert second.metadata["environment_seed"] != first.metadata["environment_seed"]
+    assert first.metadata["failed_attempts"] == []
+    assert second.metadata["failed_attempts"] == [[]]
 
 
 def test_a_chain_that_fails_in_every_attempt_is_left_out_unless_failures_are_kept(

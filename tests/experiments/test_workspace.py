@@ -60,8 +60,9 @@ def test_recorded_and_generated_data_alone_or_together_are_three_datasets(tmp_pa
 
 @pytest.mark.parametrize("source", ["minari", "both"])
 def test_recorded_data_need_a_name(tmp_path: Path, source: str) -> None:
+    made = fresh(tmp_path, data={**TOY["data"], "source": source})
     with pytest.raises(SpirlError, match=f"data.source: {source} needs data.dataset"):
-        fresh(tmp_path, data={**TOY["data"], "source": source}).source
+        _ = made.source
 
 
 def test_a_folder_is_claimed_once_and_by_one_experiment(tmp_path: Path) -> None:
