@@ -76,7 +76,7 @@ def main() -> None:
     priors = prior_rows(experiment)
     for variant in options.variant:
         priors += prior_rows(load_experiment(options.config, [*options.set, variant]))
-    if len(experiment.env.kwargs.get("tasks", environment(experiment.env.id).default_tasks)) == 1:
+    if len(environment(experiment.env.id).target(experiment.env.kwargs)) == 1:
         trials, priors = as_success(trials), as_success(priors)
     exploration = gather(Workspace(experiment), "").exploration
     if exploration is not None:

@@ -125,10 +125,10 @@ def measure_learning(folder: Path, plan: LearningPlan) -> dict[str, float | None
     train = kitchen_training()
     experiment = Experiment(name="benchmark", env=EnvSettings(id=ENVIRONMENT), train=train)
     method = resolve(experiment, "spirl_cl", kitchen_skills())
-    run = TrainingRun(experiment, method, 0, _random_skills(folder / "skills"), folder / "policy", "benchmark")
+    run = TrainingRun(experiment, method, 0, random_skills(folder / "skills"), folder / "policy", "benchmark")
     algorithm: SkillPriorSAC = algorithm_config(run).build_algo()
     try:
-        algorithm.replay.add(_random_decisions(plan.replay_rows))
+        algorithm.replay.add(random_decisions(plan.replay_rows))
         group: Any = algorithm.learner_group
         module = group._learner.module[DEFAULT_MODULE_ID].unwrapped()
         batch = algorithm.replay.sample(train.batch_size)
@@ -207,7 +207,7 @@ def _rounds(algorithm: SkillPriorSAC, plan: LearningPlan) -> dict[str, float | N
     }
 
 
-def _random_skills(folder: Path) -> Path:
+def random_skills(folder: Path) -> Path:
     torch.manual_seed(0)
     save_skills(
         folder,
@@ -222,7 +222,7 @@ def _random_skills(folder: Path) -> Path:
     return folder
 
 
-def _random_decisions(count: int) -> dict[str, np.ndarray]:
+def random_decisions(count: int) -> dict[str, np.ndarray]:
     spec, rng = kitchen_skills(), np.random.default_rng(0)
     shapes = {
         Columns.OBS: (count, spec.state_dim),

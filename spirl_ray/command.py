@@ -22,6 +22,8 @@ _RAY_ENVIRONMENT = {
     # Harmless on a small machine, and printed even when the logs of Ray are not.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A thread that still asks something when the command has ended must not start another Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # The first failed task is reported as one message; its siblings fail for the same reason.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # A busy machine needs longer than the default 30 s to start a node.
@@ -69,9 +71,9 @@ def readable_errors(stopped: str | None = None) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.strerror is None:
+        if error.strerror is None or not error.filename:
             raise
-        _fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}.")
+        _fail(f"{error.filename}: {error.strerror}.")
     except Exception as error:
         from spirl_ray.experiments.session import readable_cause
 

@@ -19,6 +19,8 @@ from toy import session_members
 
 _REPOSITORY = Path(__file__).parents[1]
 _PATIENCE_S = 300.0
+_NODE_IP = "127.0.0.2"
+"""A loopback address that Ray does not replace by the machine's own, as it does with 127.0.0.1."""
 
 
 def free_port() -> int:
@@ -40,7 +42,7 @@ class RayNodes:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.gcs_port}"
+        return f"{_NODE_IP}:{self.gcs_port}"
 
     @property
     def dashboard(self) -> str:
@@ -57,9 +59,9 @@ class RayNodes:
             "PYTHONPATH": str(_REPOSITORY),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps loopback addresses as they are
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # of 15, workers would starve beside other work
             "RAY_raylet_start_wait_time_s": "240",
         }
 
@@ -68,7 +70,7 @@ class RayNodes:
         self.start(
             [
                 *command,
-                "--node-ip-address=127.0.0.1",
+                f"--node-ip-address={_NODE_IP}",
                 f"--port={self.gcs_port}",
                 "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={self.dashboard_port}",
@@ -83,9 +85,11 @@ class RayNodes:
         self.start(
             [
                 *command,
-                "--node-ip-address=127.0.0.1",
+                f"--node-ip-address={_NODE_IP}",
                 f"--address={self.address}",
                 f"--metrics-export-port={free_port()}",
+                # Of its own: when a node is done with a job's files, it removes them from its folder.
+                f"--temp-dir={self.folder / f'n{len(self.processes)}'}",
                 *options,
             ]
         )

@@ -252,7 +252,7 @@ SPEC = EnvironmentSpec(
     action_dim=3,
     max_episode_steps=TARGET_STEPS,
     subtasks=subtasks(TARGET_BLOCKS),
-    default_tasks=subtasks(TARGET_BLOCKS),
+    target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=tuple(range(3, ROBOT_STATE))),
     generate=generate,
 )

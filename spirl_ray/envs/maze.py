@@ -375,7 +375,7 @@ SPEC = EnvironmentSpec(
     action_dim=2,
     max_episode_steps=2000,
     subtasks=("goal",),
-    default_tasks=("goal",),
+    target=lambda kwargs: ("goal",),
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(2, 3), renderer=_frames),
     generate=generate,
     pictures=pictures,

@@ -324,7 +324,7 @@ SPEC = EnvironmentSpec(
     action_dim=2,
     max_episode_steps=120,
     subtasks=tuple(PADS),
-    default_tasks=tuple(PADS),
+    target=lambda kwargs: kwargs.get("tasks", tuple(PADS)),
     position_target=PositionTarget(positions=(0, 1), gain=(GAIN, GAIN)),
     generate=generate,
     pictures=pictures,

@@ -80,8 +80,8 @@ class EnvironmentSpec:
     """Primitive steps."""
     subtasks: tuple[str, ...]
     """Names that may appear in ``info["completed"]``."""
-    default_tasks: tuple[str, ...] = ()
-    """The target's subtasks when the constructor's ``tasks`` is not given."""
+    target: Callable[[Mapping[str, Any]], Sequence[str]]
+    """From the constructor's arguments to those that make up the target."""
     view: ViewSpec | None = None
     position_target: PositionTarget | None = None
     generate: Callable[..., Iterator[Any]] | None = None

@@ -53,7 +53,7 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
     return ExperimentRecord(
         name=experiment.name,
         environment=experiment.env.id,
-        subtasks=tuple(experiment.env.kwargs.get("tasks", facts.default_tasks)),
+        subtasks=tuple(facts.target(experiment.env.kwargs)),
         config_yaml=to_yaml(experiment),
         commands=[command],
         versions=versions(),

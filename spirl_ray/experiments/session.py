@@ -19,7 +19,8 @@ from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
 
 _MEGABYTE = 2**20
-_TERMINATED = 128 + signal.SIGTERM
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status after a SIGTERM."""
 _POLL_S = 0.1
 _NOISE = re.compile(
     rb"core_worker\.cc:\d+\S* Actor with class name: .* has constructor arguments in the object store"
@@ -127,7 +128,30 @@ def _filtered_stderr() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: Any) -> None:
-    sys.exit(_TERMINATED)
+    sys.exit(TERMINATED)
+
+
+@contextlib.contextmanager
+def deferred_termination() -> Iterator[threading.Event]:
+    """Within, a first SIGTERM sets the event and no more: a cluster's notice, before it takes the node away.
+
+    Whoever asks for the event then saves and exits with `TERMINATED`. A second SIGTERM ends the process at once.
+    """
+    notice = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield notice  # signals are not ours to handle
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if notice.is_set():
+            _terminate(number, frame)
+        notice.set()
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield notice
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def interruptible(work: Callable[[], Result]) -> Result:

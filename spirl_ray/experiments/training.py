@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +16,13 @@ import torch
 from ray.tune.registry import register_env
 from torch.utils.tensorboard import SummaryWriter
 
+from spirl_ray.attempts import Attempt
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.experiments.monitoring import Monitor
 from spirl_ray.experiments.provenance import commit, hardware, versions
 from spirl_ray.experiments.rollouts import write_csv
+from spirl_ray.experiments.session import TERMINATED, deferred_termination
 from spirl_ray.experiments.snapshots import SnapshotEvaluations, evaluations_so_far
 from spirl_ray.methods import ResolvedMethod
 from spirl_ray.rl import checkpoint
@@ -130,7 +134,8 @@ def train_policy(
     """Trains (or goes on training) one policy and writes its artifact to ``run.out``.
 
     Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
-    ``evaluations.csv``, ``provenance.json``, TensorBoard files, the policy artifact and ``trained.json``.
+    ``evaluations.csv``, ``provenance.json``, TensorBoard files, the policy artifact and ``trained.json``. After a
+    SIGTERM, the process ends with a checkpoint of the running round.
 
     Args:
         run: what to train, and where.
@@ -152,6 +157,7 @@ def train_policy(
     torch.set_num_threads(1)
     # Said here rather than by an env runner, which Ray would start again and again.
     load_skills(run.skills, run.experiment.env.id)
+    attempt = Attempt.begin(run.out)
     saved = checkpoints(run.out)
     config = algorithm_config(run)
     if saved:
@@ -165,12 +171,13 @@ def train_policy(
         history = _note_provenance(run.out, counters["env_steps"])
         evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
         monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train")
-        _loop(run, algorithm, evaluations, monitor, on_row)
+        _loop(run, attempt, algorithm, evaluations, monitor, on_row)
     finally:
         algorithm.stop()
     # After the env runners have given their CPUs back: the evaluations may need them.
     evaluations.collect(counters["wall_clock_s"], wait=True)
     monitor.show(evaluations.newest)
+    attempt.check()
     _publish(evaluations.folder(counters["env_steps"]), run.out)
     best = evaluations.best()
     result = {
@@ -189,6 +196,7 @@ def train_policy(
 
 def _loop(
     run: TrainingRun,
+    attempt: Attempt,
     algorithm: SkillPriorSAC,
     evaluations: SnapshotEvaluations,
     monitor: Monitor,
@@ -203,16 +211,18 @@ def _loop(
         evaluations.snapshot(algorithm, 0)
     last = dict(counters)
     last_time = started
-    try:
+    with contextlib.closing(log), deferred_termination() as notice:
         while counters["env_steps"] < limit:
             before = counters["env_steps"]
             algorithm.train()
             now = time.perf_counter()
             counters["wall_clock_s"] = spent + now - started
             steps = counters["env_steps"]
-            saves = steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit
+            leaves = notice.is_set()
+            saves = steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit or leaves
             # Also before a checkpoint: what it covers is not measured again after a restart.
             if steps - last["env_steps"] >= _STEPS_PER_ROW or (saves and steps > last["env_steps"]):
+                attempt.check()
                 row: Row = {
                     "env_steps": steps,
                     "skill_steps": counters["decisions"],
@@ -233,9 +243,9 @@ def _loop(
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
             if saves:
-                _checkpoint(run, algorithm)
-    finally:
-        log.close()
+                _checkpoint(run, attempt, algorithm)
+            if leaves:
+                sys.exit(TERMINATED)
 
 
 def _publish(snapshot: Path, out: Path) -> None:
@@ -268,12 +278,15 @@ def checkpoints(out: Path) -> list[Path]:
     return [path for path in sorted((out / "checkpoints").glob("step-*")) if checkpoint.complete(path)]
 
 
-def _checkpoint(run: TrainingRun, algorithm: SkillPriorSAC) -> None:
+def _checkpoint(run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC) -> None:
+    """Writes beside the checkpoints, under a name of this attempt's own, and moves the whole to its place."""
     target = run.out / "checkpoints" / f"step-{algorithm.counters['env_steps']:012d}"
+    for left in target.parent.glob(".step-*.partial-*"):  # by attempts that ended, or are about to
+        shutil.rmtree(left, ignore_errors=True)
     if not target.exists():
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = target.with_name(f".{target.name}.partial-{attempt.number}")
         algorithm.save_checkpoint(str(partial))
+        attempt.check()
         partial.rename(target)
     for old in checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)

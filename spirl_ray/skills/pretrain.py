@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from spirl_ray import __version__
+from spirl_ray.attempts import Attempt
 from spirl_ray.config import PretrainSettings
 from spirl_ray.data.trajectories import dataset_files, episode_index, read_card
 from spirl_ray.envs import environment
@@ -83,7 +84,7 @@ def pretrain(
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "in_memory": in_memory, "queue": queue},
+        train_loop_config={"job": job, "in_memory": in_memory, "queue": queue, "attempt": Attempt.begin(out)},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=job.settings.use_gpu,
@@ -135,6 +136,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         # A driver that was killed with the last one may not have written this row.
         config["queue"].put(metrics)
     gradients = AveragedGradients(model)
+    warned = False
 
     def inputs(update: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         generator = update_generator(job.seed, update, rank)
@@ -171,8 +173,11 @@ def _train_worker(config: dict[str, Any]) -> None:
             metrics["windows_per_s"] = windows / (time.perf_counter() - started)
             if rank == 0:
                 config["queue"].put(metrics)
-        if done % settings.checkpoint_every == 0 or done == settings.updates:
-            _report(model, optimizer, done, metrics, rank)
+        # A node of ours is about to go: one checkpoint more than usual. All workers are told the same.
+        notice = done % settings.log_every == 0 and not warned and ray.train.get_preemption_info() is not None
+        warned = warned or notice
+        if done % settings.checkpoint_every == 0 or done == settings.updates or notice:
+            _report(model, optimizer, done, metrics, config["attempt"] if rank == 0 else None)
 
 
 def _share(dataset: str, rank: int, world: int) -> list[str]:
@@ -245,12 +250,17 @@ def _read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _report(
-    model: SkillModel, optimizer: torch.optim.Optimizer, update: int, metrics: dict[str, float], rank: int
+    model: SkillModel,
+    optimizer: torch.optim.Optimizer,
+    update: int,
+    metrics: dict[str, float],
+    attempt: Attempt | None,
 ) -> None:
-    """A barrier for all workers; rank 0 adds the checkpoint."""
-    if rank != 0:
+    """A barrier for all workers; rank 0, which has the attempt, adds the checkpoint."""
+    if attempt is None:
         ray.train.report(metrics)
         return
+    attempt.check()
     with tempfile.TemporaryDirectory() as folder:
         state = {
             "model": model.state_dict(),
@@ -285,7 +295,7 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
 
     def drain() -> None:
         last = False
-        while not last:
+        while not last and ray.is_initialized():
             last = finished.wait(_LISTEN_S)
             with contextlib.suppress(Empty, RayActorError):
                 while True:

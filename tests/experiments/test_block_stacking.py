@@ -112,3 +112,9 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
     assert row.steps == 12
     with pytest.raises(SpirlError, match="this policy needs"):
         run_episodes(RolloutPlan(str(folder), env_id, TARGET | {"n_blocks": 8}, "deterministic"), [0])
+
+
+def test_the_target_is_every_tower_that_the_blocks_allow() -> None:
+    target = envs.environment("spirl/BlockStacking-v0").target
+    assert target({"n_blocks": 3}) == ("height 2", "height 3")
+    assert len(target({})) == 10

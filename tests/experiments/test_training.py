@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from spirl_ray.attempts import Attempt
 from spirl_ray.config import parse_experiment
 from spirl_ray.envs import environment
+from spirl_ray.errors import SpirlError
 from spirl_ray.experiments import snapshots, training
 from spirl_ray.experiments.rollouts import EpisodeRow
+from spirl_ray.experiments.session import TERMINATED
 from spirl_ray.experiments.snapshots import SnapshotEvaluations
 from spirl_ray.experiments.training import MetricsLog, TrainingRun, is_trained, read_provenance
 from spirl_ray.methods import resolve, skill_spec
@@ -108,3 +115,67 @@ def test_provenance_names_the_processes_whose_steps_were_kept(tmp_path: Path, mo
     history = read_provenance(tmp_path)
     assert [(entry["commit"], entry["from_env_steps"]) for entry in history] == [("first", 0), ("second", 100)]
     assert set(history[0]["hardware"]) >= {"cpu", "cores", "gpu"}
+
+
+# --- attempts, and the notice that a node goes ---
+
+
+class Algorithm:
+    """Counts 50 steps a round; ``events`` happen during the round that reaches these steps."""
+
+    def __init__(self, events: dict[int, Callable[[], Any]]) -> None:
+        self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
+        self.events, self.learner_metrics = events, dict[str, float]()
+
+    def train(self) -> None:
+        self.counters["env_steps"] += 50
+        self.events.get(self.counters["env_steps"], lambda: None)()
+
+    def episode_metrics(self) -> dict[str, float]:
+        return {}
+
+    def save_checkpoint(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "state.json").write_text(json.dumps(self.counters))
+        self.events.get(-self.counters["env_steps"], lambda: None)()
+
+
+def loop(run: TrainingRun, events: dict[int, Callable[[], Any]]) -> None:
+    attempt = Attempt.begin(run.out)
+    evaluations: Any = SimpleNamespace(snapshot=lambda *_: None, collect=lambda *_: None, newest={})
+    monitor: Any = SimpleNamespace(show=lambda row: None)
+    training._loop(run, attempt, Algorithm(events), evaluations, monitor, None)  # type: ignore[arg-type]
+
+
+def saved(run: TrainingRun) -> list[int]:
+    return [int(folder.name.split("-")[1]) for folder in training.checkpoints(run.out)]
+
+
+def test_a_notice_leads_to_a_checkpoint_of_the_running_round_and_the_end(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=1000, checkpoint_every=1000)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        loop(run, {300: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    assert end.value.code == TERMINATED
+    assert saved(run) == [300]
+    assert steps_in(run.out / "metrics.csv") == [300]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_overlapping_attempt_takes_over_and_the_older_one_writes_nothing_more(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=1000, checkpoint_every=100)
+    with pytest.raises(SpirlError, match=r"attempt 2 .* number 1, stops"):
+        loop(run, {350: lambda: Attempt.begin(run.out)})
+    assert saved(run) == [200, 300]  # the two newest are kept
+    assert steps_in(run.out / "metrics.csv") == [100, 200, 300]
+
+
+def test_a_checkpoint_that_was_being_written_when_another_attempt_began_is_not_published(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=1000, checkpoint_every=100)
+    with pytest.raises(SpirlError, match="attempt 2"):
+        loop(run, {-300: lambda: Attempt.begin(run.out)})
+    assert saved(run) == [100, 200]
+    assert [path.name for path in (run.out / "checkpoints").glob(".*")] == [".step-000000000300.partial-1"]
+    loop(run, {})
+    assert saved(run) == [900, 1000]
+    assert not list((run.out / "checkpoints").glob(".*"))

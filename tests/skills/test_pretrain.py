@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
 import torch
 from ray import cloudpickle
 from ray.train import TrainingFailedError
 from ray.util.queue import Queue
 from torch import Tensor
 
+from spirl_ray.attempts import Attempt
 from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
 from spirl_ray.data.importing import import_dataset
 from spirl_ray.data.sources import GeneratedSource
@@ -195,6 +197,50 @@ def test_two_workers_train_one_model_on_all_of_the_data(dataset: Path, observe: 
     assert updates_in(log, rank=0) == updates_in(log, rank=1) == [*range(UPDATES)]
     assert np.isfinite(list(metrics.values())).all()
     check_normalisation(tmp_path / "out", job)
+
+
+def overtaken_worker(out: Path, config: dict[str, Any]) -> None:
+    Attempt.begin(out)
+    pretrain_module._train_worker(config)
+
+
+def test_an_overlapping_attempt_takes_over_and_the_older_one_saves_nothing_more(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(pretrain_module, "_train_worker", partial(overtaken_worker, out))
+    with pytest.raises(TrainingFailedError, match="attempt 2 at this result has begun"):
+        pretrain(make_job(dataset, max_failures=0), out)
+    assert not list(out.glob("ray_train/checkpoint_*/*"))
+    assert not (out / "skill.json").exists()
+
+
+def warned_worker(log: Path, config: dict[str, Any]) -> None:
+    """A worker that is told of its node's end, and notes when it saves."""
+    from spirl_ray.skills import pretrain
+
+    report = pretrain._report
+
+    def noted(model: Any, optimizer: Any, update: int, *rest: Any) -> None:
+        with log.open("a") as file:
+            file.write(f"{update}\n")
+        report(model, optimizer, update, *rest)
+
+    pretrain._report = noted
+    ray.train.get_preemption_info = lambda: object()
+    try:
+        pretrain._train_worker(config)
+    finally:
+        pretrain._report = report
+
+
+def test_a_notice_of_preemption_leads_to_one_checkpoint_more(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "saved"
+    monkeypatch.setattr(pretrain_module, "_train_worker", partial(warned_worker, log))
+    pretrain(make_job(dataset, checkpoint_every=UPDATES), tmp_path / "out")
+    assert log.read_text().split() == ["5", str(UPDATES)]
 
 
 def test_data_beyond_the_limit_is_streamed(dataset: Path, observe: Any, tmp_path: Path) -> None:
