@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy import session_members, start, write_config
+from toy import start, write_config
 
 import spirl_ray.envs as envs
+from benchmarks.ray_nodes import session_members
 from spirl_ray.rl.policy import load_policy
 
 pytestmark = pytest.mark.slow

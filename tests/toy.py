@@ -59,18 +59,3 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         start_new_session=True,
         env=environment,
     )
-
-
-def session_members(leader: int) -> list[int]:
-    """Living processes of the session that ``start`` made for a child; Ray's are in it or descend from it."""
-    members = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            members.append(int(entry.name))
-    return members

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from ray_nodes import RayNodes
+
+from benchmarks.ray_nodes import RayNodes
 
 
 @pytest.fixture(scope="module")

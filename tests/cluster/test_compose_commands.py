@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ray_nodes import RayNodes
+
+from benchmarks.ray_nodes import RayNodes
 
 COMPOSE = Path(__file__).parents[2] / "cluster" / "compose.yaml"
 pytestmark = pytest.mark.cluster

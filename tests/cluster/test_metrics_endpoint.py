@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from ray_nodes import RayNodes
+
+from benchmarks.ray_nodes import RayNodes
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "spirl-ray.json"
 DRIVER = """

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import requests
-from ray_nodes import RayNodes
 from toy import write_config
+
+from benchmarks.ray_nodes import RayNodes
 
 REPOSITORY = Path(__file__).parents[2]
 DASHBOARD = REPOSITORY / "cluster" / "grafana" / "spirl-ray.json"

@@ -1,7 +1,8 @@
-"""Real Ray nodes with token authentication, started and ended by the test that needs them."""
+"""Real Ray nodes with token authentication, started and ended by the test or benchmark that needs them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -13,14 +14,37 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import requests
-from toy import session_members
 
 _REPOSITORY = Path(__file__).parents[1]
 _PATIENCE_S = 300.0
 _NODE_IP = "127.0.0.2"
 """A loopback address that Ray does not replace by the machine's own, as it does with 127.0.0.1."""
+
+
+def session_members(leader: int) -> list[int]:
+    """Living processes of a session that a child leads; whatever Ray starts for it is in it."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def kill_session(leader: subprocess.Popen[Any]) -> None:
+    """SIGKILL for a child that leads a session, and for all processes in it."""
+    for member in session_members(leader.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    leader.wait()
 
 
 def free_port() -> int:
@@ -39,6 +63,8 @@ class RayNodes:
         self.token.write_text(secrets.token_hex(32))
         self.gcs_port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.started = 0
+        """Nodes so far, those that ended included; they count in the names of logs and folders."""
 
     @property
     def address(self) -> str:
@@ -89,7 +115,7 @@ class RayNodes:
                 f"--address={self.address}",
                 f"--metrics-export-port={free_port()}",
                 # Of its own: when a node is done with a job's files, it removes them from its folder.
-                f"--temp-dir={self.folder / f'n{len(self.processes)}'}",
+                f"--temp-dir={self.folder / f'n{self.started}'}",
                 *options,
             ]
         )
@@ -98,7 +124,8 @@ class RayNodes:
         ports = [f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "dashboard-agent-grpc")]
         client = [f"--ray-client-server-port={free_port()}"] if "--head" in command else []
         store = ["--object-store-memory=100000000", "--disable-usage-stats"]
-        with (self.folder / f"node-{len(self.processes)}.log").open("wb") as log:
+        with (self.folder / f"node-{self.started}.log").open("wb") as log:
+            self.started += 1
             self.processes.append(
                 subprocess.Popen(
                     [*command, *ports, *client, *store],
@@ -127,10 +154,14 @@ class RayNodes:
     def wait(self, condition: object) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while not condition():  # type: ignore[operator]
-            for number, process in enumerate(self.processes):
-                assert process.poll() is None, (self.folder / f"node-{number}.log").read_text()
+            for process in self.processes:
+                assert process.poll() is None, "\n".join(log.read_text() for log in self.folder.glob("node-*.log"))
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.5)
+
+    def kill(self, number: int) -> None:
+        """The sudden end of a node, by the order in which they were started: SIGKILL for all of its processes."""
+        kill_session(self.processes.pop(number))
 
     def stop(self) -> None:
         """Ends these nodes and nothing else; removes their files."""
@@ -142,6 +173,5 @@ class RayNodes:
             except subprocess.TimeoutExpired:
                 process.kill()
         for process in self.processes:
-            for member in session_members(process.pid):
-                os.kill(member, signal.SIGKILL)
+            kill_session(process)
         shutil.rmtree(self.folder, ignore_errors=True)
