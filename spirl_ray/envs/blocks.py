@@ -7,7 +7,7 @@ others can build higher than anybody has shown. Task and numbers as in Pertsch e
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -246,6 +246,18 @@ def generate(
     return blocks_expert.generate(indices, seed, subgoal_noise=subgoal_noise, action_noise=action_noise)
 
 
+def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """The scene at some steps of recorded states, see `EnvironmentSpec.pictures`."""
+    n_blocks = (states.shape[1] - ROBOT_STATE) // 3
+    env = BlockStackingEnv(n_blocks, camera=False, render_mode="rgb_array", render_width=400)
+    frames = []
+    for step in steps:
+        env.world.show(states[step])
+        frames.append(env.render())
+    env.close()
+    return [frame for frame in frames if frame is not None]
+
+
 SPEC = EnvironmentSpec(
     id="spirl/BlockStacking-v0",
     state_dim=ROBOT_STATE + 3 * DATA_BLOCKS,
@@ -255,4 +267,5 @@ SPEC = EnvironmentSpec(
     target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=tuple(range(3, ROBOT_STATE))),
     generate=generate,
+    pictures=pictures,
 )

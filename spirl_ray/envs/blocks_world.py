@@ -238,6 +238,15 @@ class BlockWorld:
         entries = (data.qpos[:3], data.qvel[:3], data.qpos[3:4], (opening,), self.positions.ravel())
         return np.clip(np.concatenate(entries), -STATE_LIMIT, STATE_LIMIT).astype(np.float32)
 
+    def show(self, state: NDArray[np.floating]) -> None:
+        """Puts everything where a state [8 + 3 n] has it, upright, for states do not tell how blocks lie."""
+        data, robot = self.data, np.asarray(state[:ROBOT_STATE], np.float64)
+        data.qpos[:3], data.qpos[3], data.qpos[4:_JOINTS] = robot[:3], robot[6], robot[7] * FINGER_TRAVEL
+        poses = data.qpos[_JOINTS:].reshape(self.n_blocks, 7)
+        poses[:] = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+        poses[:, :3] = np.reshape(state[ROBOT_STATE:], (self.n_blocks, 3))
+        self._mujoco.mj_forward(self.model, data)
+
     @contextmanager
     def tinted(self) -> Iterator[None]:
         """Within, blocks are the bluer the heavier they are, so that people see where one ends; otherwise white."""

@@ -46,7 +46,8 @@ def _rows(dataset: Path) -> Iterator[np.ndarray]:
         captions[-1] = " > ".join(map(str, episode.metadata.get("completed", ()))) or captions[-1]
         pictures = []
         for picture, caption in zip(spec.pictures(episode.metadata, episode.states, steps), captions, strict=True):
-            small = np.asarray(Image.fromarray(picture).resize((PICTURE, PICTURE)))
+            height = round(PICTURE * picture.shape[0] / picture.shape[1])
+            small = np.asarray(Image.fromarray(picture).resize((PICTURE, height)))
             pictures.append(captioned(small, caption))
         yield np.concatenate(pictures, axis=1)
 

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 import spirl_ray.envs as envs
 from spirl_ray.envs import blocks
 from spirl_ray.envs.blocks import GRASP_STEPS, STANDING_STEPS, VIEW_SIZE, BlockStackingEnv, Building, Progress
-from spirl_ray.envs.blocks_world import BLOCK_HALF, BLOCK_SIDE, Touches
+from spirl_ray.envs.blocks_world import BLOCK_HALF, BLOCK_SIDE, BlockWorld, Touches
 from spirl_ray.errors import SpirlError
 
 ID = "spirl/BlockStacking-v0"
@@ -225,3 +225,16 @@ def test_a_picture_shows_the_whole_scene_and_leaves_the_agents_view_alone(seeing
     assert moved is not None
     assert (moved != picture).any(axis=-1).mean() > 0.005
     seeing.close()
+
+
+def test_pictures_show_how_a_tower_grows() -> None:
+    world = BlockWorld(2)
+    states = []
+    for places in ([(-0.3, BLOCK_HALF), (0.3, BLOCK_HALF)], [(-0.3, BLOCK_HALF), (-0.3, BLOCK_HALF + BLOCK_SIDE)]):
+        world.arrange(places, (0.0, 0.8))
+        states.append(world.state())
+    apart, built = blocks.pictures({}, np.stack(states), [0, 1])
+    assert apart.shape == (240, 400, 3)
+    changed = np.abs(apart.astype(int) - built).max(-1) > 30
+    assert changed[:, 200:].any(), "the right block is gone"
+    assert changed[:, :200].any(), "and is on the left one"

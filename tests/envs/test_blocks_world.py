@@ -214,3 +214,14 @@ def test_closed_fingers_stop_before_they_touch() -> None:
     world = arranged((1.0, ON_TABLE))
     do(world, 0.0, 0.0, CLOSED, 5)
     assert world.data.qpos[4:6].min() > -0.1 * FINGER_TRAVEL
+
+
+def test_a_state_is_shown_as_it_was() -> None:
+    world = arranged((-0.2, ON_TABLE), (0.1, ON_TABLE), hand=(0.1, GRASP_HEIGHT))
+    do(world, 0.0, 0.0, CLOSED, 5)
+    do(world, 0.5, 0.5, CLOSED, 5)
+    state = world.state()
+    other = arranged((0.3, ON_TABLE), (0.5, ON_TABLE))
+    other.show(state)
+    moving = slice(3, 6)  # velocities have no picture
+    np.testing.assert_allclose(np.delete(other.state(), moving), np.delete(state, moving), atol=1e-6)
