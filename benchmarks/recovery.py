@@ -6,7 +6,7 @@ how many steps (updates, in stage 1) were done a second time. Env runners, train
 Ray; worker nodes and heads are nodes of a real cluster with token authentication, replaced as an autoscaler or a
 RayJob would: a new worker node at once, and the same command once more where the driver is gone.
 
-The experiment is small (point pads), so what is measured is the time to notice, to start processes and to restore.
+Rows of kinds that are not measured again stay in the file. The experiment is small (point pads), so what is measured is the time to notice, to start processes and to restore.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.collect import with_others
 from benchmarks.ray_nodes import RayNodes, kill_session, session_members
 from spirl_ray.experiments.provenance import commit, hardware
 from spirl_ray.experiments.rollouts import write_csv
@@ -261,7 +262,7 @@ def main() -> None:
         rows.append(measure(kind, options.kills))
         print(rows[-1], flush=True)
         if options.out is not None:
-            write_csv(options.out, rows)
+            write_csv(options.out, with_others(options.out, rows, ("kind",)))
 
 
 if __name__ == "__main__":
