@@ -6,7 +6,8 @@ how many steps (updates, in stage 1) were done a second time. Env runners, train
 Ray; worker nodes and heads are nodes of a real cluster with token authentication, replaced as an autoscaler or a
 RayJob would: a new worker node at once, and the same command once more where the driver is gone.
 
-Rows of kinds that are not measured again stay in the file. The experiment is small (point pads), so what is measured is the time to notice, to start processes and to restore.
+Rows of kinds that are not measured again stay in the file. The experiment is small (point pads), so what is measured
+is the time to notice, to start processes and to restore.
 """
 
 from __future__ import annotations
