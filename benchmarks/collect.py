@@ -4,8 +4,8 @@
         --variant pretrain.augmentation.kind=none
 
 makes ``benchmarks/results/<name>.csv`` (every evaluation point of every trial), ``<name>_prior.csv`` (the bare
-priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them) and ``<name>.json``
-(exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not have, for
+priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them and named) and
+``<name>.json`` (exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not have, for
 trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``. Where the
 target has one subtask, the share of episodes that complete it is called ``success``. An exploration gives
 ``<name>_exploration.csv`` and ``<name>_exploration.png``.
@@ -51,9 +51,9 @@ def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -
     """The rows of a file that differ from all new ones in some key, then the new ones."""
     if not path.exists():
         return rows
-    new = {tuple(str(row[key]) for key in keys) for row in rows}
+    new = {tuple(str(row.get(key, "")) for key in keys) for row in rows}
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if tuple(row[key] for key in keys) not in new] + rows
+        return [row for row in csv.DictReader(file) if tuple(row.get(key, "") for key in keys) not in new] + rows
 
 
 def as_success(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,7 +75,8 @@ def main() -> None:
     trials: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
     priors = prior_rows(experiment)
     for variant in options.variant:
-        priors += prior_rows(load_experiment(options.config, [*options.set, variant]))
+        rows = prior_rows(load_experiment(options.config, [*options.set, variant]))
+        priors += [{**row, "variant": variant} for row in rows]
     if len(environment(experiment.env.id).target(experiment.env.kwargs)) == 1:
         trials, priors = as_success(trials), as_success(priors)
     exploration = gather(Workspace(experiment), "").exploration
@@ -84,7 +85,9 @@ def main() -> None:
         write_atomically(RESULTS / f"{name}_exploration.png", exploration.figure.read_bytes())
     if options.add:
         trials = with_others(RESULTS / f"{name}.csv", trials, ("method", "seed"))
-        priors = with_others(RESULTS / f"{name}_prior.csv", priors, ("skills", "augmentation", "seed", "mode"))
+        priors = with_others(
+            RESULTS / f"{name}_prior.csv", priors, ("skills", "augmentation", "seed", "mode", "variant")
+        )
     write_csv(RESULTS / f"{name}.csv", trials)
     if priors:
         write_csv(RESULTS / f"{name}_prior.csv", priors)
