@@ -5,9 +5,9 @@
 
 makes ``benchmarks/results/<name>.csv`` (every evaluation point of every trial), ``<name>_prior.csv`` (the bare
 priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them and named) and
-``<name>.json`` (exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not have, for
-trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``. Where the
-target has one subtask, the share of episodes that complete it is called ``success``. An exploration gives
+``<name>.json`` (exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not
+have, for trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
+Where the target has one subtask, the share of episodes that complete it is called ``success``. An exploration gives
 ``<name>_exploration.csv`` and ``<name>_exploration.png``.
 """
 
