@@ -298,7 +298,7 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
         while not last and ray.is_initialized():
             last = finished.wait(_LISTEN_S)
             with contextlib.suppress(Empty, RayActorError):
-                while True:
+                for _ in range(queue.qsize()):  # asking an empty queue is a failed task in the dashboard
                     row = queue.get_nowait()
                     if on_row is not None and not errors:
                         try:
