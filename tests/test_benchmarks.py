@@ -10,11 +10,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks import experts
+from benchmarks.scale import predict
 from benchmarks.speed import append_row
+from spirl_ray.data.trajectories import Episode
 from spirl_ray.errors import SpirlError
 
 ROOT = Path(__file__).parents[1]
@@ -81,3 +86,36 @@ def test_table_with_other_columns_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SpirlError, match="other columns"):
         append_row(table, {"rate": 1.0}, quick=True)
     assert table.read_text(encoding="utf-8") == "something,else\n1,2\n"
+
+
+def test_experts_are_counted_by_what_their_episodes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(indices: Iterable[int], seed: int, *, tasks: list[str], keep_failures: bool) -> Iterator[Episode]:
+        assert keep_failures, "a second attempt would hide the failure of the first"
+        assert sorted(tasks) == ["kettle", "microwave"]
+        for index in indices:
+            states, actions = np.zeros((4, 30), np.float32), np.zeros((3, 9), np.float32)
+            solved = {"solved": index % 4 != 0}
+            yield Episode(str(index), states, actions, np.zeros(3, np.float32), False, True, solved)
+
+    monkeypatch.setattr(experts.kitchen_experts, "generate", generate)
+    row = experts.kitchen(["microwave", "kettle"], 8)
+    assert (row["attempts"], row["solved"], row["rate"], row["steps_mean"]) == (8, 6, 0.75, 3.0)
+
+
+def test_prediction_names_the_slowest_part() -> None:
+    measured = {
+        "runner_s": 1.0,
+        "driver_s": 0.02,
+        "update_s": 0.01,
+        "decisions_per_fragment": 32.0,
+        "steps_per_fragment": 320.0,
+        "sample_bytes": 2e4,
+        "weight_bytes": 4e5,
+    }
+    few, many = predict(measured, 10, learns=False), predict(measured, 100, learns=False)
+    assert (few["bottleneck"], few["env_steps_per_s"]) == ("env runners", 3200.0)
+    assert (many["bottleneck"], many["env_steps_per_s"]) == ("driver", 16000.0)
+    assert many["mbytes_per_s"] == pytest.approx(50 * 0.42)
+    learning = predict(measured, 10, learns=True)
+    assert learning["bottleneck"] == "learner"
+    assert learning["env_steps_per_s"] == pytest.approx(320.0 / 0.34)
