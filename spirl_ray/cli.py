@@ -300,7 +300,9 @@ class _Session:
         from spirl_ray.experiments.gather import gather
         from spirl_ray.experiments.report import write_report
 
-        files = write_report(self.workspace.folder / "report", gather(self.workspace, shlex.join(self.command("run"))))
+        out = self.workspace.folder / "report"
+        with self.workspace.locked(out):
+            files = write_report(out, gather(self.workspace, shlex.join(self.command("run"))))
         console.print("[green]done[/green]  Report")
         for file in (files.html, files.csv, files.json):
             console.print(f"      {escape(shown(file))}")

@@ -211,6 +211,8 @@ class Experiment(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     output: Path | None = None
     """Where everything is written; None means ``runs/<name>``. On a cluster, a folder that every node sees."""
+    storage: str | None = None
+    """URI of a copy of ``output`` (s3://, gs://, hdfs://, file://), from which another machine goes on."""
     methods: tuple[MethodName, ...] = Field(default=("spirl_cl",), min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     env: EnvSettings = EnvSettings()
@@ -229,9 +231,16 @@ class Experiment(Settings):
     def _no_uri(cls, value: Any) -> Any:
         if isinstance(value, str) and "://" in value:
             raise ValueError(
-                "this is a URI, and results are written to a folder: mount the bucket on every node (for example with "
-                "s3fs, gcsfuse or a network file system) and name the folder"
+                "this is a URI, and work is done in a folder that every node sees. Name that one, and add "
+                f"storage: {value} to have a copy there, from which another machine can go on"
             )
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _uri(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value:
+            raise ValueError(f"{value!r} is no URI, such as s3://bucket/folder; for a folder it is file:///folder")
         return value
 
     @field_validator("methods", "seeds")

@@ -313,7 +313,7 @@ def test_a_bare_name_is_a_shipped_config(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("output", ["s3://bucket/runs", "gs://bucket", "file:///shared"])
 def test_an_output_that_is_a_uri_is_refused_with_what_to_do(output: str) -> None:
-    with pytest.raises(SpirlError, match=r"output: .*this is a URI.*mount the bucket"):
+    with pytest.raises(SpirlError, match=r"output: .*this is a URI.*storage: "):
         parse_experiment({"name": "x", "output": output}, "test")
 
 

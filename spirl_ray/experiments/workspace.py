@@ -19,6 +19,7 @@ from spirl_ray.data.sources import EpisodeSource, GeneratedSource, JoinedSource,
 from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.storage import OWNER, PARTIAL, Storage
 from spirl_ray.methods import METHODS, ResolvedMethod, resolve, skill_spec
 from spirl_ray.rl.policy import CARD as POLICY_CARD
 from spirl_ray.rl.policy import read_policy_card
@@ -40,6 +41,7 @@ class Workspace:
         self.on_wait = on_wait
         """Told of a result that another process is working on, before waiting for it."""
         self.folder = experiment.folder.absolute()
+        self.storage = None if experiment.storage is None else Storage(self.folder, experiment.storage)
 
     def claim(self, *, create: bool = True) -> None:
         """Marks the folder as this experiment's.
@@ -57,6 +59,10 @@ class Workspace:
             )
         mine = {"name": self.experiment.name, "environment": self.experiment.env.id, "format": _FORMAT}
         mark = self.folder / _MARK
+        self._refuse_foreign_files()
+        if self.storage is not None:
+            with self.locked(self.folder):
+                self.storage.attach(_MARK)
         try:
             if not mark.exists():
                 if not create:
@@ -64,7 +70,6 @@ class Workspace:
                         f"There is no experiment in {self.folder}. Run spirl run first, or point --set output=… to "
                         "the folder that it wrote."
                     )
-                self._refuse_foreign_files()
                 write_json(mark, mine)
         except OSError as error:
             raise SpirlError(f"Cannot use {self.folder} as the output: {error.strerror}.") from error
@@ -76,12 +81,16 @@ class Workspace:
                 f"this is {mine['name']!r} on {mine['environment']}. Nothing was written. Choose another folder with "
                 "--set output=…, or give the experiment that name."
             )
+        if self.storage is not None:
+            with self.locked(self.folder):
+                self.storage.copy(mark)
 
     def _refuse_foreign_files(self) -> None:
         if not self.folder.exists():
             return
-        # Another process that claims the folder right now has a partial mark in it.
-        foreign = [path for path in self.folder.iterdir() if not path.name.startswith((_MARK, f".{_MARK}"))]
+        # Another process that claims the folder right now has a partial mark in it, or what comes from a storage.
+        ours = (_MARK, f".{_MARK}", OWNER, PARTIAL)
+        foreign = [path for path in self.folder.iterdir() if not path.name.startswith(ours)]
         if foreign and not (self.folder / _MARK).exists():
             raise SpirlError(
                 f"{self.folder} is not empty and is no experiment folder ({_MARK} is missing): nothing was "
@@ -90,7 +99,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self, target: Path) -> Iterator[None]:
-        """Only one process works on ``target`` at a time; the others say so and wait."""
+        """Only one process works on ``target`` at a time; the others say so and wait. Its storage follows."""
         path = target.with_name(f".{target.name}.lock")
         lock = FileLock(path)
         try:
@@ -104,8 +113,10 @@ class Workspace:
             raise SpirlError(
                 f"Cannot write {path}: {error.strerror}. Fix permissions, or choose another folder with --set output=…."
             ) from error
+        storage = self.storage if target != self.folder else None
         try:
-            yield
+            with contextlib.nullcontext() if storage is None else storage.kept(target):
+                yield
         finally:
             lock.release()
 
