@@ -7,7 +7,7 @@ beside; so here: they are read first and copied last, so that a machine may die 
 One folder writes to a storage at a time: the newest that took it, by an id on both sides. A job that is started again
 on another machine takes it over, and the one before, should it still live, is told so and stops copying.
 
-What comes from a storage is untrusted, as any shared file (SECURITY.md): names that lead out of the folder are refused.
+Names in a storage that lead out of the folder are refused (SECURITY.md).
 """
 
 from __future__ import annotations
