@@ -111,17 +111,19 @@ class Storage:
 
         thread = threading.Thread(target=copy_now_and_then, daemon=True, name="storage")
         thread.start()
-        try:
-            yield
-        except BaseException:
+
+        def stop() -> None:
             done.set()
             thread.join()
+
+        try:
+            yield
+        except BaseException:  # Ctrl-C and SIGTERM, too: the work goes on from this copy
+            stop()
             with contextlib.suppress(SpirlError):  # what went wrong first is what matters
                 self.copy(target)
             raise
-        finally:
-            done.set()
-            thread.join()
+        stop()
         self.copy(target)
 
     def copy(self, target: Path) -> None:

@@ -59,17 +59,18 @@ class Workspace:
             )
         mine = {"name": self.experiment.name, "environment": self.experiment.env.id, "format": _FORMAT}
         mark = self.folder / _MARK
-        self._refuse_foreign_files()
-        if self.storage is not None:
-            with self.locked(self.folder):
-                self.storage.attach(_MARK)
         try:
+            if self.storage is not None:
+                self._refuse_foreign_files()
+                with self.locked(self.folder):
+                    self.storage.attach(_MARK)
             if not mark.exists():
                 if not create:
                     raise SpirlError(
                         f"There is no experiment in {self.folder}. Run spirl run first, or point --set output=… to "
                         "the folder that it wrote."
                     )
+                self._refuse_foreign_files()
                 write_json(mark, mine)
         except OSError as error:
             raise SpirlError(f"Cannot use {self.folder} as the output: {error.strerror}.") from error
