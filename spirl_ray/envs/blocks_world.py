@@ -56,7 +56,7 @@ _LIGHTEST, _HEAVIEST = np.array([1.0, 0.98, 0.9, 1.0]), np.array([0.2, 0.35, 0.6
 _SCENE = """
 <mujoco model="block stacking">
   <compiler angle="radian" autolimits="true"/>
-  <option timestep="0.002" impratio="20" cone="elliptic"/>
+  <option timestep="0.002" impratio="20" cone="elliptic"><flag sleep="enable"/></option>
   <visual>
     <headlight ambient="0.25 0.25 0.25" diffuse="0.45 0.45 0.45" specular="0 0 0"/>
     <map znear="0.02" zfar="12"/>
@@ -164,7 +164,10 @@ class Touches:
 
 
 class BlockWorld:
-    """Simulates; raises `SpirlError` for a number of blocks outside 1 to `MOST_BLOCKS`."""
+    """Simulates; raises `SpirlError` for a number of blocks outside 1 to `MOST_BLOCKS`.
+
+    Blocks that rest and that nothing awake touches sleep: MuJoCo's steps leave them out.
+    """
 
     def __init__(self, n_blocks: int) -> None:
         if isinstance(n_blocks, bool) or not isinstance(n_blocks, int) or not 1 <= n_blocks <= MOST_BLOCKS:
@@ -258,9 +261,18 @@ class BlockWorld:
         finally:
             self.model.geom_rgba[self._blocks] = 1.0
 
+    def _contacts(self) -> NDArray[np.int32]:
+        """Pairs [n, 2] of geometries, those between blocks asleep too, which MuJoCo's steps leave out."""
+        if self.data.ntree_awake < self.model.ntree:
+            awake, sleeping = self.model.opt.enableflags, int(self._mujoco.mjtEnableBit.mjENBL_SLEEP)
+            self.model.opt.enableflags &= ~sleeping
+            self._mujoco.mj_collision(self.model, self.data)
+            self.model.opt.enableflags = awake
+        return self.data.contact.geom[: self.data.ncon]
+
     def touches(self) -> Touches:
         """What touches what right now."""
-        pairs = self.data.contact.geom[: self.data.ncon]
+        pairs = self._contacts()
         heights = self.positions[:, 2]
         fingers: list[set[int]] = [set() for _ in range(self.n_blocks)]
         below: list[set[int]] = [set() for _ in range(self.n_blocks)]

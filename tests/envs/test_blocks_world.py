@@ -10,6 +10,7 @@ from spirl_ray.envs.blocks_world import (
     BLOCK_SIDE,
     DENSITIES,
     FINGER_TRAVEL,
+    ROBOT_STATE,
     STATE_LIMIT,
     STEP_METRES,
     TABLE_HALF,
@@ -222,6 +223,10 @@ def test_a_state_is_shown_as_it_was() -> None:
     do(world, 0.5, 0.5, CLOSED, 5)
     state = world.state()
     other = arranged((0.3, ON_TABLE), (0.5, ON_TABLE))
+    do(other, 0.0, 0.0, OPEN, 5)
+    assert other.data.ntree_awake == 1  # the robot
     other.show(state)
     moving = slice(3, 6)  # velocities have no picture
     np.testing.assert_allclose(np.delete(other.state(), moving), np.delete(state, moving), atol=1e-6)
+    drawn = [other.data.geom(f"block{i}").xpos for i in range(2)]
+    np.testing.assert_allclose(drawn, state[ROBOT_STATE:].reshape(2, 3), atol=1e-6)
