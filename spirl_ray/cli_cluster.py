@@ -86,7 +86,11 @@ def submit(
 def doctor(
     set: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Check this storage, too: --set output=/shared/folder.", metavar="output=FOLDER"),
+        typer.Option(
+            "--set",
+            help="Check these, too: --set output=/shared/folder storage=s3://bucket/name.",
+            metavar="KEY=VALUE",
+        ),
     ] = None,
     address: Annotated[
         str | None,
@@ -103,16 +107,16 @@ def doctor(
     Prints a table and what to do; the exit status is 2 if something has to be done.
     """
     with readable_errors():
-        output = _output(set or [])
+        output, storage = _places(set or [])
         prepare_ray()
         if address is not None and address.startswith(("http://", "https://")):
-            _doctor_as_job(address, output)
+            _doctor_as_job(address, output, storage)
             return
         from spirl_ray.cluster.doctor import check_cluster, cluster_problems
         from spirl_ray.experiments.session import ray_session
 
         with ray_session(RaySettings(address=address or os.environ.get("RAY_ADDRESS") or "auto")):
-            reports = check_cluster(output)
+            reports = check_cluster(output, storage)
         _print_reports(reports)
         problems = [f"{report.node}: {problem}" for report in reports for problem in report.problems]
         problems += cluster_problems(reports)
@@ -120,29 +124,34 @@ def doctor(
             listing = "\n".join(f"  {problem}" for problem in problems)
             raise SpirlError(f"{len(problems)} problem(s):\n{listing}")
         if output is None:
-            console.print("The storage was not checked: name it with --set output=/shared/folder.")
+            console.print("The output folder was not checked: name it with --set output=/shared/folder.")
         console.print(f"[green]All {len(reports)} node(s) are fit.[/green]")
 
 
-def _output(overrides: list[str]) -> Path | None:
-    """The folder in ``output=FOLDER``."""
+def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
+    """The folder in ``output=FOLDER`` and the URI in ``storage=URI``."""
     folder: Path | None = None
+    uri: str | None = None
     for override in overrides:
         key, _, value = override.partition("=")
-        if key.strip() != "output" or not value:
-            raise SpirlError(f"--set {override}: spirl doctor knows only output=FOLDER.")
+        if key.strip() not in ("output", "storage") or not value:
+            raise SpirlError(f"--set {override}: spirl doctor knows only output=FOLDER and storage=URI.")
+        if key.strip() == "storage":
+            uri = value
+            continue
         folder = Path(str(yaml.safe_load(value)))
         if not folder.is_absolute():
             raise SpirlError(f"--set {override}: name the folder in full, for it must be the same on every node.")
-    return folder
+    return folder, uri
 
 
-def _doctor_as_job(address: str, output: Path | None) -> None:
+def _doctor_as_job(address: str, output: Path | None, storage: str | None) -> None:
     from spirl_ray.cluster import jobs
 
     dashboard = jobs.find_dashboard(address)
     client = _client(dashboard)
-    command = ["doctor", *(["--set", f"output={output}"] if output else [])]
+    places = {"output": output, "storage": storage}
+    command = ["doctor", *(word for key, value in places.items() if value for word in ("--set", f"{key}={value}"))]
     job = jobs.submit(client, command, name="doctor")
     console.print(f"[green]submitted[/green]  {escape(job)}")
     _follow(client, dashboard, job)
@@ -185,7 +194,7 @@ def _ray_job(command: str, dashboard: Dashboard, job: str, *options: str) -> lis
 
 def _print_reports(reports: list[NodeReport]) -> None:
     names = ("python", "ray", "torch", "spirl-ray")
-    table = Table("node", *names, "CPUs", "GPUs", "memory", "storage", "clock", "fit", title="Nodes")
+    table = Table("node", *names, "CPUs", "GPUs", "memory", "output", "storage", "clock", "fit", title="Nodes")
     for report in reports:
         table.add_row(
             escape(report.node),
@@ -193,6 +202,7 @@ def _print_reports(reports: list[NodeReport]) -> None:
             f"{report.cpus:g}",
             f"{report.gpus:g}",
             f"{report.memory_gib:.1f} GiB",
+            report.output,
             report.storage,
             "?" if report.clock_offset_s is None else f"{report.clock_offset_s:+.1f} s",
             "[green]yes[/green]" if not report.problems else f"[red]{len(report.problems)} problem(s)[/red]",

@@ -39,16 +39,18 @@ class NodeReport:
     versions: dict[str, str] = field(default_factory=dict)
     clock_offset_s: float | None = None
     """How far its clock is ahead of the driver's."""
+    output: str = "not checked"
     storage: str = "not checked"
     problems: list[str] = field(default_factory=list)
     """Each with what to do."""
 
 
-def check_cluster(output: Path | None, *, answer_s: float = ANSWER_S) -> list[NodeReport]:
+def check_cluster(output: Path | None, storage: str | None = None, *, answer_s: float = ANSWER_S) -> list[NodeReport]:
     """Asks every living node of the connected cluster.
 
     Args:
-        output: the folder that experiments are to be written to; None leaves the storage out.
+        output: the folder that experiments are to be written to; None leaves it out.
+        storage: the URI that `output` is to be copied to; None leaves it out.
         answer_s: how long to wait for a node.
 
     Raises:
@@ -79,7 +81,7 @@ def check_cluster(output: Path | None, *, answer_s: float = ANSWER_S) -> list[No
                 .remote(report.gpus)
             )
             own = f"node-{node['NodeID']}"
-            reference = actor.asked.remote(None if folder is None else str(folder), content, own)
+            reference = actor.asked.remote(None if folder is None else str(folder), storage, content, own)
             asked.append((report, actor, reference, own))
         deadline = time.monotonic() + answer_s
         for report, actor, reference, own in asked:
@@ -100,7 +102,8 @@ def check_cluster(output: Path | None, *, answer_s: float = ANSWER_S) -> list[No
             finally:
                 ray.kill(actor)
             _judge(report, found, here)
-            _judge_storage(report, found, folder, own, output)
+            _judge_output(report, found, folder, own, output)
+            _judge_storage(report, found, storage)
     return reports
 
 
@@ -133,19 +136,31 @@ def _judge(report: NodeReport, found: dict[str, Any], here: dict[str, str]) -> N
         )
 
 
-def _judge_storage(
+def _judge_output(
     report: NodeReport, found: dict[str, Any], folder: Path | None, own: str, output: Path | None
 ) -> None:
     if folder is None:
         return
-    problem = found["storage"]
+    problem = found["output"]
     if problem is None and not _appears(folder / own):
         problem = "writes what the driver does not see"
-    report.storage = "yes" if problem is None else "NO"
+    report.output = "yes" if problem is None else "NO"
     if problem is not None:
         report.problems.append(
             f"{output}: {problem}. Mount the same storage at this path on every node, writable for the user that Ray "
             "runs as."
+        )
+
+
+def _judge_storage(report: NodeReport, found: dict[str, Any], storage: str | None) -> None:
+    if storage is None:
+        return
+    problem = found["storage"]
+    report.storage = "yes" if problem is None else "NO"
+    if problem is not None:
+        report.problems.append(
+            f"{storage}: {problem}. Check the URI, and that this node has the storage's credentials in its environment "
+            "(or its role) and may write and delete there."
         )
 
 

@@ -78,7 +78,7 @@ class NodeProbe:
         seen = int(done.stdout.strip() or 0) if done.returncode == 0 else 0
         return None if seen >= self.gpus else f"Ray counts {self.gpus:g} GPUs, PyTorch sees {seen}"
 
-    def storage_problem(self, folder: str, content: str, own: str) -> str | None:
+    def output_problem(self, folder: str, content: str, own: str) -> str | None:
         """Reads the driver's file in ``folder`` and writes one of its own there.
 
         Args:
@@ -101,11 +101,30 @@ class NodeProbe:
             return f"{error.strerror} (as user {os.getuid()})"
         return None
 
-    def asked(self, folder: str | None, content: str, own: str) -> dict[str, Any]:
+    def storage_problem(self, uri: str, own: str) -> str | None:
+        """Writes a file of the name ``own`` behind ``uri``, reads it again and deletes it."""
+        try:
+            from pyarrow import fs
+
+            remote, root = fs.FileSystem.from_uri(uri)
+            file = f"{root.rstrip('/')}/.doctor-{own}"
+            if remote.type_name in ("local", "hdfs"):
+                remote.create_dir(root, recursive=True)
+            with remote.open_output_stream(file) as sink:
+                sink.write(own.encode())
+            with remote.open_input_stream(file) as source:
+                read = source.read()
+            remote.delete_file(file)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None if read == own.encode() else "reads other bytes than it wrote"
+
+    def asked(self, folder: str | None, uri: str | None, content: str, own: str) -> dict[str, Any]:
         """Everything but the clock, in one answer."""
         return {
             "versions": self.versions(),
             "import": self.import_problem(),
             "gpu": self.gpu_problem(),
-            "storage": None if folder is None else self.storage_problem(folder, content, own),
+            "output": None if folder is None else self.output_problem(folder, content, own),
+            "storage": None if uri is None else self.storage_problem(uri, own),
         }

@@ -16,7 +16,7 @@ from spirl_ray.cluster.doctor import NodeReport, cluster_problems
 from spirl_ray.cluster.probe import NodeProbe, source_digest
 
 HERE = {"python": "3.11.9", "ray": "2.60.0", "torch": "2.13.0", "spirl-ray": "0.1.0 (abc)"}
-FIT: dict[str, Any] = {"versions": HERE, "import": None, "gpu": None, "storage": None}
+FIT: dict[str, Any] = {"versions": HERE, "import": None, "gpu": None, "output": None, "storage": None}
 
 
 def judged(clock: float = 0.0, **found: Any) -> list[str]:
@@ -63,18 +63,18 @@ def test_the_way_of_the_message_is_not_taken_for_a_wrong_clock(monkeypatch: pyte
 
 def test_storage_is_fit_when_both_sides_see_what_the_other_wrote(tmp_path: Path) -> None:
     (tmp_path / "driver").write_text("content")
-    assert NodeProbe(0).storage_problem(str(tmp_path), "content", "node-1") is None
+    assert NodeProbe(0).output_problem(str(tmp_path), "content", "node-1") is None
     report = NodeReport("n", 1, 0, 1)
-    doctor._judge_storage(report, FIT, tmp_path, "node-1", tmp_path)
-    assert (report.storage, report.problems) == ("yes", [])
+    doctor._judge_output(report, FIT, tmp_path, "node-1", tmp_path)
+    assert (report.output, report.problems) == ("yes", [])
 
 
 def test_a_folder_of_the_same_name_on_another_disk_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = importlib.import_module("spirl_ray.cluster.probe")
     monkeypatch.setattr(probe, "_PATIENCE_S", 0.0)
-    assert "does not see what the driver wrote" in str(NodeProbe(0).storage_problem(str(tmp_path), "c", "node-1"))
+    assert "does not see what the driver wrote" in str(NodeProbe(0).output_problem(str(tmp_path), "c", "node-1"))
     (tmp_path / "driver").write_text("of another run")
-    assert "other bytes" in str(NodeProbe(0).storage_problem(str(tmp_path), "c", "node-1"))
+    assert "other bytes" in str(NodeProbe(0).output_problem(str(tmp_path), "c", "node-1"))
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_with_the_user(
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_with_the_user(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    assert "Permission denied (as user" in str(NodeProbe(0).storage_problem(str(tmp_path), "c", "node-1"))
+    assert "Permission denied (as user" in str(NodeProbe(0).output_problem(str(tmp_path), "c", "node-1"))
 
 
 def test_what_a_node_wrote_and_the_driver_does_not_see_is_a_fault(
@@ -94,9 +94,27 @@ def test_what_a_node_wrote_and_the_driver_does_not_see_is_a_fault(
 ) -> None:
     monkeypatch.setattr(doctor, "_appears", lambda file: False)
     report = NodeReport("n", 1, 0, 1)
-    doctor._judge_storage(report, FIT, tmp_path, "node-1", Path("/shared"))
-    assert report.storage == "NO"
+    doctor._judge_output(report, FIT, tmp_path, "node-1", Path("/shared"))
+    assert report.output == "NO"
     assert "/shared: writes what the driver does not see. Mount the same storage at this path" in report.problems[0]
+
+
+def test_a_storage_is_fit_when_it_gives_back_what_was_written_and_keeps_nothing(tmp_path: Path) -> None:
+    uri = (tmp_path / "bucket").as_uri()
+    assert NodeProbe(0).storage_problem(uri, "node-1") is None
+    assert list((tmp_path / "bucket").iterdir()) == []
+    report = NodeReport("n", 1, 0, 1)
+    doctor._judge_storage(report, FIT, uri)
+    assert (report.storage, report.problems) == ("yes", [])
+
+
+@pytest.mark.parametrize("uri", ["nothing://bucket/x", "file:///proc/none/x"])
+def test_a_storage_that_cannot_be_written_is_a_fault_with_its_reason(uri: str) -> None:
+    report = NodeReport("n", 1, 0, 1)
+    doctor._judge_storage(report, {**FIT, "storage": NodeProbe(0).storage_problem(uri, "node-1")}, uri)
+    assert report.storage == "NO"
+    assert report.problems[0].startswith(f"{uri}: ")
+    assert "credentials" in report.problems[0]
 
 
 def test_the_digest_changes_with_any_line_of_the_code(tmp_path: Path) -> None:
@@ -114,7 +132,7 @@ def test_a_cluster_without_cpus_is_no_use() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "train.env_steps=1"], "knows only output=FOLDER"),
+        (["--set", "train.env_steps=1"], "knows only output=FOLDER and storage=URI"),
         (["--set", "output=runs/x"], "name the folder in full"),
     ],
 )
@@ -125,9 +143,9 @@ def test_arguments_that_make_no_sense_are_refused(arguments: list[str], message:
 
 
 def test_the_table_has_a_row_for_every_node(capsys: pytest.CaptureFixture[str]) -> None:
-    fit = NodeReport("10.0.0.1 head", 4, 1, 8, HERE, 0.0, "yes")
+    fit = NodeReport("10.0.0.1 head", 4, 1, 8, HERE, 0.0, "yes", "NO")
     silent = NodeReport("10.0.0.2", 4, 0, 8, problems=["no answer"])
     cli_cluster._print_reports([fit, silent])
     rows = [line for line in capsys.readouterr().out.splitlines() if "10.0.0." in line]
-    assert [word in rows[0] for word in ("2.60.0", "0.1.0 (abc)", "8.0 GiB", "yes", "+0.0 s")] == [True] * 5
+    assert [word in rows[0] for word in ("2.60.0", "0.1.0 (abc)", "8.0 GiB", "yes", "NO", "+0.0 s")] == [True] * 6
     assert "1 problem(s)" in rows[1]
