@@ -239,6 +239,8 @@ def _curve(axes: Axes, sweep: Sweep, found: Sequence[Setting], key: str) -> None
         axes.set_xscale("log")
     axes.set_xlabel(key)
     axes.set_ylabel(_metric(sweep))
+    if sweep.file.metric.endswith("_subtasks"):
+        axes.set_ylim(bottom=0.0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

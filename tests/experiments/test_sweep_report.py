@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from test_sweep_config import RATES, sweep
 
 from spirl_ray.config import load_experiment
 from spirl_ray.experiments.sweep_ledger import Ledger, TrialRecord
-from spirl_ray.experiments.sweep_report import _Scale, settings, write_best, write_figure, write_results
+from spirl_ray.experiments.sweep_report import _curve, _Scale, settings, write_best, write_figure, write_results
 
 GRID = {"skills.horizon": {"grid": [3, 10]}, "train.target_divergence": {"grid": [1.0, 5.0]}}
 
@@ -106,6 +107,15 @@ def test_every_kind_of_space_has_a_figure(tmp_path: Path, space: dict[str, Any])
     with Image.open(path) as image:
         assert image.size[0] > 600
         assert len(image.convert("RGB").getcolors(10**6) or ()) > 50
+
+
+def test_a_curve_of_subtasks_starts_at_none(tmp_path: Path) -> None:
+    chosen = sweep(tmp_path, {"skills.horizon": {"grid": [3, 10]}})
+    ledger = ledger_of(tmp_path, ({"skills.horizon": 3}, 3.5), ({"skills.horizon": 10}, 3.9))
+    axes = Figure().subplots()
+    _curve(axes, chosen, settings(chosen, ledger), "skills.horizon")
+    assert axes.get_ylim()[0] == 0.0
+    assert axes.get_ylim()[1] > 3.9
 
 
 def test_values_have_their_place_on_an_axis(tmp_path: Path) -> None:
