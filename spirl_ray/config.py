@@ -142,6 +142,9 @@ class TrainSettings(Settings):
     warmup_decisions: int = Field(default=5000, ge=0)
     """Decisions sampled before learning starts."""
     replay_capacity: int = Field(default=1_000_000, ge=1)
+    reward_scale: float = Field(default=1.0, gt=0.0)
+    """The learner sees rewards times this; values far above 1 would take its critics long to reach. Returns are shown
+    as the environment gives them."""
     discount: float = Field(default=0.99, gt=0.0, le=1.0)
     discount_per: Literal["decision", "primitive_step"] = "decision"
     """gamma for every decision (the paper), or gamma^k for a skill of k primitive steps."""

@@ -109,6 +109,7 @@ def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
         target_divergence=method.target_divergence,
         alpha_min=train.alpha_min,
         fixed_alpha=train.fixed_alpha,
+        reward_scale=train.reward_scale,
         polyak=train.polyak,
         divergence_in_target=train.divergence_in_target,
         timeout_is_terminal=train.timeout_is_terminal,

@@ -218,8 +218,11 @@ class Trial:
                 "policy_init",
             },
         )
+        # Results from before there were these keys keep their places.
         if train["fixed_alpha"] is None:
-            del train["fixed_alpha"]  # results from before there was this key keep their place
+            del train["fixed_alpha"]
+        if train["reward_scale"] == 1.0:
+            del train["reward_scale"]
         return fingerprint(
             self.skills_key, self.experiment.env, train, vars(self.resolved), METHODS[self.method].summary
         )

@@ -41,6 +41,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
         self.target_divergence = 5.0
         self.alpha_min = 0.0
         self.fixed_alpha: float | None = None
+        self.reward_scale = 1.0
         self.polyak = 0.005
         self.divergence_in_target = True
         self.timeout_is_terminal = False
@@ -90,6 +91,7 @@ _OWN_SETTINGS = frozenset(
         "target_divergence",
         "alpha_min",
         "fixed_alpha",
+        "reward_scale",
         "polyak",
         "divergence_in_target",
         "timeout_is_terminal",

@@ -81,7 +81,7 @@ class SkillPriorSACLearner(TorchLearner):
         module = self._module[module_id].unwrapped()
         alpha = module.log_alpha.detach().exp()
         target = losses.critic_target(
-            batch[Columns.REWARDS],
+            config.reward_scale * batch[Columns.REWARDS],
             batch[DISCOUNTS],
             batch[Columns.TERMINATEDS],
             fwd_out["next_value"],

@@ -43,6 +43,10 @@ def test_the_weight_of_the_divergence_can_be_fixed(tmp_path: Path) -> None:
     assert training.algorithm_config(run_in(tmp_path, fixed_alpha=0.2)).fixed_alpha == 0.2
 
 
+def test_the_learner_is_told_the_scale_of_rewards(tmp_path: Path) -> None:
+    assert training.algorithm_config(run_in(tmp_path, reward_scale=0.02)).reward_scale == 0.02
+
+
 def test_metrics_from_after_the_restored_checkpoint_are_dropped(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     for steps in (100, 200, 300):

@@ -141,14 +141,15 @@ def test_a_change_redoes_what_depends_on_it_and_no_more(tmp_path: Path) -> None:
     assert trial(tmp_path, data={"episodes": 7}).workspace.dataset != one.workspace.dataset
 
 
-def test_a_fixed_alpha_is_another_policy_and_none_leaves_old_results_where_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("key", "value"), [("fixed_alpha", 0.1), ("reward_scale", 0.1)])
+def test_a_newer_setting_is_another_policy_and_its_default_leaves_old_results_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float
 ) -> None:
-    assert trial(tmp_path, train={"fixed_alpha": 0.1}).policy != trial(tmp_path).policy
+    assert trial(tmp_path, train={key: value}).policy != trial(tmp_path).policy
     one = trial(tmp_path)
     assert one.skills_key
     monkeypatch.setattr("spirl_ray.experiments.workspace.fingerprint", lambda *parts: str(parts))
-    assert "fixed_alpha" not in one.config_hash
+    assert key not in one.config_hash
 
 
 def test_methods_with_the_same_decoder_share_their_skills(tmp_path: Path) -> None:

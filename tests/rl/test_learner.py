@@ -165,18 +165,25 @@ def test_critic_loss_reaches_the_critics_and_not_the_policy(make_config: MakeCon
     assert all(parameter.grad is None for parameter in module.target_critics.parameters())
 
 
+@pytest.mark.parametrize("reward_scale", [1.0, 0.1])
 @pytest.mark.parametrize("divergence_in_target", [True, False])
 def test_logged_critic_loss_is_that_of_the_target_as_configured(
-    make_config: MakeConfig, divergence_in_target: bool
+    make_config: MakeConfig, divergence_in_target: bool, reward_scale: float
 ) -> None:
-    config = make_config(policy_init="scratch", initial_alpha=0.7, divergence_in_target=divergence_in_target)
+    config = make_config(
+        policy_init="scratch",
+        initial_alpha=0.7,
+        divergence_in_target=divergence_in_target,
+        reward_scale=reward_scale,
+    )
     learner = build_learner(config)
     batch = rows(**{Columns.TERMINATEDS: (torch.arange(ROWS) % 2).float()})
     torch.manual_seed(4)
     with torch.no_grad():
         forward = module_of(learner).forward_train(batch)
     penalty = 0.7 * forward["next_divergence"] if divergence_in_target else 0.0
-    target = batch[Columns.REWARDS] + 0.9 * (1 - batch[Columns.TERMINATEDS]) * (forward["next_value"] - penalty)
+    later = 0.9 * (1 - batch[Columns.TERMINATEDS]) * (forward["next_value"] - penalty)
+    target = reward_scale * batch[Columns.REWARDS] + later
     expected = sum(0.5 * (value - target).square().mean() for value in forward["values"])
     torch.manual_seed(4)
     assert update(learner, batch)["critic_loss"] == pytest.approx(float(expected), rel=1e-4)
