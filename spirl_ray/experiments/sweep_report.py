@@ -240,7 +240,7 @@ def _curve(axes: Axes, sweep: Sweep, found: Sequence[Setting], key: str) -> None
     axes.set_xlabel(key)
     axes.set_ylabel(_metric(sweep))
     if sweep.file.metric.endswith("_subtasks"):
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.05 * max(1.0, axes.dataLim.y1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
