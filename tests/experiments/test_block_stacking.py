@@ -38,7 +38,7 @@ def test_the_config_is_the_papers_task() -> None:
     train = experiment.train
     assert (train.target_divergence, train.critic_layers, train.critic_width) == (5.0, 2, 256)
     assert experiment.skills.beta == 0.01
-    assert experiment.for_method("spirl_cl").skills.beta == 0.0001
+    assert experiment.for_method("spirl_cl").skills.beta == 0.002  # the paper: 1e-4
 
 
 @pytest.mark.slow
