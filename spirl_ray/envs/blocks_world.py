@@ -264,10 +264,10 @@ class BlockWorld:
     def _contacts(self) -> NDArray[np.int32]:
         """Pairs [n, 2] of geometries, those between blocks asleep too, which MuJoCo's steps leave out."""
         if self.data.ntree_awake < self.model.ntree:
-            awake, sleeping = self.model.opt.enableflags, int(self._mujoco.mjtEnableBit.mjENBL_SLEEP)
-            self.model.opt.enableflags &= ~sleeping
+            flags = self.model.opt.enableflags
+            self.model.opt.enableflags = flags & ~int(self._mujoco.mjtEnableBit.mjENBL_SLEEP)
             self._mujoco.mj_collision(self.model, self.data)
-            self.model.opt.enableflags = awake
+            self.model.opt.enableflags = flags
         return self.data.contact.geom[: self.data.ncon]
 
     def touches(self) -> Touches:

@@ -146,9 +146,8 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
             storage_path=str(sweep.folder),
             callbacks=[recorder, *trackers(sweep)],
             failure_config=tune.FailureConfig(max_failures=sweep.file.max_failures),
-            # Tune keeps all of a population's checkpoints until the end: it numbers them anew after a pause, and then
-            # fails to delete those that it has deleted already.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=None),
+            # No limit to a population's checkpoints: Tune numbers them anew after a pause, and then fails to delete
+            # those that it has deleted already.
             verbose=0,
         ),
     )

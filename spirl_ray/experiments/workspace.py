@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spirl_ray.config import EnvSettings, Experiment, MethodName, fingerprint
+from spirl_ray.config import EnvSettings, Experiment, MethodName, TrainSettings, fingerprint
 from spirl_ray.data.sources import EpisodeSource, GeneratedSource, JoinedSource, MinariSource
 from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
@@ -219,10 +219,9 @@ class Trial:
             },
         )
         # Results from before there were these keys keep their places.
-        if train["fixed_alpha"] is None:
-            del train["fixed_alpha"]
-        if train["reward_scale"] == 1.0:
-            del train["reward_scale"]
+        for key in ("fixed_alpha", "reward_scale"):
+            if train[key] == TrainSettings.model_fields[key].default:
+                del train[key]
         return fingerprint(
             self.skills_key, self.experiment.env, train, vars(self.resolved), METHODS[self.method].summary
         )
