@@ -65,15 +65,17 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
     model, generator = SkillModel(spec), torch.Generator().manual_seed(0)
     model.set_normalisation(windows.states.mean(0), windows.states.std(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(30):
+    # The sum of the losses may rise, for the prior follows an embedding that moves; what each model is for may not.
+    aim = "prior" if method == "flat_prior" else "reconstruction"
+    fixed = *windows.sample(16, generator), torch.randn(16, spec.latent_dim, generator=generator)
+    before = float(model(*fixed)[aim].detach())
+    for _ in range(100):
         states, actions = windows.sample(16, generator)
         loss = model(states, actions, torch.randn(16, spec.latent_dim, generator=generator))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss.detach()))
-    assert sum(losses[-5:]) < sum(losses[:5])
+    assert float(model(*fixed)[aim].detach()) < 0.9 * before
     skills = tmp_path / "skills"
     save_skills(
         skills,
