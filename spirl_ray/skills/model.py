@@ -110,10 +110,13 @@ class OpenLoopCodec(nn.Module):
         self.encoder = RecurrentEncoder(spec.action_dim, spec.latent_dim, width)
         self.decoder = RecurrentActionDecoder(spec.latent_dim, spec.action_dim, width)
 
-    def encode(self, states: Tensor, actions: Tensor) -> DiagonalGaussian:
+    def perceive(self, seen: Tensor) -> Tensor:
+        return seen
+
+    def encode(self, features: Tensor, actions: Tensor) -> DiagonalGaussian:
         return self.encoder(actions)
 
-    def decode(self, states: Tensor, latent: Tensor) -> Tensor:
+    def decode(self, features: Tensor, latent: Tensor) -> Tensor:
         return self.decoder(latent, self.horizon)
 
 
@@ -135,12 +138,16 @@ class ClosedLoopCodec(nn.Module):
             layers=spec.settings.decoder_layers,
         )
 
-    def encode(self, states: Tensor, actions: Tensor) -> DiagonalGaussian:
-        return self.encoder(torch.cat([actions, self.perception(states)], dim=-1))
+    def perceive(self, seen: Tensor) -> Tensor:
+        """Of what is seen at every step of a window: features [B, T, F] for encoder and decoder."""
+        return self.perception(seen)
 
-    def decode(self, states: Tensor, latent: Tensor) -> Tensor:
-        repeated = latent.unsqueeze(1).expand(-1, states.shape[1], -1)
-        return self.decoder(torch.cat([self.perception(states), repeated], dim=-1))
+    def encode(self, features: Tensor, actions: Tensor) -> DiagonalGaussian:
+        return self.encoder(torch.cat([actions, features], dim=-1))
+
+    def decode(self, features: Tensor, latent: Tensor) -> Tensor:
+        repeated = latent.unsqueeze(1).expand(-1, features.shape[1], -1)
+        return self.decoder(torch.cat([features, repeated], dim=-1))
 
 
 class IdentityCodec(nn.Module):
@@ -152,12 +159,15 @@ class IdentityCodec(nn.Module):
 
     closed_loop = True
 
-    def encode(self, states: Tensor, actions: Tensor) -> DiagonalGaussian:
+    def perceive(self, seen: Tensor) -> Tensor:
+        return seen
+
+    def encode(self, features: Tensor, actions: Tensor) -> DiagonalGaussian:
         mean = torch.atanh(actions[:, 0].clamp(-_MAX_ACTION, _MAX_ACTION))
         return DiagonalGaussian(mean, torch.full_like(mean, math.log(_FLAT_STD)))
 
-    def decode(self, states: Tensor, latent: Tensor) -> Tensor:
-        return torch.tanh(latent).unsqueeze(1).expand(-1, states.shape[1], -1)
+    def decode(self, features: Tensor, latent: Tensor) -> Tensor:
+        return torch.tanh(latent).unsqueeze(1).expand(-1, features.shape[1], -1)
 
 
 def _make_codec(spec: SkillSpec) -> OpenLoopCodec | ClosedLoopCodec | IdentityCodec:
@@ -247,7 +257,7 @@ class SkillModel(nn.Module):
 
     def decode(self, states: Tensor, latent: Tensor) -> Tensor:
         """Raw observations [B, T, O] and latents [B, Z] -> actions [B, T, A] (open loop: [B, H, A])."""
-        return self.codec.decode(self.standardise(states), latent)
+        return self.codec.decode(self.codec.perceive(self.standardise(states)), latent)
 
     def forward(
         self, states: Tensor, actions: Tensor, noise: Tensor, perturbed: tuple[Tensor, Tensor] | None = None
@@ -271,10 +281,12 @@ class SkillModel(nn.Module):
         elif not self.codec.closed_loop:
             targets = actions  # a plan cannot react to a displacement
         seen = self.standardise(seen)
-        posterior = self.codec.encode(self.standardise(states), actions)
+        features = self.codec.perceive(seen)
+        recognised = features if perturbed is None else self.codec.perceive(self.standardise(states))
+        posterior = self.codec.encode(recognised, actions)
         latent = posterior.mean + posterior.log_std.exp() * noise
         # NLL of a unit Gaussian around the decoded action, without its constant.
-        reconstruction = 0.5 * (self.codec.decode(seen, latent) - targets).square().mean()
+        reconstruction = 0.5 * (self.codec.decode(features, latent) - targets).square().mean()
         kl = posterior.kl_to_standard_normal().mean() / self.spec.latent_dim
         prior = self._prior_loss(seen[:, 0], posterior.detach(), latent.detach())
         if settings.target_kl is None:
