@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spirl_ray.config import Experiment, MethodName
-from spirl_ray.envs import EnvironmentSpec
+from spirl_ray.envs import EnvironmentSpec, environment
+from spirl_ray.envs.spec import ObjectSpec
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.model import DecoderKind, SkillSpec, ViewShape
 
@@ -48,6 +49,7 @@ class ResolvedMethod:
     target_divergence: float
     proposals: bool
     """The policy's input holds the prior's parameters, for the environment has frames and the method needs a prior."""
+    objects: ObjectSpec | None
 
     @property
     def residual(self) -> bool:
@@ -89,4 +91,5 @@ def resolve(experiment: Experiment, name: MethodName, spec: SkillSpec) -> Resolv
             "close to a Gaussian fitted beside it. Use gaussian."
         )
     target = target if target is not None else default
-    return ResolvedMethod(name, method.regulariser, init, limit, target, proposals)
+    objects = environment(experiment.env.id).objects
+    return ResolvedMethod(name, method.regulariser, init, limit, target, proposals, objects)

@@ -27,7 +27,7 @@ from spirl_ray.envs.blocks_world import (
     Touches,
 )
 from spirl_ray.envs.offscreen import OffscreenCamera
-from spirl_ray.envs.spec import EnvironmentSpec, ViewSpec
+from spirl_ray.envs.spec import EnvironmentSpec, ObjectSpec, ViewSpec
 from spirl_ray.errors import SpirlError
 
 if TYPE_CHECKING:
@@ -266,6 +266,7 @@ SPEC = EnvironmentSpec(
     subtasks=subtasks(TARGET_BLOCKS),
     target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=tuple(range(3, ROBOT_STATE))),
+    objects=ObjectSpec(agent=(0, 1, 2), first=ROBOT_STATE),
     generate=generate,
     pictures=pictures,
 )

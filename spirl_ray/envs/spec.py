@@ -53,6 +53,19 @@ class ViewSpec:
 
 
 @dataclass(frozen=True)
+class ObjectSpec:
+    """The state lists alike objects in an order that tells nothing.
+
+    A policy sees them from the agent, the nearest first.
+    """
+
+    agent: tuple[int, ...]
+    """State entries with the agent's position."""
+    first: int
+    """From this entry on, the state holds nothing but the objects' positions, in the agent's coordinates."""
+
+
+@dataclass(frozen=True)
 class FloorPlan:
     """Where an agent can be: the positions are the first two entries of the state, in cells."""
 
@@ -84,6 +97,7 @@ class EnvironmentSpec:
     """From the constructor's arguments to those that make up the target."""
     view: ViewSpec | None = None
     position_target: PositionTarget | None = None
+    objects: ObjectSpec | None = None
     generate: Callable[..., Iterator[Any]] | None = None
     """``generate(indices, seed, **kwargs)`` yields one scripted `Episode` for each index, or None.
 

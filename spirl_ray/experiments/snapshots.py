@@ -67,6 +67,7 @@ class SnapshotEvaluations:
                 run.skills,
                 proposals=run.method.proposals,
                 residual=run.method.residual,
+                objects=run.method.objects,
                 environment=run.experiment.env.id,
                 env_kwargs=run.experiment.env.kwargs,
                 method=run.method.name,

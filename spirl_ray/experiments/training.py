@@ -94,6 +94,7 @@ def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
             "regulariser": method.regulariser,
             "policy_init": method.policy_init,
             "proposals": method.proposals,
+            "objects": method.objects,
             "initial_alpha": train.initial_alpha,
             "critic_width": train.critic_width,
             "critic_layers": train.critic_layers,

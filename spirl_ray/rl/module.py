@@ -27,6 +27,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     ``skills`` (path of the skill artifact, readable on every node), ``regulariser`` ("prior" | "uniform"),
     ``policy_init`` ("prior" | "scratch"), ``proposals`` (observations carry the prior's parameters),
+    ``objects`` (the environment's `ObjectSpec` or None),
     ``initial_alpha``, ``critic_width``, ``critic_layers``, ``critic_layer_norm``.
     """
 
@@ -43,7 +44,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         proposals: bool = config["proposals"]
         residual = proposals and config["policy_init"] == "prior"
         state_dim = self.observation_space.shape[0] - (2 * spec.latent_dim if proposals else 0)
-        self.policy = SkillPolicy(skills, state_dim, proposals=proposals, residual=residual)
+        how = {"proposals": proposals, "residual": residual, "objects": config["objects"]}
+        self.policy = SkillPolicy(skills, state_dim, **how)
         if config["policy_init"] == "prior":
             self.policy.start_from(skills.policy_start)
         self.regulariser: str = config["regulariser"]

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
 
 from spirl_ray.config import Settings
+from spirl_ray.envs.spec import ObjectSpec
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.artifact import (
     build_module,
@@ -62,24 +63,40 @@ class ResidualHead(nn.Module):
         return DiagonalGaussian(proposal.mean + mean, (proposal.log_std + log_std).clamp(LOG_STD_MIN, LOG_STD_MAX))
 
 
+def nearest_first(states: Tensor, objects: ObjectSpec) -> Tensor:
+    """States [..., S] whose objects are where they are from the agent, sorted by distance."""
+    agent = states[..., list(objects.agent)].unsqueeze(-2)
+    places = states[..., objects.first :].unflatten(-1, (-1, len(objects.agent))) - agent
+    order = places.square().sum(-1, keepdim=True).argsort(dim=-2)
+    return torch.cat([states[..., : objects.first], places.take_along_dim(order, -2).flatten(-2)], dim=-1)
+
+
 class SkillPolicy(nn.Module):
     """pi(z | s), with the skills' state normalisation; the same network shape as a Gaussian skill prior.
 
     Where the target's states have another size than the data's, the egocentric entries alone mean the same in both:
-    they are standardised by the data's statistics, and the others stay as the environment scales them.
+    they are standardised by the data's statistics, and the others stay as the environment scales them. Alike objects
+    are seen from the agent, the nearest first, in units of the data's deviation.
 
     Args:
         skills: what it acts through.
         state_dim: S of the target; None is that of the data.
         proposals: its input is the state and the prior's parameters (`SkillModel.decision_input`).
         residual: it starts as that proposal, see `ResidualHead`.
+        objects: what its input says of objects, if the environment declares them.
     """
 
     state_mean: Tensor
     state_std: Tensor
 
     def __init__(
-        self, skills: SkillModel, state_dim: int | None = None, *, proposals: bool = False, residual: bool = False
+        self,
+        skills: SkillModel,
+        state_dim: int | None = None,
+        *,
+        proposals: bool = False,
+        residual: bool = False,
+        objects: ObjectSpec | None = None,
     ) -> None:
         super().__init__()
         spec = skills.spec
@@ -96,12 +113,18 @@ class SkillPolicy(nn.Module):
             shared = list(spec.view.egocentric) if spec.view is not None else []
             mean, std = torch.zeros(state_dim), torch.ones(state_dim)
             mean[shared], std[shared] = skills.state_mean[shared], skills.state_std[shared]
+        self.objects = objects
+        if objects is not None:
+            first, each = objects.first, len(objects.agent)
+            mean[first:] = 0.0
+            std[first:] = skills.state_std[first : first + each].repeat((state_dim - first) // each)
         self.register_buffer("state_mean", mean)
         self.register_buffer("state_std", std)
 
     def standardise(self, inputs: Tensor) -> Tensor:
         size = len(self.state_mean)
-        states = (inputs[..., :size] - self.state_mean) / self.state_std
+        states = inputs[..., :size] if self.objects is None else nearest_first(inputs[..., :size], self.objects)
+        states = (states - self.state_mean) / self.state_std
         return states if inputs.shape[-1] == size else torch.cat([states, inputs[..., size:]], dim=-1)
 
     def forward(self, inputs: Tensor) -> DiagonalGaussian:
@@ -127,12 +150,22 @@ class PolicyCard(Settings):
     """S of the target, which with images may differ from that of the skills' data."""
     proposals: bool = False
     residual: bool = False
+    objects: ObjectSpec | None = None
     """How its network is built, see `SkillPolicy`."""
     env_steps: int
     skills: str
     """Folder of the skill artifact, relative to the policy's."""
     config_hash: str
     sha256: str
+
+    @model_validator(mode="after")
+    def _objects_fit(self) -> PolicyCard:
+        if self.objects is not None:
+            agent, first = self.objects.agent, self.objects.first
+            rest = self.state_dim - first
+            if not agent or not all(0 <= entry < first for entry in agent) or rest < 1 or rest % len(agent):
+                raise ValueError(f"objects {agent}, {first} do not fit states of {self.state_dim} entries")
+        return self
 
 
 class Policy:
@@ -230,6 +263,7 @@ def save_policy(
     *,
     proposals: bool = False,
     residual: bool = False,
+    objects: ObjectSpec | None = None,
     **card: Any,
 ) -> PolicyCard:
     """Writes a policy artifact next to a copy of its skills, so that the folder is complete in itself.
@@ -238,12 +272,13 @@ def save_policy(
         folder: receives ``policy.safetensors``, ``policy.json`` and ``skills/``.
         state: state dict of a `SkillPolicy`.
         skills: folder of the skill artifact.
-        proposals, residual: how its network is built, see `SkillPolicy`.
+        proposals, residual, objects: how its network is built, see `SkillPolicy`.
         card: the fields of `PolicyCard` that are not derived here.
     """
     model = load_skills(skills)
     state_dim = len(state["state_mean"])
-    network = SkillPolicy(model, state_dim, proposals=proposals, residual=residual)
+    how: dict[str, Any] = {"proposals": proposals, "residual": residual, "objects": objects}
+    network = SkillPolicy(model, state_dim, **how)
     network.load_state_dict(state)
     copy = folder / SKILLS
     for file in sorted(skills.glob("skill*")):
@@ -252,10 +287,9 @@ def save_policy(
     written = PolicyCard(
         format_version=FORMAT_VERSION,
         state_dim=state_dim,
-        proposals=proposals,
-        residual=residual,
         skills=SKILLS,
         sha256=save_tensors(network, folder / TENSORS),
+        **how,
         **card,
     )
     write_json(folder / CARD, written.model_dump(mode="json"))
@@ -292,9 +326,8 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
     if Path(card.skills).is_absolute() or ".." in Path(card.skills).parts or not inside:
         raise SpirlError(f"{folder / CARD} points outside its folder ({card.skills}): refused.")
     model = load_skills(folder / card.skills, card.environment)
-    network = build_module(
-        lambda: SkillPolicy(model, card.state_dim, proposals=card.proposals, residual=card.residual), folder / TENSORS
-    )
+    how: dict[str, Any] = {"proposals": card.proposals, "residual": card.residual, "objects": card.objects}
+    network = build_module(lambda: SkillPolicy(model, card.state_dim, **how), folder / TENSORS)
     load_tensors(network, folder / TENSORS, card.sha256)
     execution = SkillExecution(model, card.latent_limit)
     seeing = _SeeingPolicy(model, network.requires_grad_(False), card.proposals)

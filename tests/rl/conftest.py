@@ -94,6 +94,7 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
                 "regulariser": regulariser,
                 "policy_init": policy_init,
                 "proposals": False,
+                "objects": None,
                 "initial_alpha": initial_alpha,
                 "critic_width": 16,
                 "critic_layers": 1,

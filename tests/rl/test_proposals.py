@@ -116,6 +116,7 @@ def test_the_module_keeps_close_to_the_proposal_in_its_input(skills: Path) -> No
         "regulariser": "prior",
         "policy_init": "prior",
         "proposals": True,
+        "objects": None,
         "initial_alpha": 0.1,
         "critic_width": 8,
         "critic_layers": 1,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +82,36 @@ def test_only_what_means_the_same_is_standardised_by_the_datas_statistics(skills
     assert torch.equal(same.state_mean, model.state_mean)
 
 
+def test_objects_are_seen_from_the_agent_the_nearest_first(skills: Path) -> None:
+    model, objects = load_skills(skills), FACTS.objects
+    policy = SkillPolicy(model, TARGET, objects=objects)
+    seen = observations(4, TARGET)[:, :TARGET]
+    first, std = 8, model.state_std[8:11]
+    places = seen[:, first:].unflatten(1, (-1, 3))
+    standardised = policy.standardise(seen)
+    offsets = standardised[:, first:].unflatten(1, (-1, 3)) * std
+    distances = offsets.norm(dim=-1)
+    assert (distances.diff(dim=1) >= 0).all()
+    nearest = (places - seen[:, None, :3]).norm(dim=-1).argmin(dim=1)
+    torch.testing.assert_close(offsets[:, 0] + seen[:, :3], places[torch.arange(4), nearest])
+    shuffled = torch.cat([seen[:, :first], places[:, torch.randperm(places.shape[1])].flatten(1)], dim=1)
+    assert torch.equal(policy.standardise(shuffled), standardised)
+    assert torch.equal(standardised[:, :3], seen[:, :3])
+
+
+@pytest.mark.parametrize("objects", [{"agent": [0, 1, 2], "first": 9}, {"agent": [], "first": 8}, {"agent": [99]}])
+def test_a_card_whose_objects_do_not_fit_is_refused(skills: Path, tmp_path: Path, objects: dict[str, Any]) -> None:
+    facts = {"environment": BLOCKS, "env_kwargs": {}, "method": "spirl", "seed": 0, "latent_limit": None}
+    state = SkillPolicy(load_skills(skills), TARGET, objects=FACTS.objects).state_dict()
+    save_policy(tmp_path, state, skills, objects=FACTS.objects, env_steps=1, config_hash="a", **facts)
+    load_policy(tmp_path)
+    card = json.loads((tmp_path / "policy.json").read_text())
+    assert card["objects"] == {"agent": [0, 1, 2], "first": 8}
+    (tmp_path / "policy.json").write_text(json.dumps(card | {"objects": objects}))
+    with pytest.raises(SpirlError, match="is not a policy card"):
+        load_policy(tmp_path)
+
+
 def test_a_saved_policy_knows_the_size_of_its_target(skills: Path, tmp_path: Path) -> None:
     policy = SkillPolicy(load_skills(skills), TARGET, proposals=True, residual=True)
     facts = {"environment": BLOCKS, "env_kwargs": {}, "method": "spirl", "seed": 0, "latent_limit": None}
@@ -104,6 +136,7 @@ def test_the_module_takes_the_size_from_its_observations(skills: Path) -> None:
         "regulariser": "prior",
         "policy_init": "prior",
         "proposals": True,
+        "objects": None,
         "initial_alpha": 0.1,
         "critic_width": 8,
         "critic_layers": 1,
