@@ -7,8 +7,8 @@ makes ``benchmarks/results/<name>.csv`` (every evaluation point of every trial),
 priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them and named) and
 ``<name>.json`` (exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not
 have, for trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
-Where the target has one subtask, the share of episodes that complete it is called ``success``; in block stacking, where
-each subtask is a block put onto the tower, ``tower_height`` counts all its blocks. An exploration gives
+Where the target has one subtask, the share of episodes that complete it is called ``success``; elsewhere the number of
+those completed has the environment's name for it, such as ``tower_height``. An exploration gives
 ``<name>_exploration.csv`` and ``<name>_exploration.png``.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.envs import blocks, environment
+from spirl_ray.envs import environment
 from spirl_ray.experiments.gather import gather
 from spirl_ray.experiments.provenance import hardware, versions
 from spirl_ray.experiments.report_tables import load_trials, prior_scores, results_csv
@@ -59,12 +59,9 @@ def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -
 
 def named(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with ``subtasks`` under the name that the literature has for it in this environment."""
-    name, shift = "subtasks", 0.0
-    if len(environment(experiment.env.id).target(experiment.env.kwargs)) == 1:
-        name = "success"
-    elif experiment.env.id == blocks.SPEC.id:
-        name, shift = "tower_height", 1.0
-    shifted = [{**row, "subtasks": float(row["subtasks"]) + shift} for row in rows]
+    facts = environment(experiment.env.id)
+    name = "success" if len(facts.target(experiment.env.kwargs)) == 1 else facts.score
+    shifted = [{**row, "subtasks": float(row["subtasks"]) + facts.score_before} for row in rows]
     return [{name if key == "subtasks" else key: value for key, value in row.items()} for row in shifted]
 
 

@@ -265,6 +265,8 @@ SPEC = EnvironmentSpec(
     max_episode_steps=TARGET_STEPS,
     subtasks=subtasks(TARGET_BLOCKS),
     target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
+    score="tower_height",
+    score_before=1,
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=tuple(range(3, ROBOT_STATE))),
     objects=ObjectSpec(agent=(0, 1, 2), first=ROBOT_STATE),
     generate=generate,

@@ -95,6 +95,10 @@ class EnvironmentSpec:
     """Names that may appear in ``info["completed"]``."""
     target: Callable[[Mapping[str, Any]], Sequence[str]]
     """From the constructor's arguments to those that make up the target."""
+    score: str = "subtasks"
+    """What the literature calls the number of completed subtasks, plus `score_before`."""
+    score_before: int = 0
+    """The score where none is complete."""
     view: ViewSpec | None = None
     position_target: PositionTarget | None = None
     objects: ObjectSpec | None = None
