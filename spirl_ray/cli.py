@@ -53,6 +53,7 @@ def run(config: ConfigFile, set: Overrides = None) -> None:
     """
     with _session(config, set) as session:
         session.data()
+        session.demonstrations()
         for trial in session.trials:
             session.skills(trial)
             if trial.has_prior and trial.experiment.evaluate.prior_episodes:
@@ -249,6 +250,10 @@ class _Session:
             return result
 
         run_stage("Data", stage)
+
+    def demonstrations(self) -> None:
+        if self.experiment.evaluate.videos:
+            run_stage("Film of the data", lambda _: self.pipeline.show_demonstrations(self.workspace))
 
     def require_data(self) -> None:
         if not (self.workspace.dataset / "card.json").exists():

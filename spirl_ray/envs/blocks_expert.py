@@ -32,6 +32,7 @@ Waypoint = Callable[[], tuple[float, float]]
 """y and z (m) where the hand should be, which may depend on where things are now."""
 
 OPEN, CLOSED = -1.0, 1.0
+_WAIT = np.array([0.0, 0.0, OPEN])
 SPREAD = 0.6  # m to either side, where blocks stand at first
 CLOSEST = 0.18  # m between two of them, or the fingers would not fit between
 HAND_STARTS = (0.45, 0.7)  # m, heights
@@ -45,7 +46,6 @@ NEAR, OVER, EXACT = 0.04, 0.01, 0.006  # m from a way-point at which the next on
 SLOW = 0.5  # command while a block is put down
 DETOUR_RATE, DETOUR = 0.15, 0.06  # how often, and how far (standard deviation, m), a way-point is far off
 MOST_MOVES = 60  # steps towards one way-point
-LAST_RISE = 0.1  # m above the finished tower
 MOST_OFF = 0.02  # m; a way-point further off would let a finger land on the block
 MOST_NOISE = 0.03  # m; beyond, the expert is more often wrong than right
 
@@ -65,10 +65,6 @@ class _Builder:
             yield from self._place(block, tower)
             if self.world.touches().levels[block] > 1:
                 return
-
-    def rise(self) -> Moves:
-        y, z = self._hand
-        yield from self._go(lambda: (y, z + LAST_RISE), OPEN, NEAR)
 
     @property
     def _hand(self) -> tuple[float, float]:
@@ -159,7 +155,7 @@ def generate(
         action_noise: standard deviation of the Gaussian noise on y and z, which is part of the recorded actions.
 
     Yields:
-        Episodes with frames and dense rewards; None where the tower did not stand after 250 steps or has fallen.
+        Episodes with frames and dense rewards, until the last block is let go; None where the tower did not stand after 250 steps or has fallen.
         ``metadata``: "tower" (the blocks of the planned tower from below), "done" (how many lie on others at the
         start), "completed" (heights that have been reached since).
 
@@ -215,6 +211,10 @@ def demonstrate(
         states.append(world.state())
         if camera is not None:
             frames.append(camera.frame())
+    # Waiting for the tower to stand is no part of the demonstration: skills would learn to idle at finished towers.
+    for _ in range(STANDING_STEPS):
+        world.advance(_WAIT)
+        building.follow(world.touches(), world.positions[:, 2])
     if max(world.touches().levels) < goal or building.highest < goal:
         return None
     return Episode(
@@ -232,9 +232,6 @@ def demonstrate(
 def _moves(builder: _Builder, order: Sequence[int], done: int) -> Moves:
     for step in range(STACKS_TO_DO):
         yield from builder.stack(order[done + 1 + step], order[done + step])
-    yield from builder.rise()
-    for _ in range(STANDING_STEPS):
-        yield 0.0, 0.0, OPEN
 
 
 def _places(rng: np.random.Generator, tower: Sequence[int], others: Sequence[int]) -> list[tuple[float, float]]:

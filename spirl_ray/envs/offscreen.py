@@ -94,6 +94,8 @@ class OffscreenCamera:
 
 def _open_context(mujoco: Any, model: Any, width: int, height: int) -> tuple[Any, Any]:
     """An OpenGL context of the backend, and MuJoCo's context in it."""
+    # Mesa would draw with a thread for each core; a process has one core here, and frames are small.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     backend = os.environ.get("MUJOCO_GL", "").lower() or ("egl" if _egl_has_a_display() else "osmesa")
     try:
         gl = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spirl_ray.data.trajectories import Episode, read_card, read_episodes
+from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.demonstrations import spread_episodes
 from spirl_ray.experiments.video import captioned
 from spirl_ray.skills.artifact import write_atomically
 
@@ -39,7 +40,7 @@ def _rows(dataset: Path) -> Iterator[np.ndarray]:
     spec = environment(card.environment)
     if spec.pictures is None:
         raise SpirlError(f"{dataset}: {card.environment} cannot draw recorded states, so there is no contact sheet.")
-    for episode in _spread(dataset, card.episodes):
+    for episode in spread_episodes(dataset, EPISODES):
         steps = np.linspace(0, episode.length, COLUMNS).round().astype(int).tolist()
         captions = [f"step {step} of {episode.length}" for step in steps]
         captions[0] = f"{dataset.name} · {episode.id}"
@@ -50,11 +51,3 @@ def _rows(dataset: Path) -> Iterator[np.ndarray]:
             small = np.asarray(Image.fromarray(picture).resize((PICTURE, height)))
             pictures.append(captioned(small, caption))
         yield np.concatenate(pictures, axis=1)
-
-
-def _spread(dataset: Path, count: int) -> Iterator[Episode]:
-    """Episodes from the first to the last, read in one pass."""
-    chosen = set(np.linspace(0, max(0, count - 1), EPISODES).round().astype(int).tolist())
-    for number, episode in enumerate(read_episodes(dataset)):
-        if number in chosen:
-            yield episode

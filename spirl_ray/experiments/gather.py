@@ -10,7 +10,7 @@ from spirl_ray.data.trajectories import read_card
 from spirl_ray.envs import environment
 from spirl_ray.experiments.explore import FIGURE, exploration_folder
 from spirl_ray.experiments.explore import SUMMARY as EXPLORED
-from spirl_ray.experiments.pipeline import EPISODES, SUMMARY
+from spirl_ray.experiments.pipeline import EPISODES, FILM, SUMMARY
 from spirl_ray.experiments.provenance import hardware, versions
 from spirl_ray.experiments.records import (
     ExperimentRecord,
@@ -63,6 +63,7 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         priors=[record for records in priors.values() for record in records],
         trials=trials,
         exploration=_exploration(workspace),
+        demonstrations=[film for film in (workspace.demonstrations / FILM,) if film.exists()],
     )
 
 

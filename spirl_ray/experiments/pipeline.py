@@ -12,7 +12,9 @@ from spirl_ray.config import EnvSettings, EvaluateSettings
 from spirl_ray.data.importing import ImportReport, import_dataset
 from spirl_ray.data.trajectories import dataset_files, read_card
 from spirl_ray.data.validation import file_digest
+from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
+from spirl_ray.experiments.demonstrations import film_remotely
 from spirl_ray.experiments.monitoring import Monitor
 from spirl_ray.experiments.rollouts import (
     EpisodeRow,
@@ -36,7 +38,7 @@ from spirl_ray.skills.artifact import read_json, read_skill_card, write_json
 from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.pretrain import held_out, pretrain
 
-SUMMARY, EPISODES = "summary.json", "episodes.csv"
+SUMMARY, EPISODES, FILM = "summary.json", "episodes.csv", "demonstrations.mp4"
 _UNFINISHED, _FILMS = "episodes-so-far.csv", "videos.json"
 Row = dict[str, Any]
 
@@ -81,6 +83,19 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[Sta
     if data.source != "minari":
         facts["success_rate"] = 1.0 - report.missing / data.episodes
     return StageResult(out, True, facts), report
+
+
+def show_demonstrations(workspace: Workspace) -> StageResult:
+    """Films some demonstrations, if the environment can draw them and films are wanted."""
+    out, settings = workspace.demonstrations, workspace.experiment.evaluate
+    if not settings.videos or environment(workspace.experiment.env.id).pictures is None:
+        return StageResult(out, False)
+    with workspace.locked(out):
+        if (out / FILM).exists() and read_json(out / _FILMS) == _films(settings):
+            return StageResult(out, False)
+        film_remotely(workspace.dataset, out / FILM, settings.videos, settings.video_fps)
+        write_json(out / _FILMS, _films(settings))
+    return StageResult(out, True)
 
 
 def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:

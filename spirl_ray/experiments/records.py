@@ -85,6 +85,8 @@ class ExperimentRecord:
     priors: list[PriorRecord] = field(default_factory=list)
     trials: list[TrialRecord] = field(default_factory=list)
     exploration: ExplorationRecord | None = None
+    demonstrations: list[Path] = field(default_factory=list)
+    """Films of the data."""
 
 
 @dataclass(frozen=True)

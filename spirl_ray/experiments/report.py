@@ -173,9 +173,10 @@ def _videos(out: Path, experiment: ExperimentRecord, scores: Sequence[MethodScor
     best_first = sorted(experiment.trials, key=lambda t: (order.get(t.method, len(order)), t.seed))
     listed = [(path, f"{t.method} · seed {t.seed}") for t in best_first for path in t.videos]
     listed += [(path, f"bare prior · {p.label} · seed {p.seed}") for p in experiment.priors for path in p.videos]
+    listed += [(path, "demonstrations") for path in experiment.demonstrations]
     videos, used = [], 0
     for path, label in listed:
-        caption = f"{label} · {path.stem}"
+        caption = label if path.stem == label else f"{label} · {path.stem}"
         if not path.is_file():
             videos.append(Video(caption, None, False))
             continue
@@ -190,7 +191,8 @@ def _videos(out: Path, experiment: ExperimentRecord, scores: Sequence[MethodScor
 
 
 def _listed_files(experiment: ExperimentRecord) -> list[Path]:
-    paths: list[Path | None] = [skill.metrics_csv for skill in experiment.skills]
+    paths: list[Path | None] = [*experiment.demonstrations]
+    paths += [skill.metrics_csv for skill in experiment.skills]
     for prior in experiment.priors:
         paths += [prior.episodes_csv, *prior.videos]
     for trial in experiment.trials:

@@ -150,6 +150,11 @@ class Workspace:
             facts += [data.dataset]
         return self.folder / "data" / "-".join([*names, fingerprint(env.id, *facts, data.skip_bad)])
 
+    @property
+    def demonstrations(self) -> Path:
+        """Folder of the dataset's film."""
+        return self.folder / "demonstrations" / self.dataset.name
+
     def exploration(self, skills: Sequence[Path]) -> Path:
         """Folder of an exploration with these skill artifacts."""
         explore = self.experiment.explore.model_dump(mode="json", exclude={"in_run"})

@@ -1,10 +1,11 @@
-"""A contact sheet shows recorded states as the environment draws them."""
+"""A contact sheet and a film show recorded states as the environment draws them."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,8 +14,9 @@ from PIL import Image
 from spirl_ray.data.trajectories import DatasetCard, Episode, FileEntry, episodes_to_table
 from spirl_ray.envs import environment, maze, point_pads
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments import contact_sheet
+from spirl_ray.experiments import contact_sheet, demonstrations
 from spirl_ray.experiments.contact_sheet import COLUMNS, EPISODES, PICTURE, write_contact_sheet
+from spirl_ray.experiments.demonstrations import film_demonstrations, spread_episodes
 
 
 def write(folder: Path, environment_id: str, episodes: list[Episode]) -> Path:
@@ -74,3 +76,31 @@ def test_an_environment_without_pictures_is_refused(
     with pytest.raises(SpirlError, match="cannot draw recorded states"):
         write_contact_sheet([pads], tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_film_shows_every_step_of_spread_episodes(pads: Path, tmp_path: Path) -> None:
+    episodes = spread_episodes(pads, 2)
+    assert [episode.id[-1] for episode in episodes] == ["0", "6"]
+    film_demonstrations(pads, tmp_path / "film.mp4", 2, 20)
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4"))
+    assert frames == sum(episode.length + 1 for episode in episodes)
+    assert seconds == pytest.approx(frames / 20, rel=0.05)
+
+
+def test_a_film_of_long_episodes_takes_as_long_with_fewer_frames(
+    pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (episode,) = spread_episodes(pads, 1)
+    monkeypatch.setattr(demonstrations, "MOST_FRAMES", episode.length // 4)
+    film_demonstrations(pads, tmp_path / "film.mp4", 1, 20)
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4"))
+    assert frames <= episode.length // 4 + 1
+    assert seconds == pytest.approx(episode.length / 20, rel=0.2)
+
+
+def test_a_film_without_pictures_is_refused(pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = dataclasses.replace(environment("spirl/PointPads-v0"), pictures=None)
+    monkeypatch.setattr(demonstrations, "environment", lambda _: blind)
+    with pytest.raises(SpirlError, match="cannot draw recorded states"):
+        film_demonstrations(pads, tmp_path / "film.mp4", 1, 20)
+    assert not (tmp_path / "film.mp4").exists()
