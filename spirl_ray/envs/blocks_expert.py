@@ -42,6 +42,7 @@ GRASP_TRIES, PLACE_TRIES = 3, 2
 
 CLEARANCE = (0.03, 0.08)  # m above whatever is on the way
 SIDEWAYS = 0.13  # m that hand and open fingers reach to either side
+AHEAD = 0.12  # m beyond that, up to which it looks at what is in its way; the agent's camera shows as much
 NEAR, OVER, EXACT = 0.04, 0.01, 0.006  # m from a way-point at which the next one is taken
 SLOW = 0.5  # command while a block is put down
 DETOUR_RATE, DETOUR = 0.15, 0.06  # how often, and how far (standard deviation, m), a way-point is far off
@@ -73,8 +74,7 @@ class _Builder:
 
     def _fetch(self, block: int) -> Moves:
         for _ in range(GRASP_TRIES):
-            above = self._pass_height(block, carried=None)
-            yield from self._travel(block, above, OPEN)
+            yield from self._travel(block, None, OPEN)
             yield from self._go(self._beside(block, self._noise(), TIP_BELOW_HAND + self._noise()), OPEN, EXACT)
             for _ in range(int(self.rng.integers(2, 4))):
                 yield 0.0, 0.0, CLOSED
@@ -82,10 +82,9 @@ class _Builder:
                 return
 
     def _place(self, block: int, tower: int) -> Moves:
-        above = self._pass_height(tower, carried=block)
-        yield from self._travel(tower, above, CLOSED)
+        yield from self._travel(tower, block, CLOSED)
         side = 0.5 * self._noise()
-        yield from self._go(self._over(tower, side, above), CLOSED, OVER)
+        yield from self._go(self._across(tower, block, side, self._clearance()), CLOSED, OVER)
 
         def down() -> tuple[float, float]:
             (_, y, top), (_, held_y, held) = self.world.positions[[tower, block]]
@@ -96,26 +95,36 @@ class _Builder:
         for _ in range(int(self.rng.integers(2, 4))):
             yield 0.0, 0.0, OPEN
 
-    def _travel(self, block: int, above: float, grip: float) -> Moves:
-        """Up, then across until over a block, now and then by way of somewhere else."""
-        y, z = self._hand
-        if z < above:
-            yield from self._go(lambda: (y, above), grip, NEAR)
+    def _travel(self, block: int, carried: int | None, grip: float) -> Moves:
+        """Across until over a block, now and then by way of somewhere else."""
+        clearance = self._clearance()
         if self.rng.random() < DETOUR_RATE:
             off = self.rng.normal(0.0, DETOUR, 2)
-            yield from self._go(self._over(block, off[0], above + abs(off[1])), grip, NEAR)
-        yield from self._go(self._over(block, self._noise(), above + abs(self._noise())), grip, NEAR)
+            yield from self._go(self._across(block, carried, off[0], clearance + abs(off[1])), grip, NEAR)
+        yield from self._go(self._across(block, carried, self._noise(), clearance + abs(self._noise())), grip, NEAR)
 
-    def _pass_height(self, goal: int, carried: int | None) -> float:
-        """Height of the hand (m) that clears all blocks on the way to one."""
-        y, _ = self._hand
-        positions = self.world.positions
-        low, high = min(y, positions[goal, 1]), max(y, positions[goal, 1])
-        on_the_way = (positions[:, 1] > low - SIDEWAYS) & (positions[:, 1] < high + SIDEWAYS)
-        if carried is not None:
-            on_the_way[carried] = False
-        top = float((positions[on_the_way, 2] + BLOCK_HALF).max(initial=0.0))
-        return top + TIP_BELOW_HAND + BLOCK_HALF + self.rng.uniform(*CLEARANCE)
+    def _clearance(self) -> float:
+        """Of the hand (m) above what it passes with a block between its fingers."""
+        return TIP_BELOW_HAND + BLOCK_HALF + float(self.rng.uniform(*CLEARANCE))
+
+    def _across(self, goal: int, carried: int | None, side: float, clearance: float) -> Waypoint:
+        """Over a block. The hand rises before what is in its way, and only once the agent's camera sees it there.
+
+        So what to do next can be told from a frame, however far the way and however high a tower.
+        """
+
+        def place() -> tuple[float, float]:
+            y, z = self._hand
+            positions = self.world.positions
+            there = float(positions[goal, 1]) + side
+            low, high = sorted((y, float(np.clip(there, y - AHEAD, y + AHEAD))))
+            met = (positions[:, 1] > low - SIDEWAYS) & (positions[:, 1] < high + SIDEWAYS)
+            if carried is not None:
+                met[carried] = False
+            height = float((positions[met, 2] + BLOCK_HALF).max(initial=BLOCK_SIDE)) + clearance
+            return (there if z > height - NEAR else y), height
+
+        return place
 
     def _beside(self, block: int, side: float, up: float) -> Waypoint:
         def place() -> tuple[float, float]:
@@ -123,9 +132,6 @@ class _Builder:
             return float(y) + side, float(z) + up
 
         return place
-
-    def _over(self, block: int, side: float, height: float) -> Waypoint:
-        return lambda: (float(self.world.positions[block, 1]) + side, height)
 
     def _noise(self) -> float:
         return float(np.clip(self.rng.normal(0.0, self.subgoal_noise), -MOST_OFF, MOST_OFF))
@@ -155,7 +161,8 @@ def generate(
         action_noise: standard deviation of the Gaussian noise on y and z, which is part of the recorded actions.
 
     Yields:
-        Episodes with frames and dense rewards, until the last block is let go; None where the tower did not stand after 250 steps or has fallen.
+        Episodes with frames and dense rewards, until the last block is let go; None where the tower did not stand
+        after 250 steps or has fallen.
         ``metadata``: "tower" (the blocks of the planned tower from below), "done" (how many lie on others at the
         start), "completed" (heights that have been reached since).
 
