@@ -9,7 +9,7 @@ from spirl_ray.data.trajectories import Episode
 from spirl_ray.data.validation import check_episode
 from spirl_ray.envs import blocks_expert
 from spirl_ray.envs.blocks import DATA_STEPS, SPEC
-from spirl_ray.envs.blocks_world import BLOCK_HALF, BLOCK_SIDE
+from spirl_ray.envs.blocks_world import BLOCK_HALF, BLOCK_SIDE, BlockWorld
 from spirl_ray.errors import SpirlError
 
 ATTEMPTS = 8
@@ -43,6 +43,33 @@ def test_two_blocks_more_are_on_the_tower_at_the_end(attempts: list[Episode | No
         assert np.ptp(last[:, 1]) < 2 * BLOCK_HALF
         assert len(tower) == done + 3
         assert episode.metadata["completed"] == [f"height {done + 2}", f"height {done + 3}"]
+
+
+def test_nothing_is_recorded_after_the_last_block_is_let_go(attempts: list[Episode | None]) -> None:
+    for episode in filter(None, attempts):
+        hand, block = episode.states[-1, :3], episode.states[-1, 8:].reshape(-1, 3)[episode.metadata["tower"][-1]]
+        assert abs(hand[1] - block[1]) < 2 * BLOCK_HALF
+        assert hand[2] - block[2] < blocks_expert.TIP_BELOW_HAND + BLOCK_HALF
+        assert np.isin(episode.actions[-2:, 2], blocks_expert.OPEN).all()
+
+
+def test_the_hand_rises_before_a_tower_once_the_camera_sees_it() -> None:
+    world = BlockWorld(4)
+    tower, start = 0.8, -0.8
+    world.arrange(
+        [(tower, BLOCK_HALF + BLOCK_SIDE * level) for level in range(3)] + [(start, BLOCK_HALF)], (start, 0.4)
+    )
+    path = []
+    for move in blocks_expert._Builder(world, np.random.default_rng(0), 0.0).stack(3, 2):
+        world.advance(np.array(move))
+        path.append((tower - world.hand[1], world.hand[2]))
+    distance, height = np.array(path).T
+    seen = blocks_expert.SIDEWAYS + blocks_expert.AHEAD
+    carrying = np.arange(len(path)) > np.flatnonzero(distance > 1.5).max()
+    passing = 3 * BLOCK_SIDE + blocks_expert.TIP_BELOW_HAND + BLOCK_HALF
+    assert height[carrying & (distance > seen + 0.1)].max() < passing - BLOCK_SIDE
+    assert height[carrying & (distance < 2 * BLOCK_HALF)].max() > passing
+    assert world.touches().levels == (1, 2, 3, 4)
 
 
 def test_tasks_differ(attempts: list[Episode | None]) -> None:
