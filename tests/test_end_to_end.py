@@ -92,7 +92,11 @@ def test_one_command_goes_from_nothing_to_a_report(folder: Path, first_output: s
     trained = json.loads((policy / "trained.json").read_text())
     assert result["commit"] == trained["commit"]
     assert int(result["env_steps"]) == trained["env_steps"] >= 400
-    for film in ("prior/*/videos/sampled.mp4", "evaluation/*/videos/deterministic.mp4"):
+    for film in (
+        "demonstrations/*/demonstrations.mp4",
+        "prior/*/videos/sampled.mp4",
+        "evaluation/*/videos/deterministic.mp4",
+    ):
         (video,) = out.glob(film)
         assert video.stat().st_size > 1000
 
