@@ -1,6 +1,7 @@
 """The scripted expert of block stacking: it goes from way-point to way-point and looks again at every step.
 
-Each way-point is disturbed a little, so that demonstrations differ and show how to correct what went wrong.
+Each way-point is disturbed a little, so that demonstrations differ and show how to correct what went wrong. Most begin
+after a clumsy reach into the blocks, which is not recorded: they show the way out of what no expert gets itself into.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from spirl_ray.envs.blocks_world import (
     DENSITIES,
     HAND_HIGH,
     HAND_LOW,
+    LEVELS,
     STEP_METRES,
     TIP_BELOW_HAND,
     BlockWorld,
@@ -33,9 +35,15 @@ Waypoint = Callable[[], tuple[float, float]]
 
 OPEN, CLOSED = -1.0, 1.0
 _WAIT = np.array([0.0, 0.0, OPEN])
-SPREAD = 0.6  # m to either side, where blocks stand at first
-CLOSEST = 0.18  # m between two of them, or the fingers would not fit between
+SPREAD = 0.6  # m to either side of a place on the table, where blocks stand at first
+PLACE = 0.4  # m to either side of the table's middle, where that place is
+CLOSEST, ROOM = 0.18, 0.15  # m between the middles of two of them; the fingers fit between if there is so much room
+PAIR_RATE, PAIR_GAP = 0.4, (0.001, 0.04)  # how often two that are not needed stand together, and m between their sides
 HAND_STARTS = (0.45, 0.7)  # m, heights
+FUMBLE_RATE = 0.7  # how often the hand has reached into the blocks before
+FUMBLES = (1, 3)  # so many times, less one
+FUMBLE_OFF, FUMBLE_HEIGHT = 0.1, 0.25  # m beside a block (standard deviation), and at most above the lowest place
+FUMBLE_STEPS = 25  # at most, of one reach
 STACKS_DONE = (0, 1, 2)
 STACKS_TO_DO = 2
 GRASP_TRIES, PLACE_TRIES = 3, 2
@@ -198,11 +206,8 @@ def demonstrate(
     action_noise: float,
 ) -> Episode | None:
     """One episode of `generate`, with that id; without frames if there is no camera."""
-    order = rng.permutation(DATA_BLOCKS).tolist()
-    done = int(rng.choice(STACKS_DONE))
-    tower, goal = order[: done + 1], done + 1 + STACKS_TO_DO
-    hand = (float(rng.uniform(-SPREAD, SPREAD)), float(rng.uniform(*HAND_STARTS)))
-    world.arrange(_places(rng, tower, order[done + 1 :]), hand, rng.choice(DENSITIES, DATA_BLOCKS))
+    order, done = _begin(world, rng)
+    goal = done + 1 + STACKS_TO_DO
     building = Building(DATA_BLOCKS)
     states = [world.state()]
     frames = [camera.frame()] if camera is not None else []
@@ -241,12 +246,61 @@ def _moves(builder: _Builder, order: Sequence[int], done: int) -> Moves:
         yield from builder.stack(order[done + 1 + step], order[done + step])
 
 
+def _begin(world: BlockWorld, rng: np.random.Generator) -> tuple[list[int], int]:
+    """Finds a start from which the task can be done.
+
+    Returns:
+        The blocks, those of the planned tower first and from below, and how many of them lie on others already.
+    """
+    while True:
+        order = rng.permutation(DATA_BLOCKS).tolist()
+        done = int(rng.choice(STACKS_DONE))
+        tower, others = order[: done + 1], order[done + 1 :]
+        places = _places(rng, tower, others)
+        hand = (places[rng.choice(order)][0] + rng.normal(0.0, FUMBLE_OFF), rng.uniform(*HAND_STARTS))
+        world.arrange(places, hand, rng.choice(DENSITIES, DATA_BLOCKS))
+        if rng.random() < FUMBLE_RATE:
+            _fumble(world, rng)
+        needed = others[:STACKS_TO_DO]
+        levels = world.touches().levels
+        if all(levels[block] == level for level, block in enumerate(tower, 1)) and all(
+            levels[block] == 1 and _room_around(world, block) for block in needed
+        ):
+            return order, done
+
+
+def _fumble(world: BlockWorld, rng: np.random.Generator) -> None:
+    """Reaches for places beside blocks, with any grip and whatever is in the way."""
+    for _ in range(int(rng.integers(*FUMBLES))):
+        y = world.positions[rng.integers(DATA_BLOCKS), 1] + rng.normal(0.0, FUMBLE_OFF)
+        there = np.array((y, HAND_LOW + rng.uniform(0.0, FUMBLE_HEIGHT)))
+        grip = float(rng.choice(LEVELS))
+        for _ in range(FUMBLE_STEPS):
+            away = there - world.hand[1:]
+            if np.abs(away).max() < NEAR:
+                break
+            world.advance(np.append(np.clip(away / STEP_METRES, -1.0, 1.0), grip))
+
+
+def _room_around(world: BlockWorld, block: int) -> bool:
+    """Whether nothing lies on a block and the fingers fit to either side."""
+    positions = world.positions
+    away = np.abs(np.delete(positions, block, axis=0) - positions[block])
+    return bool(away[:, 1].min() > ROOM)
+
+
 def _places(rng: np.random.Generator, tower: Sequence[int], others: Sequence[int]) -> list[tuple[float, float]]:
     """y and z (m) of every block: the tower's above one another, the others beside it in random order."""
+    pair = len(others) >= STACKS_TO_DO + 2 and rng.random() < PAIR_RATE
     columns = [list(tower), *([block] for block in others)]
+    apart = len(columns) - pair
+    middle = rng.uniform(-PLACE, PLACE)
     while True:
-        sides = rng.uniform(-SPREAD, SPREAD, len(columns))
-        if np.diff(np.sort(sides)).min() > CLOSEST:
+        sides = middle + rng.uniform(-SPREAD, SPREAD, len(columns))
+        if pair:
+            sides[-1] = sides[-2] + rng.choice((-1, 1)) * (BLOCK_SIDE + rng.uniform(*PAIR_GAP))
+        close = np.diff(np.sort(sides[:apart])).min() <= CLOSEST
+        if not close and not (pair and np.abs(sides[:-2] - sides[-1]).min() <= CLOSEST):
             break
     places = [(0.0, 0.0)] * DATA_BLOCKS
     for side, column in zip(sides.tolist(), columns, strict=True):
