@@ -38,7 +38,7 @@ def test_two_blocks_more_are_on_the_tower_at_the_end(attempts: list[Episode | No
         tower, done = episode.metadata["tower"], episode.metadata["done"]
         first, last = (episode.states[row, 8:].reshape(-1, 3)[tower] for row in (0, -1))
         height = BLOCK_HALF + BLOCK_SIDE * np.arange(len(tower))
-        np.testing.assert_allclose(first[:, 2], np.where(np.arange(len(tower)) <= done, height, BLOCK_HALF), atol=0.01)
+        np.testing.assert_allclose(first[:, 2], np.where(np.arange(len(tower)) <= done, height, BLOCK_HALF), atol=0.02)
         np.testing.assert_allclose(last[:, 2], height, atol=0.01)
         assert np.ptp(last[:, 1]) < 2 * BLOCK_HALF
         assert len(tower) == done + 3
