@@ -72,6 +72,14 @@ def test_the_hand_rises_before_a_tower_once_the_camera_sees_it() -> None:
     assert world.touches().levels == (1, 2, 3, 4)
 
 
+def test_many_begin_after_a_clumsy_reach_that_is_not_recorded(attempts: list[Episode | None]) -> None:
+    starts = np.array([episode.states[0] for episode in filter(None, attempts)])
+    low = starts[:, 2] < blocks_expert.HAND_STARTS[0]
+    assert 0 < low.sum() < len(starts)
+    assert (starts[low, 7] < 0.9).any()
+    assert (starts[~low, 7] > 0.9).all()
+
+
 def test_tasks_differ(attempts: list[Episode | None]) -> None:
     kept = list(filter(None, attempts))
     assert len({tuple(episode.metadata["tower"]) for episode in kept}) > 1
