@@ -252,7 +252,9 @@ class _Session:
         run_stage("Data", stage)
 
     def demonstrations(self) -> None:
-        if self.experiment.evaluate.videos:
+        from spirl_ray.envs import environment
+
+        if self.experiment.evaluate.videos and environment(self.experiment.env.id).pictures is not None:
             run_stage("Film of the data", lambda _: self.pipeline.show_demonstrations(self.workspace))
 
     def require_data(self) -> None:

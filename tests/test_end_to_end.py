@@ -76,6 +76,7 @@ def test_one_command_goes_from_nothing_to_a_report(folder: Path, first_output: s
     out = folder / "out"
     stages = [
         "Data",
+        "Film of the data",
         "Skills for spirl_cl",
         "Bare prior of spirl_cl",
         "Training spirl_cl",
@@ -114,7 +115,7 @@ def test_the_policy_acts_in_a_gymnasium_loop(folder: Path, first_output: str) ->
 def test_the_second_call_only_redoes_what_a_change_asks_for(folder: Path, config: Path, first_output: str) -> None:
     output = finish(start("run", config))
     assert done(output) == ["Report"]
-    assert output.count("there already") == 5
+    assert output.count("there already") == 6
 
     further = finish(start("run", config, "--set", "train.env_steps=480"))
     assert done(further) == ["Training spirl_cl", "Evaluating spirl_cl", "Report"]

@@ -12,7 +12,6 @@ from spirl_ray.config import EnvSettings, EvaluateSettings
 from spirl_ray.data.importing import ImportReport, import_dataset
 from spirl_ray.data.trajectories import dataset_files, read_card
 from spirl_ray.data.validation import file_digest
-from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
 from spirl_ray.experiments.demonstrations import film_remotely
 from spirl_ray.experiments.monitoring import Monitor
@@ -86,10 +85,8 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[Sta
 
 
 def show_demonstrations(workspace: Workspace) -> StageResult:
-    """Films some demonstrations, if the environment can draw them and films are wanted."""
+    """Films as many demonstrations as episodes of an agent; the environment must be able to draw them."""
     out, settings = workspace.demonstrations, workspace.experiment.evaluate
-    if not settings.videos or environment(workspace.experiment.env.id).pictures is None:
-        return StageResult(out, False)
     with workspace.locked(out):
         if (out / FILM).exists() and read_json(out / _FILMS) == _films(settings):
             return StageResult(out, False)
