@@ -66,19 +66,21 @@ def blocks(attempts: int) -> Row:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=int, default=60, help="episodes of the kitchen's target chain")
-    parser.add_argument("--others", type=int, default=10, help="episodes of each of the other 34 chains")
-    parser.add_argument("--blocks", type=int, default=200, help="attempts at block stacking")
+    parser.add_argument("--target", type=int, default=60, help="episodes of the kitchen's target chain; 0: none")
+    parser.add_argument("--others", type=int, default=10, help="episodes of each of the other 34 chains; 0: none")
+    parser.add_argument("--blocks", type=int, default=200, help="attempts at block stacking; 0: none")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     target = kitchen_experts.HELD_OUT
     others = [chain for chain in itertools.combinations(GOALS, kitchen_experts.CHAIN_LENGTH) if set(chain) != target]
     rows = []
     for chain, attempts in [(target, options.target), *((chain, options.others) for chain in others)]:
-        rows.append(kitchen(chain, attempts))
+        if attempts:
+            rows.append(kitchen(chain, attempts))
+            print(rows[-1], flush=True)
+    if options.blocks:
+        rows.append(blocks(options.blocks))
         print(rows[-1], flush=True)
-    rows.append(blocks(options.blocks))
-    print(rows[-1], flush=True)
     for row in rows:
         row |= {"commit": commit(), **hardware()}
     if options.out is not None:
