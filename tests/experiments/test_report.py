@@ -352,6 +352,14 @@ def test_embedded_video_is_the_file_and_decodes(tmp_path):
     assert "spirl · seed 0 · episode" in page.text
 
 
+def test_films_of_the_data_stand_after_those_of_the_agents(tmp_path):
+    films = [video_file(tmp_path / f"{name}.mp4") for name in ("episode", "demonstrations")]
+    record = experiment(trials=[trial(tmp_path, videos=films[:1])], demonstrations=films[1:])
+    _, page = report(tmp_path / "report", record)
+    assert len(page.values("video", "src")) == 2
+    assert page.text.index("spirl · seed 0 · episode") < page.text.index("demonstrations")
+
+
 def test_videos_beyond_the_limit_are_linked_by_relative_path(tmp_path):
     first, second = (video_file(tmp_path / "run 1" / f"{name}.mp4") for name in ("first", "second"))
     record = experiment(trials=[trial(tmp_path, videos=[first, second])])
