@@ -41,7 +41,7 @@ CLOSEST, ROOM = 0.18, 0.15  # m between the middles of two of them; the fingers 
 PAIR_RATE, PAIR_GAP = 0.4, (0.001, 0.04)  # how often two that are not needed stand together, and m between their sides
 HAND_STARTS = (0.45, 0.7)  # m, heights
 FUMBLE_RATE = 0.7  # how often the hand has reached into the blocks before
-FUMBLES = (1, 3)  # so many times, less one
+FUMBLES = (1, 2)  # reaches, at least and at most
 FUMBLE_OFF, FUMBLE_HEIGHT = 0.1, 0.25  # m beside a block (standard deviation), and at most above the lowest place
 FUMBLE_STEPS = 25  # at most, of one reach
 STACKS_DONE = (0, 1, 2)
@@ -82,7 +82,7 @@ class _Builder:
 
     def _fetch(self, block: int) -> Moves:
         for _ in range(GRASP_TRIES):
-            yield from self._travel(block, None, OPEN)
+            yield from self._travel(block, None)
             yield from self._go(self._beside(block, self._noise(), TIP_BELOW_HAND + self._noise()), OPEN, EXACT)
             for _ in range(int(self.rng.integers(2, 4))):
                 yield 0.0, 0.0, CLOSED
@@ -90,7 +90,7 @@ class _Builder:
                 return
 
     def _place(self, block: int, tower: int) -> Moves:
-        yield from self._travel(tower, block, CLOSED)
+        yield from self._travel(tower, block)
         side = 0.5 * self._noise()
         yield from self._go(self._across(tower, block, side, self._clearance()), CLOSED, OVER)
 
@@ -103,8 +103,9 @@ class _Builder:
         for _ in range(int(self.rng.integers(2, 4))):
             yield 0.0, 0.0, OPEN
 
-    def _travel(self, block: int, carried: int | None, grip: float) -> Moves:
+    def _travel(self, block: int, carried: int | None) -> Moves:
         """Across until over a block, now and then by way of somewhere else."""
+        grip = OPEN if carried is None else CLOSED
         clearance = self._clearance()
         if self.rng.random() < DETOUR_RATE:
             off = self.rng.normal(0.0, DETOUR, 2)
@@ -271,7 +272,7 @@ def _begin(world: BlockWorld, rng: np.random.Generator) -> tuple[list[int], int]
 
 def _fumble(world: BlockWorld, rng: np.random.Generator) -> None:
     """Reaches for places beside blocks, with any grip and whatever is in the way."""
-    for _ in range(int(rng.integers(*FUMBLES))):
+    for _ in range(int(rng.integers(FUMBLES[0], FUMBLES[1] + 1))):
         y = world.positions[rng.integers(DATA_BLOCKS), 1] + rng.normal(0.0, FUMBLE_OFF)
         there = np.array((y, HAND_LOW + rng.uniform(0.0, FUMBLE_HEIGHT)))
         grip = float(rng.choice(LEVELS))

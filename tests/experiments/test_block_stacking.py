@@ -94,7 +94,7 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
     assert (tmp_path / "prior.mp4").stat().st_size > 1000
 
     resolved = resolve(experiment, method, spec)  # type: ignore[arg-type]
-    how = {"proposals": resolved.proposals, "residual": resolved.residual}
+    how = {"proposals": resolved.proposals, "residual": resolved.residual, "objects": resolved.objects}
     network = SkillPolicy(load_skills(skills), envs.state_dim(envs.make(env_id, **TARGET)), **how)
     folder = tmp_path / "policy"
     save_policy(
