@@ -21,6 +21,7 @@ from spirl_ray.envs.blocks_world import (
     HAND_HIGH,
     HAND_LOW,
     LEVELS,
+    REACH,
     STEP_METRES,
     TIP_BELOW_HAND,
     BlockWorld,
@@ -40,10 +41,12 @@ PLACE = 0.4  # m to either side of the table's middle, where that place is
 CLOSEST, ROOM = 0.18, 0.15  # m between the middles of two of them; the fingers fit between if there is so much room
 PAIR_RATE, PAIR_GAP = 0.4, (0.001, 0.04)  # how often two that are not needed stand together, and m between their sides
 HAND_STARTS = (0.45, 0.7)  # m, heights
+ASTRAY_RATE, ASTRAY = 0.35, 0.4  # how often the hand is anywhere, and m beyond the outermost blocks
+HELD_RATE = 0.25  # how often it holds the block that is put down first
 FUMBLE_RATE = 0.7  # how often the hand has reached into the blocks before
 FUMBLES = (1, 2)  # reaches, at least and at most
 FUMBLE_OFF, FUMBLE_HEIGHT = 0.1, 0.25  # m beside a block (standard deviation), and at most above the lowest place
-FUMBLE_STEPS = 25  # at most, of one reach
+REACH_STEPS = 25  # at most
 STACKS_DONE = (0, 1, 2)
 STACKS_TO_DO = 2
 GRASP_TRIES, PLACE_TRIES = 3, 2
@@ -52,6 +55,7 @@ CLEARANCE = (0.03, 0.08)  # m above whatever is on the way
 SIDEWAYS = 0.13  # m that hand and open fingers reach to either side
 AHEAD = 0.12  # m beyond that, up to which it looks at what is in its way; the agent's camera shows as much
 NEAR, OVER, EXACT = 0.04, 0.01, 0.006  # m from a way-point at which the next one is taken
+SIDE_SPEED = 0.6  # command; what a plan of ten steps leads to is then mostly in view when it is made
 SLOW = 0.5  # command while a block is put down
 DETOUR_RATE, DETOUR = 0.15, 0.06  # how often, and how far (standard deviation, m), a way-point is far off
 MOST_MOVES = 60  # steps towards one way-point
@@ -68,9 +72,10 @@ class _Builder:
     subgoal_noise: float
 
     def stack(self, block: int, tower: int) -> Moves:
-        """Fetches a block and puts it onto another."""
+        """Fetches a block, if it is not in the hand already, and puts it onto another."""
         for _ in range(PLACE_TRIES):
-            yield from self._fetch(block)
+            if not self.world.touches().grasped[block]:
+                yield from self.fetch(block)
             yield from self._place(block, tower)
             if self.world.touches().levels[block] > 1:
                 return
@@ -80,7 +85,7 @@ class _Builder:
         _, y, z = self.world.hand
         return float(y), float(z)
 
-    def _fetch(self, block: int) -> Moves:
+    def fetch(self, block: int) -> Moves:
         for _ in range(GRASP_TRIES):
             yield from self._travel(block, None)
             yield from self._go(self._beside(block, self._noise(), TIP_BELOW_HAND + self._noise()), OPEN, EXACT)
@@ -152,7 +157,8 @@ class _Builder:
             there[1] = np.clip(there[1], HAND_LOW, HAND_HIGH)
             if np.abs(there - here).max() < within:
                 return
-            y, z = np.clip((there - here) / STEP_METRES, -speed, speed)
+            limits = np.minimum(speed, (SIDE_SPEED, 1.0))
+            y, z = np.clip((there - here) / STEP_METRES, -limits, limits)
             yield float(y), float(z), grip
 
 
@@ -259,28 +265,51 @@ def _begin(world: BlockWorld, rng: np.random.Generator) -> tuple[list[int], int]
         tower, others = order[: done + 1], order[done + 1 :]
         places = _places(rng, tower, others)
         hand = (places[rng.choice(order)][0] + rng.normal(0.0, FUMBLE_OFF), rng.uniform(*HAND_STARTS))
+        if astray := rng.random() < ASTRAY_RATE:
+            hand = _anywhere(rng, [y for y, _ in places])
         world.arrange(places, hand, rng.choice(DENSITIES, DATA_BLOCKS))
         if rng.random() < FUMBLE_RATE:
             _fumble(world, rng)
         needed = others[:STACKS_TO_DO]
-        levels = world.touches().levels
-        if all(levels[block] == level for level, block in enumerate(tower, 1)) and all(
-            levels[block] == 1 and _room_around(world, block) for block in needed
-        ):
-            return order, done
+        if not _can_do(world, tower, needed):
+            continue
+        if rng.random() < HELD_RATE:
+            for move in _Builder(world, rng, 0.0).fetch(needed[0]):
+                world.advance(np.array(move))
+            if astray:
+                _reach(world, _anywhere(rng, [y for y, _ in places]), CLOSED)
+            if not world.touches().grasped[needed[0]] or not _can_do(world, tower, needed[1:]):
+                continue
+        return order, done
+
+
+def _can_do(world: BlockWorld, tower: Sequence[int], needed: Sequence[int]) -> bool:
+    """Whether the tower stands so far, and the blocks that are needed can be taken from the table."""
+    levels = world.touches().levels
+    return all(levels[block] == level for level, block in enumerate(tower, 1)) and all(
+        levels[block] == 1 and _room_around(world, block) for block in needed
+    )
+
+
+def _anywhere(rng: np.random.Generator, sides: Sequence[float]) -> tuple[float, float]:
+    """y and z (m) of a hand that has gone astray: too far to either side, or too high, to see any block."""
+    y = rng.uniform(min(sides) - ASTRAY, max(sides) + ASTRAY)
+    return float(np.clip(y, -REACH, REACH)), float(rng.uniform(HAND_STARTS[0], HAND_HIGH))
 
 
 def _fumble(world: BlockWorld, rng: np.random.Generator) -> None:
     """Reaches for places beside blocks, with any grip and whatever is in the way."""
     for _ in range(int(rng.integers(FUMBLES[0], FUMBLES[1] + 1))):
         y = world.positions[rng.integers(DATA_BLOCKS), 1] + rng.normal(0.0, FUMBLE_OFF)
-        there = np.array((y, HAND_LOW + rng.uniform(0.0, FUMBLE_HEIGHT)))
-        grip = float(rng.choice(LEVELS))
-        for _ in range(FUMBLE_STEPS):
-            away = there - world.hand[1:]
-            if np.abs(away).max() < NEAR:
-                break
-            world.advance(np.append(np.clip(away / STEP_METRES, -1.0, 1.0), grip))
+        _reach(world, (y, HAND_LOW + rng.uniform(0.0, FUMBLE_HEIGHT)), float(rng.choice(LEVELS)))
+
+
+def _reach(world: BlockWorld, there: tuple[float, float], grip: float) -> None:
+    for _ in range(REACH_STEPS):
+        away = there - world.hand[1:]
+        if np.abs(away).max() < NEAR:
+            break
+        world.advance(np.append(np.clip(away / STEP_METRES, -1.0, 1.0), grip))
 
 
 def _room_around(world: BlockWorld, block: int) -> bool:

@@ -54,15 +54,16 @@ class ViewSpec:
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """The state lists alike objects in an order that tells nothing.
-
-    A policy sees them from the agent, the nearest first.
-    """
+    """The state lists alike objects in an order that tells nothing; see `spirl_ray.rl.objects`."""
 
     agent: tuple[int, ...]
     """State entries with the agent's position."""
     first: int
     """From this entry on, the state holds nothing but the objects' positions, in the agent's coordinates."""
+    up: int
+    """Which of these coordinates is the height."""
+    size: float
+    """Of an object, in these coordinates."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from spirl_ray.config import Settings
 from spirl_ray.envs.spec import ObjectSpec
 from spirl_ray.errors import SpirlError
+from spirl_ray.rl.objects import see, seen_dim
 from spirl_ray.skills.artifact import (
     build_module,
     load_skills,
@@ -35,40 +37,32 @@ FORMAT_VERSION = 1
 class Proposal(nn.Module):
     """The frozen prior of an environment with frames: its parameters are part of the policy's input."""
 
-    def __init__(self, state_dim: int) -> None:
+    def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.state_dim = state_dim
+        self.entries = 2 * latent_dim
 
     def forward(self, inputs: Tensor) -> DiagonalGaussian:
-        """Inputs [..., S + 2 Z] -> p(z | s)."""
-        return DiagonalGaussian.from_parameters(inputs[..., self.state_dim :])
+        """Inputs [..., F + 2 Z] -> p(z | s)."""
+        return DiagonalGaussian.from_parameters(inputs[..., -self.entries :])
 
 
 class ResidualHead(nn.Module):
     """A policy that starts as the prior's proposal and learns how to depart from it."""
 
-    def __init__(self, state_dim: int, latent_dim: int, *, width: int, layers: int) -> None:
+    def __init__(self, input_dim: int, latent_dim: int, *, width: int, layers: int) -> None:
         super().__init__()
-        self.proposal = Proposal(state_dim)
-        self.net = mlp(state_dim + 2 * latent_dim, 2 * latent_dim, width=width, layers=layers)
+        self.proposal = Proposal(latent_dim)
+        self.net = mlp(input_dim, 2 * latent_dim, width=width, layers=layers)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, inputs: Tensor) -> DiagonalGaussian:
-        """Inputs [..., S + 2 Z] -> a Gaussian over latents [..., Z]."""
+        """Inputs [..., F + 2 Z] -> a Gaussian over latents [..., Z]."""
         proposal = self.proposal(inputs)
         mean, log_std = self.net(inputs).chunk(2, dim=-1)
         return DiagonalGaussian(proposal.mean + mean, (proposal.log_std + log_std).clamp(LOG_STD_MIN, LOG_STD_MAX))
-
-
-def nearest_first(states: Tensor, objects: ObjectSpec) -> Tensor:
-    """States [..., S] whose objects are where they are from the agent, sorted by distance."""
-    agent = states[..., list(objects.agent)].unsqueeze(-2)
-    places = states[..., objects.first :].unflatten(-1, (-1, len(objects.agent))) - agent
-    order = places.square().sum(-1, keepdim=True).argsort(dim=-2)
-    return torch.cat([states[..., : objects.first], places.take_along_dim(order, -2).flatten(-2)], dim=-1)
 
 
 class SkillPolicy(nn.Module):
@@ -76,7 +70,7 @@ class SkillPolicy(nn.Module):
 
     Where the target's states have another size than the data's, the egocentric entries alone mean the same in both:
     they are standardised by the data's statistics, and the others stay as the environment scales them. Alike objects
-    are seen from the agent, the nearest first, in units of the data's deviation.
+    are seen from the agent (`spirl_ray.rl.objects`).
 
     Args:
         skills: what it acts through.
@@ -102,10 +96,10 @@ class SkillPolicy(nn.Module):
         spec = skills.spec
         state_dim = spec.state_dim if state_dim is None else state_dim
         sizes = {"width": spec.settings.width, "layers": spec.settings.prior_layers}
-        self.input_dim = state_dim + (2 * spec.latent_dim if proposals else 0)
+        self.input_dim = seen_dim(state_dim, objects) + (2 * spec.latent_dim if proposals else 0)
         self.head: ResidualHead | GaussianPrior
         if residual:
-            self.head = ResidualHead(state_dim, spec.latent_dim, **sizes)
+            self.head = ResidualHead(self.input_dim, spec.latent_dim, **sizes)
         else:
             self.head = GaussianPrior(self.input_dim, spec.latent_dim, **sizes)
         mean, std = skills.state_mean.clone(), skills.state_std.clone()
@@ -114,18 +108,17 @@ class SkillPolicy(nn.Module):
             mean, std = torch.zeros(state_dim), torch.ones(state_dim)
             mean[shared], std[shared] = skills.state_mean[shared], skills.state_std[shared]
         self.objects = objects
-        if objects is not None:
-            first, each = objects.first, len(objects.agent)
-            mean[first:] = 0.0
-            std[first:] = skills.state_std[first : first + each].repeat((state_dim - first) // each)
         self.register_buffer("state_mean", mean)
         self.register_buffer("state_std", std)
 
     def standardise(self, inputs: Tensor) -> Tensor:
+        """Raw inputs [..., S] or [..., S + 2 Z] -> what networks see [..., input_dim]."""
         size = len(self.state_mean)
-        states = inputs[..., :size] if self.objects is None else nearest_first(inputs[..., :size], self.objects)
-        states = (states - self.state_mean) / self.state_std
-        return states if inputs.shape[-1] == size else torch.cat([states, inputs[..., size:]], dim=-1)
+        states = inputs[..., :size]
+        seen = (states - self.state_mean) / self.state_std
+        if self.objects is not None:
+            seen = torch.cat([seen[..., : self.objects.first], see(states, self.objects)], dim=-1)
+        return seen if inputs.shape[-1] == size else torch.cat([seen, inputs[..., size:]], dim=-1)
 
     def forward(self, inputs: Tensor) -> DiagonalGaussian:
         """Raw inputs [B, S] or [B, S + 2 Z] -> a Gaussian over latents [B, Z]."""
@@ -165,6 +158,8 @@ class PolicyCard(Settings):
             rest = self.state_dim - first
             if not agent or not all(0 <= entry < first for entry in agent) or rest < 1 or rest % len(agent):
                 raise ValueError(f"objects {agent}, {first} do not fit states of {self.state_dim} entries")
+            if not 0.0 < self.objects.size < math.inf or not 0 <= self.objects.up < len(agent):
+                raise ValueError(f"objects of size {self.objects.size}, whose coordinate {self.objects.up} is up")
         return self
 
 

@@ -112,10 +112,10 @@ class Batches:
         )
 
     def _spread(self, episode: Episode, count: float) -> tuple[Tensor, Tensor]:
-        """At most ``count`` windows of an episode, evenly spread."""
+        """At most ``count`` windows of an episode, from the middle of equal parts: first and last are like no other."""
         table = self._windows([episode])
         number = min(len(table), math.ceil(count))
-        return table.rows(torch.linspace(0, len(table) - 1, number, dtype=torch.float64).long())
+        return table.rows(((torch.arange(number, dtype=torch.float64) + 0.5) * len(table) / number).long())
 
     def _episodes(self) -> Iterator[Episode]:
         data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS)

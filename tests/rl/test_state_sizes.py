@@ -82,32 +82,37 @@ def test_only_what_means_the_same_is_standardised_by_the_datas_statistics(skills
     assert torch.equal(same.state_mean, model.state_mean)
 
 
-def test_objects_are_seen_from_the_agent_the_nearest_first(skills: Path) -> None:
-    model, objects = load_skills(skills), FACTS.objects
-    policy = SkillPolicy(model, TARGET, objects=objects)
-    seen = observations(4, TARGET)[:, :TARGET]
-    first, std = 8, model.state_std[8:11]
-    places = seen[:, first:].unflatten(1, (-1, 3))
-    standardised = policy.standardise(seen)
-    offsets = standardised[:, first:].unflatten(1, (-1, 3)) * std
-    distances = offsets.norm(dim=-1)
-    assert (distances.diff(dim=1) >= 0).all()
-    nearest = (places - seen[:, None, :3]).norm(dim=-1).argmin(dim=1)
-    torch.testing.assert_close(offsets[:, 0] + seen[:, :3], places[torch.arange(4), nearest])
-    shuffled = torch.cat([seen[:, :first], places[:, torch.randperm(places.shape[1])].flatten(1)], dim=1)
-    assert torch.equal(policy.standardise(shuffled), standardised)
-    assert torch.equal(standardised[:, :3], seen[:, :3])
+def test_objects_are_seen_from_the_agent_in_an_order_of_their_own(skills: Path) -> None:
+    objects = FACTS.objects
+    policy = SkillPolicy(load_skills(skills), TARGET, objects=objects)
+    states = observations(4, TARGET)[:, :TARGET]
+    seen = policy.standardise(states)
+    assert seen.shape[1] == policy.input_dim == TARGET + 3 * 4
+    assert torch.equal(seen[:, :3], states[:, :3])
+    places = states[:, 8:].unflatten(1, (-1, 3))
+    parts = seen[:, 8:].split([TARGET - 8, 9, 3], dim=1)
+    near, high = ((part * 2).sinh().unflatten(1, (-1, 3)) * objects.size for part in parts[:2])
+    assert (near.norm(dim=-1).diff(dim=1) >= 0).all()
+    nearest = (places - states[:, None, :3]).norm(dim=-1).argmin(dim=1)
+    torch.testing.assert_close(near[:, 0] + states[:, :3], places[torch.arange(4), nearest])
+    highest = places[:, :, 2].argmax(dim=1)
+    torch.testing.assert_close(high[:, 0] + states[:, :3], places[torch.arange(4), highest])
+    torch.testing.assert_close(parts[2] * objects.size, places[:, :, 2].sort(dim=1, descending=True).values[:, :3])
+    shuffled = torch.cat([states[:, :8], places[:, torch.randperm(places.shape[1])].flatten(1)], dim=1)
+    assert torch.equal(policy.standardise(shuffled), seen)
+    few = SkillPolicy(load_skills(skills), 8 + 2 * 3, objects=objects)
+    assert few.standardise(states[:, : 8 + 2 * 3]).shape == (4, few.input_dim) == (4, 8 + 6 + 2 * 4)
 
 
-@pytest.mark.parametrize("objects", [{"agent": [0, 1, 2], "first": 9}, {"agent": [], "first": 8}, {"agent": [99]}])
+@pytest.mark.parametrize("objects", [{"first": 9}, {"agent": []}, {"agent": [99]}, {"size": 0.0}, {"up": 3}])
 def test_a_card_whose_objects_do_not_fit_is_refused(skills: Path, tmp_path: Path, objects: dict[str, Any]) -> None:
     facts = {"environment": BLOCKS, "env_kwargs": {}, "method": "spirl", "seed": 0, "latent_limit": None}
     state = SkillPolicy(load_skills(skills), TARGET, objects=FACTS.objects).state_dict()
     save_policy(tmp_path, state, skills, objects=FACTS.objects, env_steps=1, config_hash="a", **facts)
     load_policy(tmp_path)
     card = json.loads((tmp_path / "policy.json").read_text())
-    assert card["objects"] == {"agent": [0, 1, 2], "first": 8}
-    (tmp_path / "policy.json").write_text(json.dumps(card | {"objects": objects}))
+    assert card["objects"] == {"agent": [0, 1, 2], "first": 8, "up": 2, "size": 0.08}
+    (tmp_path / "policy.json").write_text(json.dumps(card | {"objects": card["objects"] | objects}))
     with pytest.raises(SpirlError, match="is not a policy card"):
         load_policy(tmp_path)
 
