@@ -41,9 +41,9 @@ PLACE = 0.4  # m to either side of the table's middle, where that place is
 CLOSEST, ROOM = 0.18, 0.15  # m between the middles of two of them; the fingers fit between if there is so much room
 PAIR_RATE, PAIR_GAP = 0.4, (0.001, 0.04)  # how often two that are not needed stand together, and m between their sides
 HAND_STARTS = (0.45, 0.7)  # m, heights
-ASTRAY_RATE, ASTRAY = 0.35, 0.4  # how often the hand is anywhere, and m beyond the outermost blocks
+ASTRAY_RATE, ASTRAY = 0.3, (0.15, 0.45)  # how often the hand is away from all blocks, and m beyond the outermost
 HELD_RATE = 0.25  # how often it holds the block that is put down first
-FUMBLE_RATE = 0.7  # how often the hand has reached into the blocks before
+FUMBLE_RATE = 0.7  # how often it has otherwise reached into the blocks before
 FUMBLES = (1, 2)  # reaches, at least and at most
 FUMBLE_OFF, FUMBLE_HEIGHT = 0.1, 0.25  # m beside a block (standard deviation), and at most above the lowest place
 REACH_STEPS = 25  # at most
@@ -266,9 +266,9 @@ def _begin(world: BlockWorld, rng: np.random.Generator) -> tuple[list[int], int]
         places = _places(rng, tower, others)
         hand = (places[rng.choice(order)][0] + rng.normal(0.0, FUMBLE_OFF), rng.uniform(*HAND_STARTS))
         if astray := rng.random() < ASTRAY_RATE:
-            hand = _anywhere(rng, [y for y, _ in places])
+            hand = _astray(rng, [y for y, _ in places])
         world.arrange(places, hand, rng.choice(DENSITIES, DATA_BLOCKS))
-        if rng.random() < FUMBLE_RATE:
+        if not astray and rng.random() < FUMBLE_RATE:
             _fumble(world, rng)
         needed = others[:STACKS_TO_DO]
         if not _can_do(world, tower, needed):
@@ -277,7 +277,7 @@ def _begin(world: BlockWorld, rng: np.random.Generator) -> tuple[list[int], int]
             for move in _Builder(world, rng, 0.0).fetch(needed[0]):
                 world.advance(np.array(move))
             if astray:
-                _reach(world, _anywhere(rng, [y for y, _ in places]), CLOSED)
+                _reach(world, _astray(rng, [y for y, _ in places]), CLOSED)
             if not world.touches().grasped[needed[0]] or not _can_do(world, tower, needed[1:]):
                 continue
         return order, done
@@ -291,10 +291,14 @@ def _can_do(world: BlockWorld, tower: Sequence[int], needed: Sequence[int]) -> b
     )
 
 
-def _anywhere(rng: np.random.Generator, sides: Sequence[float]) -> tuple[float, float]:
-    """y and z (m) of a hand that has gone astray: too far to either side, or too high, to see any block."""
-    y = rng.uniform(min(sides) - ASTRAY, max(sides) + ASTRAY)
-    return float(np.clip(y, -REACH, REACH)), float(rng.uniform(HAND_STARTS[0], HAND_HIGH))
+def _astray(rng: np.random.Generator, sides: Sequence[float]) -> tuple[float, float]:
+    """y and z (m) of a hand that is too far to one side, or too high, to see any block."""
+    high = float(rng.uniform(HAND_STARTS[0], HAND_HIGH))
+    if rng.random() < 0.5:
+        return float(rng.uniform(min(sides), max(sides))), high
+    beyond = rng.uniform(*ASTRAY)
+    y = min(sides) - beyond if rng.random() < 0.5 else max(sides) + beyond
+    return float(np.clip(y, -REACH, REACH)), float(rng.uniform(HAND_LOW, high))
 
 
 def _fumble(world: BlockWorld, rng: np.random.Generator) -> None:

@@ -8,7 +8,7 @@ import pytest
 from spirl_ray.data.trajectories import Episode
 from spirl_ray.data.validation import check_episode
 from spirl_ray.envs import blocks_expert
-from spirl_ray.envs.blocks import DATA_STEPS, SPEC
+from spirl_ray.envs.blocks import DATA_BLOCKS, DATA_STEPS, SPEC
 from spirl_ray.envs.blocks_world import BLOCK_HALF, BLOCK_SIDE, BlockWorld
 from spirl_ray.errors import SpirlError
 
@@ -38,7 +38,8 @@ def test_two_blocks_more_are_on_the_tower_at_the_end(attempts: list[Episode | No
         tower, done = episode.metadata["tower"], episode.metadata["done"]
         first, last = (episode.states[row, 8:].reshape(-1, 3)[tower] for row in (0, -1))
         height = BLOCK_HALF + BLOCK_SIDE * np.arange(len(tower))
-        np.testing.assert_allclose(first[:, 2], np.where(np.arange(len(tower)) <= done, height, BLOCK_HALF), atol=0.02)
+        np.testing.assert_allclose(first[: done + 1, 2], height[: done + 1], atol=0.02)
+        assert first[-1, 2] < BLOCK_SIDE
         np.testing.assert_allclose(last[:, 2], height, atol=0.01)
         assert np.ptp(last[:, 1]) < 2 * BLOCK_HALF
         assert len(tower) == done + 3
@@ -72,12 +73,29 @@ def test_the_hand_rises_before_a_tower_once_the_camera_sees_it() -> None:
     assert world.touches().levels == (1, 2, 3, 4)
 
 
-def test_many_begin_after_a_clumsy_reach_that_is_not_recorded(attempts: list[Episode | None]) -> None:
-    starts = np.array([episode.states[0] for episode in filter(None, attempts)])
-    low = starts[:, 2] < blocks_expert.HAND_STARTS[0]
-    assert 0 < low.sum() < len(starts)
-    assert (starts[low, 7] < 0.9).any()
-    assert (starts[~low, 7] > 0.9).all()
+def test_demonstrations_begin_anywhere_and_with_a_block_in_the_hand_or_without() -> None:
+    world, rng = BlockWorld(DATA_BLOCKS), np.random.default_rng(0)
+    heights, openings, held = [], [], []
+    for _ in range(40):
+        order, done = blocks_expert._begin(world, rng)
+        heights.append(world.hand[2])
+        openings.append(world.state()[7])
+        grasped = world.touches().grasped
+        held.append(grasped[order[done + 1]])
+        assert sum(grasped) <= 1
+        assert not any(grasped[block] for block in order[: done + 1])
+    lowest, highest = blocks_expert.HAND_STARTS
+    assert min(heights) < lowest
+    assert max(heights) > highest
+    assert 0 < sum(held) < len(held)
+    assert min(np.array(openings)[~np.array(held)]) < 0.1
+    assert max(openings) > 0.9
+
+
+def test_sideways_the_hand_goes_no_further_in_a_skill_than_the_camera_sees(attempts: list[Episode | None]) -> None:
+    for episode in filter(None, attempts):
+        moved = np.abs(episode.states[10:, 1] - episode.states[:-10, 1]).max()
+        assert moved < blocks_expert.SIDEWAYS + blocks_expert.AHEAD + 0.1
 
 
 def test_tasks_differ(attempts: list[Episode | None]) -> None:
