@@ -85,11 +85,8 @@ def resolve(experiment: Experiment, name: MethodName, spec: SkillSpec) -> Resolv
     target = train.target_divergence if method.regulariser == "prior" else None
     init = method.policy_init if train.policy_init == "preset" else train.policy_init
     proposals = spec.view is not None and (method.regulariser == "prior" or init == "prior")
-    if proposals and spec.settings.prior != "gaussian" and method.regulariser == "prior":
-        raise SpirlError(
-            f"skills.prior: {spec.settings.prior} works for environments without images only: {name} would be kept "
-            "close to a Gaussian fitted beside it. Use gaussian."
-        )
+    if proposals and spec.settings.prior == "flow":
+        raise SpirlError("skills.prior: flow works for environments without images only. Use gaussian or mixture.")
     target = target if target is not None else default
     objects = environment(experiment.env.id).objects
     return ResolvedMethod(name, method.regulariser, init, limit, target, proposals, objects)

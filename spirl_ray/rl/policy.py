@@ -26,9 +26,9 @@ from spirl_ray.skills.artifact import (
 )
 from spirl_ray.skills.execution import Array, SkillExecution
 from spirl_ray.skills.gaussian import LOG_STD_MAX, LOG_STD_MIN, DiagonalGaussian
-from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.model import SkillModel, SkillSpec
 from spirl_ray.skills.networks import mlp
-from spirl_ray.skills.priors import GaussianPrior
+from spirl_ray.skills.priors import GaussianMixture, GaussianPrior, from_parameters
 
 TENSORS, CARD, SKILLS = "policy.safetensors", "policy.json", "skills"
 FORMAT_VERSION = 1
@@ -37,32 +37,33 @@ FORMAT_VERSION = 1
 class Proposal(nn.Module):
     """The frozen prior of an environment with frames: its parameters are part of the policy's input."""
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, spec: SkillSpec) -> None:
         super().__init__()
-        self.entries = 2 * latent_dim
+        self.entries, self.latent_dim = spec.proposal_dim, spec.latent_dim
 
-    def forward(self, inputs: Tensor) -> DiagonalGaussian:
-        """Inputs [..., F + 2 Z] -> p(z | s)."""
-        return DiagonalGaussian.from_parameters(inputs[..., -self.entries :])
+    def forward(self, inputs: Tensor) -> DiagonalGaussian | GaussianMixture:
+        """Inputs [..., F + P] -> p(z | s)."""
+        return from_parameters(inputs[..., -self.entries :], self.latent_dim)
 
 
 class ResidualHead(nn.Module):
-    """A policy that starts as the prior's proposal and learns how to depart from it."""
+    """A policy that starts as the prior's proposal, of a mixture its heaviest part, and learns how to leave it."""
 
-    def __init__(self, input_dim: int, latent_dim: int, *, width: int, layers: int) -> None:
+    def __init__(self, input_dim: int, spec: SkillSpec, *, width: int, layers: int) -> None:
         super().__init__()
-        self.proposal = Proposal(latent_dim)
-        self.net = mlp(input_dim, 2 * latent_dim, width=width, layers=layers)
+        self.proposal = Proposal(spec)
+        self.net = mlp(input_dim, 2 * spec.latent_dim, width=width, layers=layers)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, inputs: Tensor) -> DiagonalGaussian:
-        """Inputs [..., F + 2 Z] -> a Gaussian over latents [..., Z]."""
+        """Inputs [..., F + P] -> a Gaussian over latents [..., Z]."""
         proposal = self.proposal(inputs)
+        start = proposal if isinstance(proposal, DiagonalGaussian) else proposal.heaviest()
         mean, log_std = self.net(inputs).chunk(2, dim=-1)
-        return DiagonalGaussian(proposal.mean + mean, (proposal.log_std + log_std).clamp(LOG_STD_MIN, LOG_STD_MAX))
+        return DiagonalGaussian(start.mean + mean, (start.log_std + log_std).clamp(LOG_STD_MIN, LOG_STD_MAX))
 
 
 class SkillPolicy(nn.Module):
@@ -96,10 +97,10 @@ class SkillPolicy(nn.Module):
         spec = skills.spec
         state_dim = spec.state_dim if state_dim is None else state_dim
         sizes = {"width": spec.settings.width, "layers": spec.settings.prior_layers}
-        self.input_dim = seen_dim(state_dim, objects) + (2 * spec.latent_dim if proposals else 0)
+        self.input_dim = seen_dim(state_dim, objects) + (spec.proposal_dim if proposals else 0)
         self.head: ResidualHead | GaussianPrior
         if residual:
-            self.head = ResidualHead(self.input_dim, spec.latent_dim, **sizes)
+            self.head = ResidualHead(self.input_dim, spec, **sizes)
         else:
             self.head = GaussianPrior(self.input_dim, spec.latent_dim, **sizes)
         mean, std = skills.state_mean.clone(), skills.state_std.clone()
@@ -112,7 +113,7 @@ class SkillPolicy(nn.Module):
         self.register_buffer("state_std", std)
 
     def standardise(self, inputs: Tensor) -> Tensor:
-        """Raw inputs [..., S] or [..., S + 2 Z] -> what networks see [..., input_dim]."""
+        """Raw inputs [..., S] or [..., S + P] -> what networks see [..., input_dim]."""
         size = len(self.state_mean)
         states = inputs[..., :size]
         seen = (states - self.state_mean) / self.state_std
@@ -121,7 +122,7 @@ class SkillPolicy(nn.Module):
         return seen if inputs.shape[-1] == size else torch.cat([seen, inputs[..., size:]], dim=-1)
 
     def forward(self, inputs: Tensor) -> DiagonalGaussian:
-        """Raw inputs [B, S] or [B, S + 2 Z] -> a Gaussian over latents [B, Z]."""
+        """Raw inputs [B, S] or [B, S + P] -> a Gaussian over latents [B, Z]."""
         return self.head(self.standardise(inputs))
 
     def start_from(self, prior: GaussianPrior) -> None:

@@ -19,7 +19,7 @@ class SkillEnv(gymnasium.Env[Array, Array]):
     """Executes latents with a frozen skill decoder.
 
     ``step(latent [Z])`` runs up to H primitive steps and returns the policy's next input (the state [S], or
-    [S + 2 Z], see `SkillModel.decision_input`), the summed reward and the flags of the last primitive step; a skill is
+    [S + P], see `SkillModel.decision_input`), the summed reward and the flags of the last primitive step; a skill is
     cut short by the end of the episode. ``info`` is that of the last primitive step with ``primitive_steps`` (of this
     skill) and ``phase`` (where in the episode the skill began, from 0 to 1) added.
     """
@@ -42,10 +42,10 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         self.proposals = proposals
         self.observation_dim = envs.observation_dim(self.env)
         self.limit = envs.episode_limit(self.env)
-        latent_dim = self.execution.model.spec.latent_dim
-        input_dim = envs.state_dim(self.env) + (2 * latent_dim if proposals else 0)
+        spec = self.execution.model.spec
+        input_dim = envs.state_dim(self.env) + (spec.proposal_dim if proposals else 0)
         self.observation_space = Box(-np.inf, np.inf, (input_dim,), np.float32)
-        self.action_space = Box(-np.inf, np.inf, (latent_dim,), np.float32)
+        self.action_space = Box(-np.inf, np.inf, (spec.latent_dim,), np.float32)
         self._seen: Array = np.zeros(self.observation_dim, np.float32)
         self._elapsed = 0
 

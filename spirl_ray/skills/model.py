@@ -63,6 +63,12 @@ class SkillSpec(Settings):
     def latent_dim(self) -> int:
         return self.action_dim if self.decoder == "identity" else self.settings.latent_dim
 
+    @property
+    def proposal_dim(self) -> int:
+        """Parameters of the prior at one state, see `SkillModel.decision_input`."""
+        each = 2 * self.latent_dim
+        return self.settings.mixture_components * (1 + each) if self.settings.prior == "mixture" else each
+
 
 class Perception(nn.Module):
     """What skills and prior make of what they see: the state itself, or features of the frames."""
@@ -245,15 +251,14 @@ class SkillModel(nn.Module):
     def decision_input(self, observations: Tensor, *, proposals: bool) -> Tensor:
         """What a high-level policy decides on, from raw observations [B, O].
 
-        The raw state [B, S] of the target; with ``proposals`` then the prior's mean and log deviation [B, S + 2 Z].
-        The prior is frozen by then, so nothing in stage 2 needs to look at frames again.
+        The raw state [B, S] of the target; with ``proposals`` then the P parameters of the prior, a Gaussian or a
+        mixture of them [B, S + P]. It is frozen by then, so nothing in stage 2 needs to look at frames again.
         """
         states = observations[..., : observations.shape[-1] - self.spec.pixels]
         if not proposals:
             return states
-        seen = self.perception(self.standardise(observations))
-        proposal = self.policy_start(seen)
-        return torch.cat([states, proposal.mean, proposal.log_std], dim=-1)
+        assert isinstance(self.prior, GaussianPrior | MixturePrior)
+        return torch.cat([states, self.prior.net(self.perception(self.standardise(observations)))], dim=-1)
 
     def decode(self, states: Tensor, latent: Tensor) -> Tensor:
         """Raw observations [B, T, O] and latents [B, Z] -> actions [B, T, A] (open loop: [B, H, A])."""

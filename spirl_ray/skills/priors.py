@@ -45,6 +45,15 @@ class GaussianMixture:
     logits: Tensor
     components: DiagonalGaussian
 
+    @staticmethod
+    def from_parameters(parameters: Tensor, latent_dim: int) -> GaussianMixture:
+        """From a network's outputs [..., K (1 + 2 Z)]."""
+        components = parameters.shape[-1] // (1 + 2 * latent_dim)
+        logits, rest = parameters.split([components, 2 * components * latent_dim], dim=-1)
+        return GaussianMixture(
+            logits, DiagonalGaussian.from_parameters(rest.unflatten(-1, (components, 2 * latent_dim)))
+        )
+
     def log_prob(self, value: Tensor) -> Tensor:
         weights = torch.log_softmax(self.logits, dim=-1)
         return torch.logsumexp(weights + self.components.log_prob(value.unsqueeze(-2)), dim=-1)
@@ -55,7 +64,11 @@ class GaussianMixture:
 
     def mode(self) -> Tensor:
         """The mean of the heaviest component."""
-        return self._pick(self.components.mean, self.logits.argmax(-1, keepdim=True))
+        return self.heaviest().mean
+
+    def heaviest(self) -> DiagonalGaussian:
+        chosen = self.logits.argmax(-1, keepdim=True)
+        return DiagonalGaussian(self._pick(self.components.mean, chosen), self._pick(self.components.log_std, chosen))
 
     @staticmethod
     def _pick(values: Tensor, chosen: Tensor) -> Tensor:
@@ -65,14 +78,18 @@ class GaussianMixture:
 class MixturePrior(nn.Module):
     def __init__(self, state_dim: int, latent_dim: int, *, width: int, layers: int, components: int) -> None:
         super().__init__()
-        self.components, self.latent_dim = components, latent_dim
+        self.latent_dim = latent_dim
         self.net = mlp(state_dim, components * (1 + 2 * latent_dim), width=width, layers=layers)
 
     def forward(self, states: Tensor) -> GaussianMixture:
-        out = self.net(states)
-        logits, parameters = out.split([self.components, 2 * self.components * self.latent_dim], dim=-1)
-        shaped = parameters.unflatten(-1, (self.components, 2 * self.latent_dim))
-        return GaussianMixture(logits, DiagonalGaussian.from_parameters(shaped))
+        return GaussianMixture.from_parameters(self.net(states), self.latent_dim)
+
+
+def from_parameters(parameters: Tensor, latent_dim: int) -> DiagonalGaussian | GaussianMixture:
+    """The distribution whose parameters a prior's network gave: 2 Z of a Gaussian, or K (1 + 2 Z) of a mixture."""
+    if parameters.shape[-1] == 2 * latent_dim:
+        return DiagonalGaussian.from_parameters(parameters)
+    return GaussianMixture.from_parameters(parameters, latent_dim)
 
 
 class AffineCoupling(nn.Module):

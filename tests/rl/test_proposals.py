@@ -13,7 +13,7 @@ from ray.rllib.core.columns import Columns
 
 import spirl_ray.envs as envs
 from spirl_ray.rl.module import SkillPriorModule
-from spirl_ray.rl.policy import ResidualHead, SkillPolicy, load_policy, prior_policy, save_policy
+from spirl_ray.rl.policy import Proposal, ResidualHead, SkillPolicy, load_policy, prior_policy, save_policy
 from spirl_ray.rl.skill_env import SkillEnv
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.gaussian import DiagonalGaussian
@@ -30,18 +30,24 @@ def observations(count: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([env.reset(seed=seed)[0] for seed in range(count)]))
 
 
-@pytest.fixture
-def skills(make_skills: Callable[..., Path]) -> Path:
-    return make_skills("open_loop", environment=MAZE)
+@pytest.fixture(params=["gaussian", "mixture"])
+def skills(request: pytest.FixtureRequest, make_skills: Callable[..., Path]) -> Path:
+    return make_skills("open_loop", request.param, environment=MAZE)
+
+
+def start_of(prior: Any) -> DiagonalGaussian:
+    return prior if isinstance(prior, DiagonalGaussian) else prior.heaviest()
 
 
 def test_the_input_is_the_state_and_the_priors_parameters(skills: Path) -> None:
     model, seen = load_skills(skills), observations(5)
     inputs = model.decision_input(seen, proposals=True)
-    prior: Any = model.prior_distribution(seen)
-    assert torch.equal(inputs, torch.cat([seen[:, :STATE_DIM], prior.mean, prior.log_std], dim=1))
+    assert torch.equal(inputs[:, :STATE_DIM], seen[:, :STATE_DIM])
     assert torch.equal(model.decision_input(seen, proposals=False), seen[:, :STATE_DIM])
-    assert prior.mean.std(0).min() > 1e-4  # the views do tell observations apart
+    prior, proposal = model.prior_distribution(seen), Proposal(model.spec)(inputs)
+    latents = torch.randn(5, LATENT_DIM)
+    torch.testing.assert_close(proposal.log_prob(latents), prior.log_prob(latents))
+    assert start_of(prior).mean.std(0).min() > 1e-4  # the views do tell observations apart
 
 
 def test_prior_and_skills_cannot_see_where_they_are(make_skills: Callable[..., Path]) -> None:
@@ -60,8 +66,7 @@ def test_prior_and_skills_cannot_see_where_they_are(make_skills: Callable[..., P
 def test_a_residual_policy_starts_as_the_proposal_and_can_leave_it(skills: Path) -> None:
     model, seen = load_skills(skills), observations(4)
     policy = SkillPolicy(model, proposals=True, residual=True)
-    inputs, prior = model.decision_input(seen, proposals=True), model.prior_distribution(seen)
-    assert isinstance(prior, DiagonalGaussian)
+    inputs, prior = model.decision_input(seen, proposals=True), start_of(model.prior_distribution(seen))
     chosen = policy(inputs)
     torch.testing.assert_close(chosen.mean, prior.mean)
     torch.testing.assert_close(chosen.log_std, prior.log_std)
@@ -97,7 +102,7 @@ def test_the_skill_environment_gives_what_the_policy_decides_on(skills: Path) ->
     env, primitive, model = SkillEnv(MAZE, SMALL, skills, None, proposals=True), envs.make(MAZE, **SMALL), None
     model = load_skills(skills)
     inputs, _ = env.reset(seed=3)
-    assert inputs.shape == env.observation_space.shape == (STATE_DIM + 2 * LATENT_DIM,)
+    assert inputs.shape == env.observation_space.shape == (STATE_DIM + model.spec.proposal_dim,)
     first, _ = primitive.reset(seed=3)
     expected = model.decision_input(torch.from_numpy(first), proposals=True)
     np.testing.assert_allclose(inputs, expected.numpy(), rtol=1e-6)
@@ -108,7 +113,7 @@ def test_the_skill_environment_gives_what_the_policy_decides_on(skills: Path) ->
     assert plain.reset(seed=3)[0].shape == (STATE_DIM,)
 
 
-def test_the_module_keeps_close_to_the_proposal_in_its_input(skills: Path) -> None:
+def test_the_module_keeps_close_to_the_proposal_in_its_input(skills: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = load_skills(skills), observations(6)
     inputs = model.decision_input(seen, proposals=True)
     config = {
@@ -132,12 +137,18 @@ def test_the_module_keeps_close_to_the_proposal_in_its_input(skills: Path) -> No
         Columns.NEXT_OBS: inputs.flip(0),
         Columns.ACTIONS: torch.zeros(len(inputs), LATENT_DIM),
     }
-    out = module.forward_train(batch)
-    torch.testing.assert_close(out["divergence"], torch.zeros(6), atol=1e-5, rtol=0)
+    prior: Any = model.prior_distribution(seen)
+    start = start_of(prior)
+    out = module.forward_train(batch)["divergence"]
+    # The heaviest part of a mixture is at most as far from the whole as its weight is small.
+    weight = 1.0 if isinstance(prior, DiagonalGaussian) else prior.logits.softmax(-1).max(-1).values
+    assert (out <= -torch.as_tensor(weight).log() + 1e-5).all()
     with torch.no_grad():
         last: Any = module.policy.head
         last.net[-1].bias[:LATENT_DIM] += 0.5
-    moved, prior = module.forward_train(batch)["divergence"], model.prior_distribution(seen)
-    assert isinstance(prior, DiagonalGaussian)
-    expected = DiagonalGaussian(prior.mean + 0.5, prior.log_std).kl(prior)
-    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+    moved = DiagonalGaussian(start.mean + 0.5, start.log_std)
+    monkeypatch.setattr(DiagonalGaussian, "sample", lambda self, generator=None: self.mean)
+    found = module.forward_train(batch)["divergence"]
+    at_mean = moved.log_prob(moved.mean) - prior.log_prob(moved.mean)
+    expected = moved.kl(prior) if isinstance(prior, DiagonalGaussian) else at_mean
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
