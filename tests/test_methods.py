@@ -106,7 +106,9 @@ def test_with_images_only_methods_that_use_a_prior_are_shown_it(
     assert (resolved.proposals, resolved.residual) == (proposals, residual)
 
 
-def test_a_policy_near_the_prior_of_images_needs_a_gaussian_one() -> None:
+def test_a_policy_near_the_prior_of_images_can_have_a_mixture_but_no_flow() -> None:
+    chosen = Experiment.model_validate({"name": "test", "skills": {"prior": "mixture"}})
+    assert resolve_for(chosen, "spirl", skill_spec(chosen, "spirl", environment("spirl/Maze-v0"))).residual
     chosen = Experiment.model_validate({"name": "test", "skills": {"prior": "flow"}})
     with pytest.raises(SpirlError, match=r"skills\.prior: flow"):
         resolve_for(chosen, "spirl", skill_spec(chosen, "spirl", environment("spirl/Maze-v0")))
