@@ -1,8 +1,8 @@
 """The scripted expert of block stacking: it goes from way-point to way-point and looks again at every step.
 
 Each way-point is disturbed a little, so that demonstrations differ and show how to correct what went wrong. Most begin
-after a clumsy reach into the blocks, or where no block is in view, or with one in the hand, and how the hand came there is
-not recorded: they show the way out of what no expert gets itself into.
+after a clumsy reach into the blocks, where no block is in view, or with one in the hand; how the hand came there is not
+recorded. They show the way out of what no expert gets itself into.
 """
 
 from __future__ import annotations
