@@ -75,6 +75,7 @@ class SkillSettings(Settings):
     """Hidden layers of the closed-loop decoder."""
     prior_layers: int = Field(default=6, ge=1, le=64)
     prior: Literal["gaussian", "mixture", "flow"] = "gaussian"
+    """The paper's is a Gaussian. A mixture suits demonstrators whose next move states and frames do not tell."""
     mixture_components: int = Field(default=5, ge=1)
     flow_layers: int = Field(default=4, ge=1, le=64)
     prior_loss: Literal["nll", "kl"] = "nll"
