@@ -265,9 +265,10 @@ def _begin(world: BlockWorld, rng: np.random.Generator) -> tuple[list[int], int]
         done = int(rng.choice(STACKS_DONE))
         tower, others = order[: done + 1], order[done + 1 :]
         places = _places(rng, tower, others)
+        sides = [y for y, _ in places]
         hand = (places[rng.choice(order)][0] + rng.normal(0.0, FUMBLE_OFF), rng.uniform(*HAND_STARTS))
         if astray := rng.random() < ASTRAY_RATE:
-            hand = _astray(rng, [y for y, _ in places])
+            hand = _astray(rng, sides)
         world.arrange(places, hand, rng.choice(DENSITIES, DATA_BLOCKS))
         if not astray and rng.random() < FUMBLE_RATE:
             _fumble(world, rng)
@@ -278,7 +279,7 @@ def _begin(world: BlockWorld, rng: np.random.Generator) -> tuple[list[int], int]
             for move in _Builder(world, rng, 0.0).fetch(needed[0]):
                 world.advance(np.array(move))
             if astray:
-                _reach(world, _astray(rng, [y for y, _ in places]), CLOSED)
+                _reach(world, _astray(rng, sides), CLOSED)
             if not world.touches().grasped[needed[0]] or not _can_do(world, tower, needed[1:]):
                 continue
         return order, done
