@@ -89,8 +89,8 @@ class SkillSettings(Settings):
     view_channels: int = Field(default=8, ge=1)
     """Environments with images: feature maps of the first of 3 convolutions; each further one has twice as many."""
     egocentric_state: bool = True
-    """Environments with images: skills and prior see the velocity, too, which two frames hardly show. The paper's
-    see the frames alone (false). Positions are never shown to them, so that they hold in any layout."""
+    """Environments with images: skills and prior see what the agent knows of itself, too, such as its velocity, which
+    two frames hardly show (`EnvironmentSpec.view.egocentric`). The paper's see the frames alone (false)."""
 
 
 class AugmentationSettings(Settings):

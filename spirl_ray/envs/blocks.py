@@ -267,7 +267,7 @@ SPEC = EnvironmentSpec(
     target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
     score="tower_height",
     score_before=1,
-    view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=tuple(range(3, ROBOT_STATE))),
+    view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(1, *range(3, ROBOT_STATE))),
     objects=ObjectSpec(agent=(0, 1, 2), first=ROBOT_STATE, up=2, size=BLOCK_SIDE),
     generate=generate,
     pictures=pictures,

@@ -43,7 +43,7 @@ class ViewSpec:
     size: int
     """Pixels N of a frame's side."""
     egocentric: tuple[int, ...]
-    """State entries that mean the same wherever the agent is, such as its velocity."""
+    """State entries of the agent itself that mean the same in the target as in the data, such as its velocity."""
     renderer: Callable[[Sequence[Mapping[str, Any]]], Frames] | None = None
     """From the metadata of episodes to what renders their frames. None: episodes hold them (`Episode.frames`)."""
 

@@ -14,17 +14,17 @@ from spirl_ray.skills.priors import LatentDistribution
 _LOG_2 = math.log(2.0)
 
 
-def divergence_to_prior(policy: DiagonalGaussian, prior: LatentDistribution, latent: Tensor) -> Tensor:
+def divergence_to_prior(policy: LatentDistribution, prior: LatentDistribution, latent: Tensor) -> Tensor:
     """D(s) = KL(pi(. | s) || p(. | s)), [B] nats (paper, Eq. 3).
 
-    Closed form for a Gaussian prior; otherwise the one-sample estimate at ``latent`` ~ pi.
+    Closed form for two Gaussians; otherwise the one-sample estimate at ``latent`` ~ pi.
     """
-    if isinstance(prior, DiagonalGaussian):
+    if isinstance(policy, DiagonalGaussian) and isinstance(prior, DiagonalGaussian):
         return policy.kl(prior)
     return policy.log_prob(latent) - prior.log_prob(latent)
 
 
-def divergence_to_uniform(policy: DiagonalGaussian, latent: Tensor) -> Tensor:
+def divergence_to_uniform(policy: LatentDistribution, latent: Tensor) -> Tensor:
     """KL of z = l tanh(u), u ~ pi, to the uniform distribution on [-l, l]^Z, estimated at ``latent`` = u: [B] nats.
 
     This is Z log(2 l) minus SAC's entropy; the half-width l cancels. log(1 - tanh(u)^2) is written in its

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from spirl_ray.rl.losses import divergence_to_prior, divergence_to_uniform
 from spirl_ray.rl.policy import Proposal, SkillPolicy
 from spirl_ray.skills.artifact import load_skills
-from spirl_ray.skills.gaussian import DiagonalGaussian
+from spirl_ray.skills.gaussian import LOG_STD_MIN, DiagonalGaussian
 from spirl_ray.skills.networks import mlp
-from spirl_ray.skills.priors import LatentDistribution
+from spirl_ray.skills.priors import GaussianMixture, LatentDistribution
 
 
 class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
@@ -102,17 +102,20 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     def _forward(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         chosen: Any = self.policy(batch[Columns.OBS])
         if self.prior is not None and self.acts_from_prior is not None and self.acts_from_prior:
-            prior = self.prior(self.policy.standardise(batch[Columns.OBS]))
-            if not isinstance(prior, DiagonalGaussian):
-                prior = DiagonalGaussian(prior.sample(), torch.full_like(chosen.log_std, -10.0))
-            chosen = prior
+            chosen = self.prior(self.policy.standardise(batch[Columns.OBS]))
+        if isinstance(chosen, GaussianMixture):
+            chosen = chosen.draw_part()
+        elif not isinstance(chosen, DiagonalGaussian):
+            latent = chosen.sample()
+            chosen = DiagonalGaussian(latent, torch.full_like(latent, LOG_STD_MIN))
         return {Columns.ACTION_DIST_INPUTS: torch.cat([chosen.mean, chosen.log_std], dim=-1)}
 
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """What the losses need: values, divergences (paper, Eqs. 3-5), each [B].
 
         Policy and prior see s and s' in one pass. The critics' parameters take no gradient from the policy's loss, so
-        that pass computes only the gradient with respect to the latent.
+        that pass computes only the gradient with respect to the latent. Of a mixture policy, every component is drawn
+        from and counts by its weight, which thereby learns, too.
         """
         rows = batch[Columns.OBS].shape[0]
         both = self.policy.standardise(torch.cat([batch[Columns.OBS], batch[Columns.NEXT_OBS]]))
@@ -124,23 +127,25 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
             prior = self.prior(both) if self.prior is not None else None
             next_divergence = self._divergence(next_policy, next_latent, prior, slice(rows, None))
         policy = self.policy.head(states)
-        latent = policy.sample()
-        divergence = self._divergence(policy, latent, prior, slice(0, rows))
+        weights, parts = policy.parts()
+        latents = parts.sample().flatten(0, 1)
+        each = torch.arange(rows, device=states.device).repeat_interleave(weights.shape[1])
+        divergence = self._divergence(_rows(policy, each), latents, prior, each)
         values = self._values(self.critics, states, batch[Columns.ACTIONS])
         self.critics.requires_grad_(False)
-        policy_value = self._values(self.critics, states, latent).min(0).values
+        policy_value = self._values(self.critics, states[each], latents).min(0).values
         self.critics.requires_grad_(True)
         return {
             "values": values,
             "next_value": next_value,
             "next_divergence": next_divergence,
-            "divergence": divergence,
-            "policy_value": policy_value,
-            "latent_std": policy.log_std.detach().exp(),
+            "divergence": (weights * divergence.view_as(weights)).sum(-1),
+            "policy_value": (weights * policy_value.view_as(weights)).sum(-1),
+            "latent_std": (weights.unsqueeze(-1) * parts.log_std.exp()).sum(-2).detach(),
         }
 
     def _divergence(
-        self, policy: DiagonalGaussian, latent: Tensor, prior: LatentDistribution | None, rows: slice
+        self, policy: LatentDistribution, latent: Tensor, prior: LatentDistribution | None, rows: slice | Tensor
     ) -> Tensor:
         if prior is None:
             return divergence_to_uniform(policy, latent)
@@ -153,7 +158,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         return torch.stack([critic(inputs).squeeze(-1) for critic in critics])
 
 
-def _rows(prior: Any, rows: slice) -> LatentDistribution:
+def _rows(distribution: Any, rows: slice | Tensor) -> LatentDistribution:
     """The same distribution for some of its states."""
     parts = {
         name: _rows(value, rows)
@@ -161,6 +166,6 @@ def _rows(prior: Any, rows: slice) -> LatentDistribution:
         else value[rows]
         if isinstance(value, Tensor)
         else value
-        for name, value in vars(prior).items()
+        for name, value in vars(distribution).items()
     }
-    return type(prior)(**parts)
+    return type(distribution)(**parts)

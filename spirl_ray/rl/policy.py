@@ -25,7 +25,7 @@ from spirl_ray.skills.artifact import (
     write_json,
 )
 from spirl_ray.skills.execution import Array, SkillExecution
-from spirl_ray.skills.gaussian import LOG_STD_MAX, LOG_STD_MIN, DiagonalGaussian
+from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.model import SkillModel, SkillSpec
 from spirl_ray.skills.networks import mlp
 from spirl_ray.skills.priors import GaussianMixture, GaussianPrior, from_parameters
@@ -46,28 +46,25 @@ class Proposal(nn.Module):
         return from_parameters(inputs[..., -self.entries :], self.latent_dim)
 
 
-class ResidualHead(nn.Module):
-    """A policy that starts as the prior's proposal, of a mixture its heaviest part, and learns how to leave it."""
+class ResidualHead(Proposal):
+    """A policy that starts as the prior's proposal and learns how to leave it: its parameters, of a mixture each
+    part's and the weights', are the proposal's plus an MLP's, which starts at zero."""
 
     def __init__(self, input_dim: int, spec: SkillSpec, *, width: int, layers: int) -> None:
-        super().__init__()
-        self.proposal = Proposal(spec)
-        self.net = mlp(input_dim, 2 * spec.latent_dim, width=width, layers=layers)
+        super().__init__(spec)
+        self.net = mlp(input_dim, spec.proposal_dim, width=width, layers=layers)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, inputs: Tensor) -> DiagonalGaussian:
-        """Inputs [..., F + P] -> a Gaussian over latents [..., Z]."""
-        proposal = self.proposal(inputs)
-        start = proposal if isinstance(proposal, DiagonalGaussian) else proposal.heaviest()
-        mean, log_std = self.net(inputs).chunk(2, dim=-1)
-        return DiagonalGaussian(start.mean + mean, (start.log_std + log_std).clamp(LOG_STD_MIN, LOG_STD_MAX))
+    def forward(self, inputs: Tensor) -> DiagonalGaussian | GaussianMixture:
+        """Inputs [..., F + P] -> pi(z | s)."""
+        return from_parameters(inputs[..., -self.entries :] + self.net(inputs), self.latent_dim)
 
 
 class SkillPolicy(nn.Module):
-    """pi(z | s), with the skills' state normalisation; the same network shape as a Gaussian skill prior.
+    """pi(z | s), with the skills' state normalisation; the same network shape as the skill prior.
 
     Where the target's states have another size than the data's, the egocentric entries alone mean the same in both:
     they are standardised by the data's statistics, and the others stay as the environment scales them. Alike objects
@@ -121,8 +118,8 @@ class SkillPolicy(nn.Module):
             seen = torch.cat([seen[..., : self.objects.first], see(states, self.objects)], dim=-1)
         return seen if inputs.shape[-1] == size else torch.cat([seen, inputs[..., size:]], dim=-1)
 
-    def forward(self, inputs: Tensor) -> DiagonalGaussian:
-        """Raw inputs [B, S] or [B, S + P] -> a Gaussian over latents [B, Z]."""
+    def forward(self, inputs: Tensor) -> DiagonalGaussian | GaussianMixture:
+        """Raw inputs [B, S] or [B, S + P] -> a distribution over latents [B, Z]."""
         return self.head(self.standardise(inputs))
 
     def start_from(self, prior: GaussianPrior) -> None:
@@ -241,7 +238,7 @@ class _SeeingPolicy(nn.Module):
         super().__init__()
         self.skills, self.policy, self.proposals = skills, policy, proposals
 
-    def forward(self, observations: Tensor) -> DiagonalGaussian:
+    def forward(self, observations: Tensor) -> DiagonalGaussian | GaussianMixture:
         return self.policy(self.skills.decision_input(observations, proposals=self.proposals))
 
 

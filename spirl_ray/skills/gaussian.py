@@ -28,6 +28,11 @@ class DiagonalGaussian:
     def mode(self) -> Tensor:
         return self.mean
 
+    def parts(self) -> tuple[Tensor, DiagonalGaussian]:
+        """As a mixture of one: weights [..., 1] and components [..., 1, Z]."""
+        one = DiagonalGaussian(self.mean.unsqueeze(-2), self.log_std.unsqueeze(-2))
+        return torch.ones_like(self.mean[..., :1]), one
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A reparametrised draw [..., Z]."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)

@@ -64,10 +64,15 @@ class GaussianMixture:
 
     def mode(self) -> Tensor:
         """The mean of the heaviest component."""
-        return self.heaviest().mean
+        return self._pick(self.components.mean, self.logits.argmax(-1, keepdim=True))
 
-    def heaviest(self) -> DiagonalGaussian:
-        chosen = self.logits.argmax(-1, keepdim=True)
+    def parts(self) -> tuple[Tensor, DiagonalGaussian]:
+        """Weights [..., K] and components [..., K, Z]."""
+        return self.logits.softmax(-1), self.components
+
+    def draw_part(self) -> DiagonalGaussian:
+        """A component, by its weight: what is drawn from it is drawn from the mixture."""
+        chosen = torch.multinomial(self.logits.softmax(-1), 1)
         return DiagonalGaussian(self._pick(self.components.mean, chosen), self._pick(self.components.log_std, chosen))
 
     @staticmethod

@@ -213,6 +213,18 @@ def test_the_camera_moves_with_the_hand(seeing: BlockStackingEnv) -> None:
     seeing.close()
 
 
+def test_skills_see_where_along_the_table_the_hand_is_and_no_block() -> None:
+    env, view = made(n_blocks=3, camera=False), envs.environment(ID).view
+    assert view is not None
+    env.reset(seed=0)
+    own = list(view.egocentric)
+    env.world.arrange([(-0.9, BLOCK_HALF), (0.0, BLOCK_HALF), (0.9, BLOCK_HALF)], (0.3, 0.5))
+    here = env.world.state()[own]
+    assert np.count_nonzero(np.isclose(here, 0.3)) == 1
+    env.world.arrange([(-0.7, BLOCK_HALF), (0.1, BLOCK_HALF), (0.6, BLOCK_HALF)], (0.3, 0.5))
+    np.testing.assert_allclose(env.world.state()[own], here, atol=1e-9)
+
+
 def test_a_picture_shows_the_whole_scene_and_leaves_the_agents_view_alone(seeing: BlockStackingEnv) -> None:
     seen = seeing._look()
     picture = seeing.render()

@@ -35,8 +35,14 @@ def skills(request: pytest.FixtureRequest, make_skills: Callable[..., Path]) -> 
     return make_skills("open_loop", request.param, environment=MAZE)
 
 
-def start_of(prior: Any) -> DiagonalGaussian:
-    return prior if isinstance(prior, DiagonalGaussian) else prior.heaviest()
+def assert_same(one: Any, other: Any) -> None:
+    for mine, theirs in zip(spread(one), spread(other), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def spread(distribution: Any) -> tuple[torch.Tensor, ...]:
+    weights, parts = distribution.parts()
+    return weights, parts.mean, parts.log_std
 
 
 def test_the_input_is_the_state_and_the_priors_parameters(skills: Path) -> None:
@@ -44,10 +50,9 @@ def test_the_input_is_the_state_and_the_priors_parameters(skills: Path) -> None:
     inputs = model.decision_input(seen, proposals=True)
     assert torch.equal(inputs[:, :STATE_DIM], seen[:, :STATE_DIM])
     assert torch.equal(model.decision_input(seen, proposals=False), seen[:, :STATE_DIM])
-    prior, proposal = model.prior_distribution(seen), Proposal(model.spec)(inputs)
-    latents = torch.randn(5, LATENT_DIM)
-    torch.testing.assert_close(proposal.log_prob(latents), prior.log_prob(latents))
-    assert start_of(prior).mean.std(0).min() > 1e-4  # the views do tell observations apart
+    prior = model.prior_distribution(seen)
+    assert_same(Proposal(model.spec)(inputs), prior)
+    assert prior.mode().std(0).min() > 1e-4  # the views do tell observations apart
 
 
 def test_prior_and_skills_cannot_see_where_they_are(make_skills: Callable[..., Path]) -> None:
@@ -66,15 +71,14 @@ def test_prior_and_skills_cannot_see_where_they_are(make_skills: Callable[..., P
 def test_a_residual_policy_starts_as_the_proposal_and_can_leave_it(skills: Path) -> None:
     model, seen = load_skills(skills), observations(4)
     policy = SkillPolicy(model, proposals=True, residual=True)
-    inputs, prior = model.decision_input(seen, proposals=True), start_of(model.prior_distribution(seen))
-    chosen = policy(inputs)
-    torch.testing.assert_close(chosen.mean, prior.mean)
-    torch.testing.assert_close(chosen.log_std, prior.log_std)
+    inputs, prior = model.decision_input(seen, proposals=True), model.prior_distribution(seen)
+    assert_same(policy(inputs), prior)
     assert isinstance(policy.head, ResidualHead)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    (policy(inputs).mean - 1.0).square().sum().backward()
+    policy(inputs).log_prob(torch.ones(4, LATENT_DIM)).sum().backward()
     optimizer.step()
-    assert (policy(inputs).mean - prior.mean).abs().max() > 1e-3
+    for now, before in zip(spread(policy(inputs)), spread(prior), strict=True):
+        assert (now - before).abs().max() > 1e-3 or now.shape[-1] == 1  # a Gaussian's weight is one
 
 
 def test_the_saved_policy_acts_from_observations(skills: Path, tmp_path: Path) -> None:
@@ -113,9 +117,8 @@ def test_the_skill_environment_gives_what_the_policy_decides_on(skills: Path) ->
     assert plain.reset(seed=3)[0].shape == (STATE_DIM,)
 
 
-def test_the_module_keeps_close_to_the_proposal_in_its_input(skills: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = load_skills(skills), observations(6)
-    inputs = model.decision_input(seen, proposals=True)
+@pytest.fixture
+def module(skills: Path) -> SkillPriorModule:
     config = {
         "skills": str(skills),
         "regulariser": "prior",
@@ -128,27 +131,54 @@ def test_the_module_keeps_close_to_the_proposal_in_its_input(skills: Path, monke
         "critic_layer_norm": False,
     }
     space = SkillEnv(MAZE, SMALL, skills, None, proposals=True)
-    module = SkillPriorModule(
+    made = SkillPriorModule(
         observation_space=space.observation_space, action_space=space.action_space, model_config=config
     )
-    module.make_target_networks()
+    made.make_target_networks()
+    return made
+
+
+def test_the_module_keeps_close_to_the_proposal_in_its_input(
+    skills: Path, module: SkillPriorModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = load_skills(skills), observations(6)
+    inputs = model.decision_input(seen, proposals=True)
     batch = {
         Columns.OBS: inputs,
         Columns.NEXT_OBS: inputs.flip(0),
         Columns.ACTIONS: torch.zeros(len(inputs), LATENT_DIM),
     }
     prior: Any = model.prior_distribution(seen)
-    start = start_of(prior)
-    out = module.forward_train(batch)["divergence"]
-    # The heaviest part of a mixture is at most as far from the whole as its weight is small.
-    weight = 1.0 if isinstance(prior, DiagonalGaussian) else prior.logits.softmax(-1).max(-1).values
-    assert (out <= -torch.as_tensor(weight).log() + 1e-5).all()
+    assert module.forward_train(batch)["divergence"].abs().max() < 1e-5
+    head: Any = module.policy.head
     with torch.no_grad():
-        last: Any = module.policy.head
-        last.net[-1].bias[:LATENT_DIM] += 0.5
-    moved = DiagonalGaussian(start.mean + 0.5, start.log_std)
+        head.net[-1].bias += torch.linspace(0.0, 0.5, model.spec.proposal_dim)
     monkeypatch.setattr(DiagonalGaussian, "sample", lambda self, generator=None: self.mean)
-    found = module.forward_train(batch)["divergence"]
-    at_mean = moved.log_prob(moved.mean) - prior.log_prob(moved.mean)
-    expected = moved.kl(prior) if isinstance(prior, DiagonalGaussian) else at_mean
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    out, policy = module.forward_train(batch), module.policy(inputs)
+    weights, parts = policy.parts()
+    if isinstance(prior, DiagonalGaussian):
+        divergence = policy.kl(prior)
+    else:
+        at = parts.mean.unbind(1)
+        divergence = sum(
+            weight * (policy.log_prob(mean) - prior.log_prob(mean)) for weight, mean in zip(weights.T, at, strict=True)
+        )
+        assert weights.min() > 0.01  # every part counts
+    torch.testing.assert_close(out["divergence"], divergence, rtol=1e-4, atol=1e-5)
+    states = module.policy.standardise(inputs)
+    values = [module._values(module.critics, states, mean).min(0).values for mean in parts.mean.unbind(1)]
+    torch.testing.assert_close(out["policy_value"], (weights * torch.stack(values, 1)).sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixture_policy_learns_which_part_to_take(skills: Path, module: SkillPriorModule) -> None:
+    model = load_skills(skills)
+    inputs = model.decision_input(observations(6), proposals=True)
+    batch = {Columns.OBS: inputs, Columns.NEXT_OBS: inputs, Columns.ACTIONS: torch.zeros(len(inputs), LATENT_DIM)}
+    head: Any = module.policy.head
+    (gradient,) = torch.autograd.grad(module.forward_train(batch)["policy_value"].sum(), head.net[-1].bias)
+    assert (gradient != 0).all()
+    # It explores with one of its parts.
+    chosen = module.forward_exploration(batch)[Columns.ACTION_DIST_INPUTS].unsqueeze(1)
+    _, parts = module.policy(inputs).parts()
+    found = (chosen - torch.cat([parts.mean, parts.log_std], dim=-1)).abs().amax(-1)
+    assert (found.min(1).values < 1e-6).all()

@@ -30,11 +30,13 @@ def test_mixture_log_prob_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(mixture.log_prob(values), reference.log_prob(values))
 
 
-def test_mixture_draws_components_by_their_weights() -> None:
+@pytest.mark.parametrize("by_part", [False, True])
+def test_mixture_draws_components_by_their_weights(by_part: bool) -> None:
     weights = torch.tensor([0.2, 0.5, 0.3])
     mean = torch.tensor([[-10.0, 1.0], [0.0, 2.0], [10.0, 3.0]]).expand(9000, 3, 2)
     mixture = GaussianMixture(weights.log().expand(9000, 3), DiagonalGaussian(mean, torch.full_like(mean, -3.0)))
-    samples = mixture.sample(torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    samples = mixture.draw_part().sample() if by_part else mixture.sample(torch.Generator().manual_seed(0))
     component = ((samples[:, 0] + 15.0) / 10.0).long()
     torch.testing.assert_close(component.bincount(minlength=3) / 9000.0, weights, atol=0.02, rtol=0)
     torch.testing.assert_close(samples[:, 1], component + 1.0, atol=0.4, rtol=0)  # a row's own component
