@@ -37,12 +37,12 @@ Waypoint = Callable[[], tuple[float, float]]
 
 OPEN, CLOSED = -1.0, 1.0
 _WAIT = np.array([0.0, 0.0, OPEN])
-SPREAD = 0.6  # m to either side of a place on the table, where blocks stand at first
-PLACE = 0.4  # m to either side of the table's middle, where that place is
+SPREAD = 0.5  # m to either side of a place on the table, where blocks stand at first
+PLACE = 0.5  # m to either side of the table's middle, where that place is
 CLOSEST, ROOM = 0.18, 0.15  # m between the middles of two of them; the fingers fit between if there is so much room
 PAIR_RATE, PAIR_GAP = 0.4, (0.001, 0.04)  # how often two that are not needed stand together, and m between their sides
 HAND_STARTS = (0.45, 0.7)  # m, heights
-ASTRAY_RATE, ASTRAY = 0.3, (0.15, 0.45)  # how often the hand is away from all blocks, and m beyond the outermost
+ASTRAY_RATE, ASTRAY = 0.3, (0.15, 0.9)  # how often the hand is away from all blocks, and m beyond the outermost
 HELD_RATE = 0.25  # how often it holds the block that is put down first
 FUMBLE_RATE = 0.7  # how often it has otherwise reached into the blocks before
 FUMBLES = (1, 2)  # reaches, at least and at most
