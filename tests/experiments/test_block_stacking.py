@@ -37,7 +37,7 @@ def test_the_config_is_the_papers_task() -> None:
     assert skill_spec(experiment, "spirl", envs.environment(experiment.env.id)).state_dim == 23
     train = experiment.train
     assert (train.target_divergence, train.critic_layers, train.critic_width) == (None, 2, 256)  # None is the paper's 5
-    assert (experiment.skills.beta, experiment.skills.prior) == (0.002, "mixture")  # the paper: 0.01 or 1e-4, a Gaussian
+    assert (experiment.skills.beta, experiment.skills.prior) == (0.002, "mixture")  # the paper: 0.01, a Gaussian
 
 
 @pytest.mark.slow
