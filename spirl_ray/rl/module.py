@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from spirl_ray.rl.losses import divergence_to_prior, divergence_to_uniform
 from spirl_ray.rl.policy import Proposal, SkillPolicy
 from spirl_ray.skills.artifact import load_skills
-from spirl_ray.skills.gaussian import LOG_STD_MIN, DiagonalGaussian
+from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp
-from spirl_ray.skills.priors import GaussianMixture, LatentDistribution
+from spirl_ray.skills.priors import LatentDistribution
 
 
 class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
@@ -103,12 +103,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         chosen: Any = self.policy(batch[Columns.OBS])
         if self.prior is not None and self.acts_from_prior is not None and self.acts_from_prior:
             chosen = self.prior(self.policy.standardise(batch[Columns.OBS]))
-        if isinstance(chosen, GaussianMixture):
-            chosen = chosen.draw_part()
-        elif not isinstance(chosen, DiagonalGaussian):
-            latent = chosen.sample()
-            chosen = DiagonalGaussian(latent, torch.full_like(latent, LOG_STD_MIN))
-        return {Columns.ACTION_DIST_INPUTS: torch.cat([chosen.mean, chosen.log_std], dim=-1)}
+        part = chosen.draw_part()
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([part.mean, part.log_std], dim=-1)}
 
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """What the losses need: values, divergences (paper, Eqs. 3-5), each [B].

@@ -28,6 +28,10 @@ class DiagonalGaussian:
     def mode(self) -> Tensor:
         return self.mean
 
+    def draw_part(self) -> DiagonalGaussian:
+        """Itself (see `spirl_ray.skills.priors.LatentDistribution`)."""
+        return self
+
     def parts(self) -> tuple[Tensor, DiagonalGaussian]:
         """As a mixture of one: weights [..., 1] and components [..., 1, Z]."""
         one = DiagonalGaussian(self.mean.unsqueeze(-2), self.log_std.unsqueeze(-2))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spirl_ray.errors import SpirlError
-from spirl_ray.skills.gaussian import DiagonalGaussian
+from spirl_ray.skills.gaussian import LOG_STD_MIN, DiagonalGaussian
 from spirl_ray.skills.networks import mlp
 
 
@@ -25,6 +25,10 @@ class LatentDistribution(Protocol):
     def sample(self, generator: torch.Generator | None = None) -> Tensor: ...
 
     def mode(self) -> Tensor: ...
+
+    def draw_part(self) -> DiagonalGaussian:
+        """A Gaussian, drawn so that what is drawn from it is drawn from this distribution."""
+        ...
 
 
 class GaussianPrior(nn.Module):
@@ -71,7 +75,7 @@ class GaussianMixture:
         return self.logits.softmax(-1), self.components
 
     def draw_part(self) -> DiagonalGaussian:
-        """A component, by its weight: what is drawn from it is drawn from the mixture."""
+        """A component, by its weight."""
         chosen = torch.multinomial(self.logits.softmax(-1), 1)
         return DiagonalGaussian(self._pick(self.components.mean, chosen), self._pick(self.components.log_std, chosen))
 
@@ -158,6 +162,11 @@ class ConditionalFlow:
     def mode(self) -> Tensor:
         """The image of the base's mean (not the exact mode of the density)."""
         return self._push(self.base.mean)
+
+    def draw_part(self) -> DiagonalGaussian:
+        """A draw, as narrow as a Gaussian may be."""
+        latent = self.sample()
+        return DiagonalGaussian(latent, torch.full_like(latent, LOG_STD_MIN))
 
 
 class FlowPrior(nn.Module):
