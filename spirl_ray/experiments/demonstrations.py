@@ -12,7 +12,7 @@ import ray
 from spirl_ray.data.trajectories import Episode, read_card, read_episodes
 from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments.session import readable_cause
+from spirl_ray.experiments.session import finished_tasks
 from spirl_ray.experiments.video import VideoWriter
 
 MOST_FRAMES = 150
@@ -58,7 +58,4 @@ def film_demonstrations(dataset: Path, video: Path, episodes: int, fps: float) -
 def film_remotely(dataset: Path, video: Path, episodes: int, fps: float) -> None:
     """`film_demonstrations` as a Ray task, for a driver may be where there is no OpenGL."""
     task: Any = ray.remote(num_cpus=1, max_retries=1)(film_demonstrations)
-    try:
-        ray.get(task.remote(dataset.absolute(), video.absolute(), episodes, fps))
-    except ray.exceptions.RayError as error:
-        raise readable_cause(error) or error from error
+    next(finished_tasks([task.remote(dataset.absolute(), video.absolute(), episodes, fps)]))

@@ -22,7 +22,7 @@ from spirl_ray.envs.spec import FloorPlan
 from spirl_ray.errors import SpirlError
 from spirl_ray.experiments.pipeline import Progress, StageResult, silent
 from spirl_ray.experiments.rollouts import write_csv
-from spirl_ray.experiments.session import readable_cause
+from spirl_ray.experiments.session import finished_tasks
 from spirl_ray.experiments.workspace import Trial, Workspace
 from spirl_ray.skills.artifact import load_skills, read_json, write_atomically, write_json
 from spirl_ray.skills.execution import SkillExecution
@@ -96,16 +96,9 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageR
             for chunk in chunks
         }
         paths: dict[str, list[NDArray[np.float32]]] = {explorer.label: [] for explorer in acting}
-        pending, done = list(started), 0
-        while pending:
-            ready, pending = ray.wait(pending, num_returns=1)
-            try:
-                found: NDArray[np.float32] = ray.get(ready[0])
-            except ray.exceptions.RayError as error:
-                for reference in pending:
-                    ray.cancel(reference)
-                raise readable_cause(error) or error from error
-            paths[started[ready[0]]].append(found)
+        done = 0
+        for reference, found in finished_tasks(list(started)):
+            paths[started[reference]].append(found)
             done += found.shape[0] * (found.shape[1] - 1)
             progress(done, len(acting) * episodes * limit, {"steps": done})
         rows = coverage_rows({label: np.concatenate(parts) for label, parts in paths.items()}, plan)

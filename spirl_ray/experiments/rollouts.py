@@ -15,7 +15,7 @@ import torch
 
 import spirl_ray.envs as envs
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments.session import readable_cause
+from spirl_ray.experiments.session import finished_tasks
 from spirl_ray.experiments.video import VideoWriter
 from spirl_ray.rl.policy import Policy, load_policy, prior_policy, read_policy_card
 from spirl_ray.skills.artifact import write_atomically
@@ -120,19 +120,10 @@ def gather_rollouts(
     """Rows of all tasks, ordered by episode; ``on_rows`` gets those of each task as it finishes.
 
     Raises:
-        SpirlError: when a task failed for a reason that a user can do something about; the others are cancelled.
+        SpirlError: see `finished_tasks`.
     """
     rows: list[EpisodeRow] = []
-    pending = list(references)
-    while pending:
-        ready, pending = ray.wait(pending, num_returns=1)
-        try:
-            found = ray.get(ready[0])
-        except ray.exceptions.RayError as error:
-            for reference in pending:
-                ray.cancel(reference)
-            known = readable_cause(error)
-            raise known if known is not None else error from error
+    for _, found in finished_tasks(references):
         rows += found
         if on_rows is not None:
             on_rows(found)

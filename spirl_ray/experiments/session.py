@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -176,6 +176,25 @@ def interruptible(work: Callable[[], Result]) -> Result:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def finished_tasks(references: Sequence[ray.ObjectRef]) -> Iterator[tuple[ray.ObjectRef, Any]]:
+    """Tasks with their results, in the order in which they finish.
+
+    Raises:
+        SpirlError: when a task failed for a reason that a user can do something about, and else `RayError`; the others
+            are cancelled.
+    """
+    pending = list(references)
+    while pending:
+        (ready,), pending = ray.wait(pending, num_returns=1)
+        try:
+            result = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            for reference in pending:
+                ray.cancel(reference)
+            raise readable_cause(error) or error from error
+        yield ready, result
 
 
 def readable_cause(error: BaseException) -> SpirlError | None:

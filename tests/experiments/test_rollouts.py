@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayTaskError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from spirl_ray.config import SkillSettings
 from spirl_ray.errors import SpirlError
@@ -20,7 +17,6 @@ from spirl_ray.experiments.rollouts import (
     run_episodes,
     write_episodes,
 )
-from spirl_ray.experiments.session import interruptible, readable_cause
 from spirl_ray.rl.policy import SkillPolicy, save_policy
 from spirl_ray.skills.artifact import load_skills, save_skills
 from spirl_ray.skills.model import SkillModel, SkillSpec
@@ -90,18 +86,3 @@ def test_a_policy_of_another_environment_is_refused(skills: Path, tmp_path: Path
     )
     with pytest.raises(SpirlError, match="was trained for spirl/Kitchen-v0"):
         RolloutPlan(str(tmp_path / "policy"), PADS, {}, "sampled").agent()
-
-
-@pytest.mark.parametrize("cause", [SpirlError("the culprit"), OSError(28, "No space left on device", "/out/culprit")])
-def test_what_a_user_can_act_on_is_found_in_errors_of_tasks_and_training_workers(cause: Exception) -> None:
-    in_task = RayTaskError("run_episodes", "traceback", cause)
-    in_worker = WorkerGroupError("message", {1: UserExceptionWithTraceback(cause, "traceback")})
-    for error in (in_task, in_worker, ControllerError(in_worker), ControllerError(cause)):
-        assert "culprit" in str(readable_cause(error))
-    assert readable_cause(RayTaskError("f", "traceback", ValueError("a bug"))) is None
-
-
-def test_interruptible_work_returns_and_raises_as_if_it_were_called() -> None:
-    assert interruptible(lambda: 3) == 3
-    with pytest.raises(SpirlError, match="inside"):
-        interruptible(lambda: (_ for _ in ()).throw(SpirlError("inside")))
