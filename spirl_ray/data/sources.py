@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -188,7 +188,7 @@ class GeneratedSource:
     """Keyword arguments of the environment's ``generate``."""
 
     def __post_init__(self) -> None:
-        generate = self._generate()
+        generate = environment(self.environment).generate
         if self.episodes < 1:
             raise SpirlError(f"generated data for {self.environment!r}: episodes must be ≥ 1, not {self.episodes}")
         parameters = inspect.signature(generate).parameters
@@ -205,7 +205,7 @@ class GeneratedSource:
         return [(index,) for index in range(self.episodes)]
 
     def read(self, chunk: Chunk) -> Iterator[Episode]:
-        for episode in self._generate()(chunk, self.seed, **self.kwargs):
+        for episode in environment(self.environment).generate(chunk, self.seed, **self.kwargs):
             if episode is not None:
                 yield episode
 
@@ -216,12 +216,6 @@ class GeneratedSource:
             "Apache-2.0",
             f"scripted expert of spirl-ray {__version__}",
         )
-
-    def _generate(self) -> Callable[..., Iterator[Episode | None]]:
-        generate = environment(self.environment).generate
-        if generate is None:
-            raise SpirlError(f"environment {self.environment!r} has no scripted expert to generate data with")
-        return generate
 
 
 @dataclass(frozen=True)

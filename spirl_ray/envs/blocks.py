@@ -7,9 +7,9 @@ others can build higher than anybody has shown. Task and numbers as in Pertsch e
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -29,9 +29,6 @@ from spirl_ray.envs.blocks_world import (
 from spirl_ray.envs.offscreen import OffscreenCamera
 from spirl_ray.envs.spec import EnvironmentSpec, ObjectSpec, ViewSpec
 from spirl_ray.errors import SpirlError
-
-if TYPE_CHECKING:
-    from spirl_ray.data.trajectories import Episode
 
 Reward = Literal["dense", "sparse"]
 
@@ -237,15 +234,6 @@ class AgentCamera:
         self._camera.close()
 
 
-def generate(
-    indices: Iterable[int], seed: int, *, subgoal_noise: float = 0.01, action_noise: float = 0.05
-) -> Iterator[Episode | None]:
-    """Demonstrations of the scripted expert: `spirl_ray.envs.blocks_expert.generate`, imported when called."""
-    from spirl_ray.envs import blocks_expert
-
-    return blocks_expert.generate(indices, seed, subgoal_noise=subgoal_noise, action_noise=action_noise)
-
-
 def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
     """The scene at some steps of recorded states, see `EnvironmentSpec.pictures`."""
     n_blocks = (states.shape[1] - ROBOT_STATE) // 3
@@ -269,6 +257,6 @@ SPEC = EnvironmentSpec(
     score_before=1,
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(1, *range(3, ROBOT_STATE))),
     objects=ObjectSpec(agent=(0, 1, 2), first=ROBOT_STATE, up=2, size=BLOCK_SIDE),
-    generate=generate,
+    expert="spirl_ray.envs.blocks_expert:generate",
     pictures=pictures,
 )

@@ -11,9 +11,9 @@ whose ``kitchen_multitask_v0.py`` and ``franka_config.xml`` fix the constants be
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -23,9 +23,6 @@ from numpy.typing import NDArray
 from spirl_ray.envs.offscreen import OffscreenCamera, load_mujoco
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
 from spirl_ray.errors import SpirlError
-
-if TYPE_CHECKING:
-    from spirl_ray.data.trajectories import Episode
 
 DEFAULT_TASKS = ("microwave", "kettle", "light switch", "slide cabinet")
 
@@ -115,20 +112,6 @@ def completed_subtasks(states: NDArray[np.floating]) -> list[str]:
     return [task for _, task in sorted(firsts, key=lambda first: first[0])]
 
 
-def generate(
-    indices: Iterable[int],
-    seed: int,
-    *,
-    tasks: Sequence[str] | None = None,
-    action_noise: float = 0.05,
-    keep_failures: bool = False,
-) -> Iterator[Episode | None]:
-    """Demonstrations of the scripted experts: `spirl_ray.envs.kitchen_experts.generate`, imported when called."""
-    from spirl_ray.envs import kitchen_experts
-
-    return kitchen_experts.generate(indices, seed, tasks=tasks, action_noise=action_noise, keep_failures=keep_failures)
-
-
 def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
     """The kitchen at some steps of recorded states, see `EnvironmentSpec.pictures`."""
     env = KitchenEnv(render_mode="rgb_array", render_size=240)
@@ -153,7 +136,7 @@ SPEC = EnvironmentSpec(
         gain=(GAIN,) * ROBOT_DIM,
         objects=tuple(range(ROBOT_DIM, STATE_DIM)),
     ),
-    generate=generate,
+    expert="spirl_ray.envs.kitchen_experts:generate",
     pictures=pictures,
     minari_states=minari_states,
     completed=completed_subtasks,

@@ -377,7 +377,7 @@ SPEC = EnvironmentSpec(
     subtasks=("goal",),
     target=lambda kwargs: ("goal",),
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(2, 3), renderer=_frames),
-    generate=generate,
+    expert="spirl_ray.envs.maze:generate",
     pictures=pictures,
     floor_plan=floor_plan,
 )

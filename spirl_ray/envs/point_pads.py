@@ -326,6 +326,6 @@ SPEC = EnvironmentSpec(
     subtasks=tuple(PADS),
     target=lambda kwargs: kwargs.get("tasks", tuple(PADS)),
     position_target=PositionTarget(positions=(0, 1), gain=(GAIN, GAIN)),
-    generate=generate,
+    expert="spirl_ray.envs.point_pads:generate",
     pictures=pictures,
 )

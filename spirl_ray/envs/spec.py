@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,8 @@ class EnvironmentSpec:
     """Names that may appear in ``info["completed"]``."""
     target: Callable[[Mapping[str, Any]], Sequence[str]]
     """From the constructor's arguments to those that make up the target."""
+    expert: str
+    """Of `generate`, as "module:function"; imported when it is asked for."""
     score: str = "subtasks"
     """What the literature calls the number of completed subtasks, plus `score_before`."""
     score_before: int = 0
@@ -103,11 +106,6 @@ class EnvironmentSpec:
     view: ViewSpec | None = None
     position_target: PositionTarget | None = None
     objects: ObjectSpec | None = None
-    generate: Callable[..., Iterator[Any]] | None = None
-    """``generate(indices, seed, **kwargs)`` yields one scripted `Episode` for each index, or None.
-
-    An episode depends on (seed, index, kwargs) alone, so any number of workers produces the same data.
-    """
     pictures: Callable[[Mapping[str, Any], NDArray[np.float32], Sequence[int]], list[NDArray[np.uint8]]] | None = None
     """From an episode's metadata, states [T+1, S] and some of its steps to pictures uint8 [N, N, 3] of these steps."""
     floor_plan: Callable[[Any], FloorPlan] | None = None
@@ -116,6 +114,15 @@ class EnvironmentSpec:
     """Maps the observations of a Minari episode (array [T+1, ·] or dict of them) to states float32 [T+1, S]."""
     completed: Callable[[NDArray[np.float32]], list[str]] | None = None
     """Subtasks completed along recorded states [T+1, S], in order, for sources that do not tell."""
+
+    @property
+    def generate(self) -> Callable[..., Iterator[Any]]:
+        """The scripted expert: ``generate(indices, seed, **kwargs)`` yields an `Episode` for each index, or None.
+
+        An episode depends on (seed, index, kwargs) alone, so any number of workers produces the same data.
+        """
+        found: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.expert)
+        return found
 
     @property
     def stored_frames(self) -> int | None:

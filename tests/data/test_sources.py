@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from spirl_ray.data import sources
 from spirl_ray.data.sources import GeneratedSource, JoinedSource, MinariSource
 from spirl_ray.data.trajectories import Episode
 from spirl_ray.data.validation import check_episode
+from spirl_ray.envs import point_pads
 from spirl_ray.envs.kitchen import INITIAL_POSITIONS
 from spirl_ray.errors import SpirlError
 
@@ -241,11 +241,8 @@ def test_a_joined_source_states_every_licence_and_origin(tmp_path: Path) -> None
 
 def test_attempts_that_the_expert_gave_up_yield_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     source = GeneratedSource(PADS, episodes=2)
-    expert = sources.environment(PADS).generate
-    assert expert is not None
-    monkeypatch.setattr(
-        GeneratedSource, "_generate", lambda self: lambda indices, seed: iter([None, *expert([1], seed)])
-    )
+    expert = point_pads.generate
+    monkeypatch.setattr(point_pads, "generate", lambda indices, seed: iter([None, *expert([1], seed)]))
     assert [episode.id for episode in source.read((0, 1))] == ["point-pads-0-000001"]
 
 

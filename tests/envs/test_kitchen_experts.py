@@ -107,7 +107,6 @@ def test_action_noise_is_part_of_the_recorded_actions() -> None:
 
 def test_the_environments_spec_generates_the_same_data() -> None:
     spec = environment("spirl/Kitchen-v0")
-    assert spec.generate is not None
     ours = next(spec.generate([0], 5, tasks=[QUICK]))
     np.testing.assert_array_equal(ours.states, made(1, seed=5, tasks=[QUICK])[0].states)
 
