@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.pretraining_speed import ENVIRONMENT, kitchen_skills
 from spirl_ray import __version__
 from spirl_ray.config import EnvSettings, Experiment, TrainSettings
-from spirl_ray.experiments.training import TrainingRun, algorithm_config
+from spirl_ray.experiments.training_run import TrainingRun, algorithm_config
 from spirl_ray.methods import resolve
 from spirl_ray.rl import losses
 from spirl_ray.rl.algorithm import SkillPriorSAC

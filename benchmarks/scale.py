@@ -29,7 +29,7 @@ from spirl_ray.config import EnvSettings, Experiment, RaySettings
 from spirl_ray.experiments.provenance import commit, hardware
 from spirl_ray.experiments.rollouts import write_csv
 from spirl_ray.experiments.session import ray_session
-from spirl_ray.experiments.training import TrainingRun, algorithm_config
+from spirl_ray.experiments.training_run import TrainingRun, algorithm_config
 from spirl_ray.methods import resolve
 from spirl_ray.rl.algorithm import SkillPriorSAC
 

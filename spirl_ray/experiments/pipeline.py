@@ -29,7 +29,8 @@ from spirl_ray.experiments.rollouts import (
     write_episodes,
 )
 from spirl_ray.experiments.session import interruptible
-from spirl_ray.experiments.training import TrainingRun, is_trained, train_policy
+from spirl_ray.experiments.training import is_trained, train_policy
+from spirl_ray.experiments.training_run import TrainingRun
 from spirl_ray.experiments.workspace import Trial, Workspace
 from spirl_ray.rl.policy import CARD as POLICY_CARD
 from spirl_ray.skills.artifact import CARD as SKILL_CARD

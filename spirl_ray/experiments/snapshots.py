@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
@@ -18,13 +18,11 @@ from spirl_ray.experiments.rollouts import (
     start_rollouts,
     write_csv,
 )
+from spirl_ray.experiments.training_run import TrainingRun
 from spirl_ray.rl.algorithm import SkillPriorSAC
 from spirl_ray.rl.policy import CARD as POLICY_CARD
 from spirl_ray.rl.policy import read_policy_card, save_policy
 from spirl_ray.skills.artifact import read_json, write_json
-
-if TYPE_CHECKING:
-    from spirl_ray.experiments.training import TrainingRun
 
 _MODES: tuple[Mode, ...] = ("deterministic", "sampled")
 Row = dict[str, Any]

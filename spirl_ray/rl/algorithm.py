@@ -5,22 +5,30 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
 from spirl_ray.errors import SpirlError
-from spirl_ray.rl import checkpoint
+from spirl_ray.rl.checkpoint import (
+    RestoreRandomState,
+    cuda_random_state,
+    random_state,
+    read_state,
+    write_state,
+)
 from spirl_ray.rl.learner import LOGGED, SkillPriorSACLearner
 from spirl_ray.rl.module import SkillPriorModule
 from spirl_ray.rl.replay import DecisionReplay, decisions
@@ -28,6 +36,8 @@ from spirl_ray.rl.replay import DecisionReplay, decisions
 _POLL_S = 0.002
 _PAUSE_S = 0.5
 _RECENT_EPISODES = 50
+_POLICY_PREFIX = "policy."
+_RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 SKILL_RESULTS = "skills"
 """Key of this algorithm's own counters and episode statistics in RLlib's result dict."""
 
@@ -287,14 +297,63 @@ class SkillPriorSAC(Algorithm):
             **{f"subtask/{n}": sum(n in e["completed"] for e in self.recent) / count for n in names},
         }
 
-    def policy_state(self) -> dict[str, Any]:
-        """State dict of the `SkillPolicy`, for the policy artifact."""
-        return checkpoint.policy_state(self.learner_group)
+    def policy_state(self) -> dict[str, torch.Tensor]:
+        """State dict of the `SkillPolicy`, from the (first) learner, for the policy artifact."""
+        state = self.learner_group.get_state(components=[f"{_RL_MODULE}/{DEFAULT_MODULE_ID}"], inference_only=True)
+        module = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+        return {
+            name.removeprefix(_POLICY_PREFIX): torch.as_tensor(value)
+            for name, value in module.items()
+            if name.startswith(_POLICY_PREFIX)
+        }
 
-    # --- checkpoints, without a pickle; Tune calls these, too ---
+    # --- checkpoints; Tune calls these, too ---
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        checkpoint.save(self, checkpoint_dir)
+        """Writes everything: networks, targets, alpha, optimisers, replay, random generators and counters."""
+        learners, runners = self.learner_group, self.env_runner_group
+        write_state(
+            Path(checkpoint_dir),
+            {
+                "learner": learners.get_state()[COMPONENT_LEARNER],
+                "learner_rng": _first(learners.foreach_learner(random_state)),
+                "learner_cuda_rng": _first(learners.foreach_learner(cuda_random_state)),
+                "runner_rng": runners.foreach_env_runner(random_state),
+                "replay": self.replay.state(),
+                "counters": dict(self.counters),
+                "owed_updates": self._owed_updates,
+                "recent": list(self.recent),
+                "iteration": self.iteration,
+            },
+        )
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        checkpoint.load(self, checkpoint_dir)
+        """Restores what `save_checkpoint` wrote with the same config, bit-equal; running episodes start anew.
+
+        Raises:
+            SpirlError: naming the file that is missing or damaged.
+        """
+        state = read_state(Path(checkpoint_dir))
+        learners, runners = self.learner_group, self.env_runner_group
+        # Learners and env runners take only weights with a higher number than their own.
+        live = learners.get_state(components=_RL_MODULE, inference_only=True)[COMPONENT_LEARNER]
+        newest = 1 + max(live[WEIGHTS_SEQ_NO], state["learner"][WEIGHTS_SEQ_NO])
+        learners.set_state({COMPONENT_LEARNER: {**state["learner"], WEIGHTS_SEQ_NO: newest}})
+        runners.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
+        self.replay.restore(state["replay"])
+        self.counters.update(state["counters"])
+        self._owed_updates = state["owed_updates"]
+        self._returns.clear()
+        self.recent.clear()
+        self.recent.extend(state["recent"])
+        self._iteration = state["iteration"]
+        for index, rng in zip(runners.healthy_env_runner_ids() or [None], state["runner_rng"], strict=False):
+            remote = None if index is None else [index]
+            runners.foreach_env_runner(RestoreRandomState(rng), remote_worker_ids=remote)
+        learners.foreach_learner(RestoreRandomState(state["learner_rng"], state.get("learner_cuda_rng")))
+
+
+def _first(results: Any) -> Any:
+    """The first learner's answer, which a remote one wraps."""
+    first = next(iter(results))
+    return first.get() if hasattr(first, "get") else first

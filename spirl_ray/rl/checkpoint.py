@@ -1,32 +1,24 @@
-"""Checkpoints of a training run: safetensors and JSON, no pickle, written in full or not at all.
+"""The format of checkpoints: safetensors and JSON, no pickle, written in full or not at all.
 
 ``state.json`` holds the structure and every number; tensors and arrays stand in ``state.safetensors`` and
-are referred to by name. Restoring is bit-equal: networks, target networks, alpha, optimisers, replay buffer,
-random generators and counters.
+are referred to by name. What is read is bit-equal to what was written.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import torch
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from safetensors import SafetensorError
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.artifact import read_json, write_atomically, write_json
 
-if TYPE_CHECKING:
-    from spirl_ray.rl.algorithm import SkillPriorSAC
-
 STATE, ARRAYS = "state.json", "state.safetensors"
-_POLICY_PREFIX = "policy."
-_RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -87,56 +79,6 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def save(algorithm: SkillPriorSAC, folder: str) -> None:
-    """Writes the whole state of a training run."""
-    write_state(
-        Path(folder),
-        {
-            "learner": algorithm.learner_group.get_state()[COMPONENT_LEARNER],
-            "learner_rng": _results(algorithm.learner_group.foreach_learner(_get_rng))[0],
-            "learner_cuda_rng": _results(algorithm.learner_group.foreach_learner(_get_cuda_rng))[0],
-            "runner_rng": algorithm.env_runner_group.foreach_env_runner(_get_rng),
-            "replay": algorithm.replay.state(),
-            "counters": dict(algorithm.counters),
-            "owed_updates": algorithm._owed_updates,
-            "recent": list(algorithm.recent),
-            "iteration": algorithm.iteration,
-        },
-    )
-
-
-def load(algorithm: SkillPriorSAC, folder: str) -> None:
-    """Restores what `save` wrote into an algorithm of the same config. Running episodes start anew."""
-    state = read_state(Path(folder))
-    learners, runners = algorithm.learner_group, algorithm.env_runner_group
-    # Learners and env runners take only weights with a higher number than their own.
-    live = learners.get_state(components=_RL_MODULE, inference_only=True)[COMPONENT_LEARNER]
-    newest = 1 + max(live[WEIGHTS_SEQ_NO], state["learner"][WEIGHTS_SEQ_NO])
-    learners.set_state({COMPONENT_LEARNER: {**state["learner"], WEIGHTS_SEQ_NO: newest}})
-    runners.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
-    algorithm.replay.restore(state["replay"])
-    algorithm.counters.update(state["counters"])
-    algorithm._owed_updates = state["owed_updates"]
-    algorithm._returns.clear()
-    algorithm.recent.clear()
-    algorithm.recent.extend(state["recent"])
-    algorithm._iteration = state["iteration"]
-    for index, rng in zip(runners.healthy_env_runner_ids() or [None], state["runner_rng"], strict=False):
-        runners.foreach_env_runner(_RestoreRng(rng), remote_worker_ids=None if index is None else [index])
-    learners.foreach_learner(_RestoreRng(state["learner_rng"], state.get("learner_cuda_rng")))
-
-
-def policy_state(learner_group: Any) -> dict[str, torch.Tensor]:
-    """State dict of the policy network, from the (first) learner."""
-    state = learner_group.get_state(components=[f"{_RL_MODULE}/{DEFAULT_MODULE_ID}"], inference_only=True)
-    module = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
-    return {
-        name.removeprefix(_POLICY_PREFIX): torch.as_tensor(value)
-        for name, value in module.items()
-        if name.startswith(_POLICY_PREFIX)
-    }
-
-
 def complete(folder: Path) -> bool:
     """True for a checkpoint that was written to its end."""
     try:
@@ -146,15 +88,16 @@ def complete(folder: Path) -> bool:
     return True
 
 
-def _get_rng(_: Any) -> torch.Tensor:
+def random_state(_: Any) -> torch.Tensor:
+    """Of the process in which a learner or env runner lives."""
     return torch.get_rng_state()
 
 
-def _get_cuda_rng(_: Any) -> torch.Tensor | None:
+def cuda_random_state(_: Any) -> torch.Tensor | None:
     return torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
-class _RestoreRng:
+class RestoreRandomState:
     """Callable on a learner or env runner; travels to remote ones."""
 
     def __init__(self, state: torch.Tensor, cuda: torch.Tensor | None = None) -> None:
@@ -164,7 +107,3 @@ class _RestoreRng:
         torch.set_rng_state(self.state)
         if self.cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(self.cuda)
-
-
-def _results(results: Any) -> list[Any]:
-    return [getattr(r, "get", lambda r=r: r)() for r in results]

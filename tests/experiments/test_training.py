@@ -21,7 +21,8 @@ from spirl_ray.experiments import snapshots, training
 from spirl_ray.experiments.rollouts import EpisodeRow
 from spirl_ray.experiments.session import TERMINATED
 from spirl_ray.experiments.snapshots import SnapshotEvaluations
-from spirl_ray.experiments.training import MetricsLog, TrainingRun, is_trained, read_provenance
+from spirl_ray.experiments.training import MetricsLog, is_trained, read_provenance
+from spirl_ray.experiments.training_run import TrainingRun
 from spirl_ray.methods import resolve, skill_spec
 
 from toy import TOY  # isort: skip

@@ -192,7 +192,7 @@ def test_training_goes_on_after_its_env_runner_was_killed(build: Callable[..., A
     train_until(algorithm, lambda: algorithm.counters["decisions"] >= at_least)
     [second] = algorithm.env_runner_group.foreach_env_runner(lambda _: os.getpid())
     assert second != first
-    start = checkpoint.policy_state(algorithm.learner_group)
+    start = algorithm.policy_state()
     algorithm._send_weights([1])
     for name, value in runner_weights(algorithm).items():
         assert torch.equal(value, start[name.removeprefix("policy.")]), name
