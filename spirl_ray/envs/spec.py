@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spirl_ray.errors import SpirlError
+
 
 @dataclass(frozen=True)
 class PositionTarget:
@@ -97,8 +99,8 @@ class EnvironmentSpec:
     """Names that may appear in ``info["completed"]``."""
     target: Callable[[Mapping[str, Any]], Sequence[str]]
     """From the constructor's arguments to those that make up the target."""
-    expert: str
-    """Of `generate`, as "module:function"; imported when it is asked for."""
+    expert: str | None = None
+    """What `generate` gives, as "module:function"; imported when it is asked for."""
     score: str = "subtasks"
     """What the literature calls the number of completed subtasks, plus `score_before`."""
     score_before: int = 0
@@ -120,7 +122,12 @@ class EnvironmentSpec:
         """The scripted expert: ``generate(indices, seed, **kwargs)`` yields an `Episode` for each index, or None.
 
         An episode depends on (seed, index, kwargs) alone, so any number of workers produces the same data.
+
+        Raises:
+            SpirlError: the environment has no expert.
         """
+        if self.expert is None:
+            raise SpirlError(f"environment {self.id!r} has no scripted expert to generate data with")
         found: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.expert)
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,11 @@ def test_attempts_that_the_expert_gave_up_yield_nothing(monkeypatch: pytest.Monk
     expert = point_pads.generate
     monkeypatch.setattr(point_pads, "generate", lambda indices, seed: iter([None, *expert([1], seed)]))
     assert [episode.id for episode in source.read((0, 1))] == ["point-pads-0-000001"]
+
+
+def test_an_environment_without_an_expert_says_so() -> None:
+    with pytest.raises(SpirlError, match=f"'{PADS}' has no scripted expert"):
+        _ = replace(point_pads.SPEC, expert=None).generate
 
 
 @pytest.mark.parametrize(
