@@ -99,8 +99,6 @@ class EnvironmentSpec:
     """Names that may appear in ``info["completed"]``."""
     target: Callable[[Mapping[str, Any]], Sequence[str]]
     """From the constructor's arguments to those that make up the target."""
-    expert: str | None = None
-    """What `generate` gives, as "module:function"; imported when it is asked for."""
     score: str = "subtasks"
     """What the literature calls the number of completed subtasks, plus `score_before`."""
     score_before: int = 0
@@ -108,6 +106,8 @@ class EnvironmentSpec:
     view: ViewSpec | None = None
     position_target: PositionTarget | None = None
     objects: ObjectSpec | None = None
+    expert: str | None = None
+    """What `generate` gives, as "module:function"; imported when it is asked for."""
     pictures: Callable[[Mapping[str, Any], NDArray[np.float32], Sequence[int]], list[NDArray[np.uint8]]] | None = None
     """From an episode's metadata, states [T+1, S] and some of its steps to pictures uint8 [N, N, 3] of these steps."""
     floor_plan: Callable[[Any], FloorPlan] | None = None

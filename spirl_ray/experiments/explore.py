@@ -97,7 +97,7 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageR
         }
         paths: dict[str, list[NDArray[np.float32]]] = {explorer.label: [] for explorer in acting}
         done = 0
-        for reference, found in finished_tasks(list(started)):
+        for reference, found in finished_tasks(started):
             paths[started[reference]].append(found)
             done += found.shape[0] * (found.shape[1] - 1)
             progress(done, len(acting) * episodes * limit, {"steps": done})

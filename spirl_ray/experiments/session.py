@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
@@ -178,12 +178,12 @@ def interruptible(work: Callable[[], Result]) -> Result:
     return results[0]
 
 
-def finished_tasks(references: Sequence[ray.ObjectRef]) -> Iterator[tuple[ray.ObjectRef, Any]]:
+def finished_tasks(references: Iterable[ray.ObjectRef]) -> Iterator[tuple[ray.ObjectRef, Any]]:
     """Tasks with their results, in the order in which they finish.
 
     Raises:
-        SpirlError: when a task failed for a reason that a user can do something about, and else `RayError`; the others
-            are cancelled.
+        SpirlError: when a task failed for a reason that a user can do something about; the others are cancelled.
+        RayError: when it failed for another reason; they are cancelled as well.
     """
     pending = list(references)
     while pending:
