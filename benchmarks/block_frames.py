@@ -26,13 +26,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spirl_ray.data.trajectories import Episode, episodes_to_table, table_to_episodes
-from spirl_ray.envs.blocks import DATA_BLOCKS, SPEC, VIEW_SIZE, AgentCamera
-from spirl_ray.envs.blocks_expert import demonstrate
-from spirl_ray.envs.blocks_world import FINGER_TRAVEL, ROBOT_STATE, BlockWorld
+from spirl_ray.envs.blocks.env import DATA_BLOCKS, SPEC, VIEW_SIZE, AgentCamera
+from spirl_ray.envs.blocks.expert import demonstrate
+from spirl_ray.envs.blocks.world import FINGER_TRAVEL, ROBOT_STATE, BlockWorld
 from spirl_ray.envs.offscreen import load_mujoco
+from spirl_ray.episodes.dataset import Episode, episodes_to_table, table_to_episodes
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments.provenance import commit, hardware
+from spirl_ray.pipeline.provenance import commit, hardware
 
 TRAININGS = 3
 _NOISE = (0.01, 0.05)  # of way-points and actions, the expert's defaults

@@ -22,12 +22,12 @@ from typing import Any
 
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.envs import environment
-from spirl_ray.experiments.gather import gather
-from spirl_ray.experiments.provenance import hardware, versions
-from spirl_ray.experiments.report_tables import load_trials, prior_scores, results_csv
-from spirl_ray.experiments.rollouts import write_csv
-from spirl_ray.experiments.workspace import Workspace
-from spirl_ray.skills.artifact import write_atomically, write_json
+from spirl_ray.files.atomic import write_atomically, write_json
+from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.provenance import hardware, versions
+from spirl_ray.pipeline.workspace import Workspace
+from spirl_ray.reports.gather import gather
+from spirl_ray.reports.tables import load_trials, prior_scores, results_csv
 
 RESULTS = Path(__file__).parent / "results"
 

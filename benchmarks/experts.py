@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from spirl_ray.data.trajectories import Episode
-from spirl_ray.envs import blocks_expert, kitchen_experts
-from spirl_ray.envs.kitchen import GOALS
-from spirl_ray.experiments.provenance import commit, hardware
-from spirl_ray.experiments.rollouts import write_csv
+from spirl_ray.envs.blocks import expert as blocks_expert
+from spirl_ray.envs.kitchen import experts as kitchen_experts
+from spirl_ray.envs.kitchen.env import GOALS
+from spirl_ray.episodes.dataset import Episode
+from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.provenance import commit, hardware
 
 SEED = 77
 _PER_ORDER = 5

@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.pretraining_speed import ENVIRONMENT, kitchen_skills
 from spirl_ray import __version__
 from spirl_ray.config import EnvSettings, Experiment, TrainSettings
-from spirl_ray.experiments.training_run import TrainingRun, algorithm_config
-from spirl_ray.methods import resolve
+from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.rl import losses
 from spirl_ray.rl.algorithm import SkillPriorSAC
+from spirl_ray.rl.methods import resolve
 from spirl_ray.rl.module import SkillPriorModule
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.artifact import save_skills

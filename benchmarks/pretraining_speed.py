@@ -15,10 +15,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
-from spirl_ray.data.importing import import_dataset
-from spirl_ray.data.sources import Chunk, Description
-from spirl_ray.data.trajectories import Episode
+from spirl_ray.datasets.importing import import_dataset
+from spirl_ray.datasets.sources import Chunk, Description
 from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import Episode
 from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.model import SkillModel, SkillSpec
 from spirl_ray.skills.pretrain import held_out, pretrain

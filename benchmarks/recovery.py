@@ -32,8 +32,8 @@ import yaml
 
 from benchmarks.collect import with_others
 from benchmarks.ray_nodes import RayNodes, kill_session, session_members
-from spirl_ray.experiments.provenance import commit, hardware
-from spirl_ray.experiments.rollouts import write_csv
+from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.provenance import commit, hardware
 
 _LONG = 10**9
 _PATIENCE_S, _POLL_S = 300.0, 0.05

@@ -26,12 +26,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from benchmarks.learning_speed import kitchen_training, random_decisions, random_skills
 from benchmarks.pretraining_speed import ENVIRONMENT, kitchen_skills
 from spirl_ray.config import EnvSettings, Experiment, RaySettings
-from spirl_ray.experiments.provenance import commit, hardware
-from spirl_ray.experiments.rollouts import write_csv
-from spirl_ray.experiments.session import ray_session
-from spirl_ray.experiments.training_run import TrainingRun, algorithm_config
-from spirl_ray.methods import resolve
+from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.provenance import commit, hardware
+from spirl_ray.pipeline.session import ray_session
+from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.rl.algorithm import SkillPriorSAC
+from spirl_ray.rl.methods import resolve
 
 MEASURED, PREDICTED = (1, 2, 4, 8), (64, 512)
 _WARM_ROUNDS, _FRAGMENTS, _UPDATES = 3, 48, 64

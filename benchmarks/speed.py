@@ -36,8 +36,8 @@ from benchmarks.learning_speed import LearningPlan, kitchen_training, measure_le
 from benchmarks.pretraining_speed import BATCH, PretrainingPlan, measure_pretraining
 from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments.provenance import commit, hardware, versions
-from spirl_ray.experiments.session import ray_session
+from spirl_ray.pipeline.provenance import commit, hardware, versions
+from spirl_ray.pipeline.session import ray_session
 
 _SHAPES = ((1024, 1024, 1024), (512, 512, 512), (1280, 128, 512), (1280, 128, 128), (256, 256, 256))
 """A large product, where the peak is, and those of the two stages: rows, inner dimension, columns."""

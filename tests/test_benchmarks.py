@@ -21,7 +21,7 @@ from benchmarks.collect import named
 from benchmarks.scale import predict
 from benchmarks.speed import append_row
 from spirl_ray.config import EnvSettings, Experiment
-from spirl_ray.data.trajectories import Episode
+from spirl_ray.episodes.dataset import Episode
 from spirl_ray.errors import SpirlError
 
 ROOT = Path(__file__).parents[1]

@@ -59,7 +59,7 @@ class NodeProbe:
 
     def import_problem(self) -> str | None:
         """The first of the package's heavy modules that does not import here, and why."""
-        for name in ("spirl_ray.envs.kitchen", "spirl_ray.experiments.training", "spirl_ray.skills.pretrain"):
+        for name in ("spirl_ray.envs.kitchen.env", "spirl_ray.pipeline.training", "spirl_ray.skills.pretrain"):
             try:
                 importlib.import_module(name)
             except Exception as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import spirl_ray
 from spirl_ray.config import Experiment, to_yaml
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments.provenance import SHIPPED_COMMIT, commit
+from spirl_ray.pipeline.provenance import SHIPPED_COMMIT, commit
 
 LIMIT_BYTES = 100 * 2**20
 """The largest upload that Ray's dashboard takes; it stores files in the package without compressing them."""

@@ -11,7 +11,10 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
-from spirl_ray.envs import blocks, kitchen, maze, point_pads
+from spirl_ray.envs.blocks import env as blocks
+from spirl_ray.envs.kitchen import env as kitchen
+from spirl_ray.envs.maze import env as maze
+from spirl_ray.envs.point_pads import env as point_pads
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget, ViewSpec
 from spirl_ray.errors import SpirlError
 
@@ -28,10 +31,10 @@ __all__ = [
 ]
 
 _ENTRY_POINTS = {
-    blocks.SPEC: "spirl_ray.envs.blocks:BlockStackingEnv",
-    kitchen.SPEC: "spirl_ray.envs.kitchen:KitchenEnv",
-    maze.SPEC: "spirl_ray.envs.maze:MazeEnv",
-    point_pads.SPEC: "spirl_ray.envs.point_pads:PointPadsEnv",
+    blocks.SPEC: "spirl_ray.envs.blocks.env:BlockStackingEnv",
+    kitchen.SPEC: "spirl_ray.envs.kitchen.env:KitchenEnv",
+    maze.SPEC: "spirl_ray.envs.maze.env:MazeEnv",
+    point_pads.SPEC: "spirl_ray.envs.point_pads.env:PointPadsEnv",
 }
 _SPECS = {spec.id: spec for spec in _ENTRY_POINTS}
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from spirl_ray.errors import SpirlError
-from spirl_ray.skills.artifact import read_json, write_atomically, write_json
+from spirl_ray.files.atomic import read_json, write_atomically, write_json
 
 STATE, ARRAYS = "state.json", "state.safetensors"
 

@@ -15,7 +15,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from spirl_ray.rl.losses import divergence_to_prior, divergence_to_uniform
-from spirl_ray.rl.policy import Proposal, SkillPolicy
+from spirl_ray.rl.policy_network import Proposal, SkillPolicy
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp

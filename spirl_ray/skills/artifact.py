@@ -9,28 +9,20 @@ memory is taken, and what does not fit is a `SpirlError` (SECURITY.md).
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import safetensors.torch
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from torch import nn
 
 from spirl_ray.config import Settings
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.atomic import write_json
+from spirl_ray.files.tensors import build_module, load_tensors, save_tensors
+from spirl_ray.files.untrusted import read_card
 from spirl_ray.skills.model import SkillModel, SkillSpec
-from spirl_ray.untrusted import CARD_LIMIT_BYTES, parse_json, plain_file_size, read_plain_file
 
 TENSORS, CARD = "skills.safetensors", "skill.json"
 FORMAT_VERSION = 1
-_HEADER_ALLOWANCE_BYTES = 2**20
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class SkillCard(Settings):
@@ -47,97 +39,6 @@ class SkillCard(Settings):
     state_std: list[float]
     sha256: str
     package_version: str
-
-
-def save_tensors(module: nn.Module, path: Path) -> str:
-    """Writes a module's state as safetensors, atomically; returns the file's SHA-256."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    data = safetensors.torch.save(state)
-    write_atomically(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def build_module(build: Callable[[], Module], tensors: Path) -> Module:
-    """A module whose sizes stand in a card, once its tensor file has been found to be large enough for it.
-
-    Raises:
-        SpirlError: when the card describes more than the file holds, or the file is missing.
-    """
-    try:
-        with torch.device("meta"):
-            described = sum(tensor.nbytes for tensor in build().state_dict().values())
-    except (RuntimeError, OverflowError) as error:
-        raise SpirlError(f"The card beside {tensors} describes an impossible model: {error}") from error
-    found = plain_file_size(tensors)
-    if described > found:
-        raise SpirlError(
-            f"{tensors} does not hold the tensors that its card describes: they take {described:,} bytes, the file "
-            f"has {found:,}."
-        )
-    return build()
-
-
-def load_tensors(module: nn.Module, path: Path, sha256: str) -> None:
-    """Reads what `save_tensors` wrote into a module of the same shape.
-
-    Raises:
-        SpirlError: if the file is missing, is not what its card describes, or does not fit the module.
-    """
-    needed = sum(tensor.nbytes for tensor in module.state_dict().values())
-    data = read_plain_file(path, limit=2 * needed + _HEADER_ALLOWANCE_BYTES)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise SpirlError(
-            f"{path} does not match the SHA-256 in its card: the file was changed or damaged. "
-            "Copy the artifact again, or train it anew into another folder."
-        )
-    try:
-        module.load_state_dict(safetensors.torch.load(data))
-    except (SafetensorError, RuntimeError) as error:
-        raise SpirlError(f"{path} does not hold the tensors that its card describes: {error}") from error
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The JSON object in the card of an artifact that somebody else may have made.
-
-    Raises:
-        SpirlError: naming the file; see `read_plain_file`.
-    """
-    return parse_json(read_plain_file(path, CARD_LIMIT_BYTES), path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of our own, or a `SpirlError` that names it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SpirlError(f"Cannot read {path}: {error.strerror}.") from error
-    return parse_json(data, path)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file in full or not at all.
-
-    Raises:
-        SpirlError: with the path and the reason, e.g. no space or no permission.
-    """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise SpirlError(
-            f"Cannot write {path}: {error.strerror}. Free space or fix permissions, or choose another `output`."
-        ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def save_skills(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from spirl_ray.config import PretrainSettings
-from spirl_ray.data.trajectories import Episode, read_card, table_to_episodes
-from spirl_ray.data.windows import WindowTable, stream_windows
+from spirl_ray.datasets.windows import WindowTable, stream_windows
 from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import Episode, read_card, table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.collectives import sum_over_workers
 from spirl_ray.skills.model import SkillSpec

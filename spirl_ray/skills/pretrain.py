@@ -21,11 +21,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from spirl_ray import __version__
-from spirl_ray.attempts import Attempt
 from spirl_ray.config import PretrainSettings
-from spirl_ray.data.trajectories import dataset_files, episode_index, read_card
 from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.attempts import Attempt
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.augmentation import TargetPreserving
 from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, update_generator

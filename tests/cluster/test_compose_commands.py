@@ -45,7 +45,16 @@ def composed(services: dict[str, Any]) -> Iterator[RayNodes]:
 
 def test_doctor_finds_the_composed_cluster_fit(composed: RayNodes, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "spirl_ray.cli", "doctor", "--address", composed.address, "--set", f"output={tmp_path}"],
+        [
+            sys.executable,
+            "-m",
+            "spirl_ray.cli",
+            "doctor",
+            "--address",
+            composed.address,
+            "--set",
+            f"output={tmp_path}",
+        ],
         capture_output=True,
         text=True,
         timeout=1800,

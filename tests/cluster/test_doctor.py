@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from spirl_ray import cli, cli_cluster
+from spirl_ray.cli import cluster as cli_cluster
+from spirl_ray.cli import main as cli
 from spirl_ray.cluster import doctor
 from spirl_ray.cluster.doctor import NodeReport, cluster_problems
 from spirl_ray.cluster.probe import NodeProbe, source_digest

@@ -11,7 +11,7 @@ import requests
 from toy import TOY
 from typer.testing import CliRunner
 
-from spirl_ray import cli
+from spirl_ray.cli import main as cli
 from spirl_ray.cluster import jobs
 from spirl_ray.cluster.jobs import Dashboard, check_output, connect, find_dashboard, follow
 from spirl_ray.config import parse_experiment

@@ -17,7 +17,7 @@ DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "spirl-ray.json"
 DRIVER = """
 import sys
 import ray
-from spirl_ray.experiments.monitoring import GAUGES, Monitor
+from spirl_ray.pipeline.monitoring import GAUGES, Monitor
 ray.init(address=sys.argv[1], log_to_driver=False)
 for stage, columns in GAUGES.items():
     Monitor("toy", "spirl_cl-s0", stage).show(dict.fromkeys(columns, 1.5))

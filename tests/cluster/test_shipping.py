@@ -10,8 +10,8 @@ from toy import TOY
 from spirl_ray.cluster.shipping import CONFIG, LIMIT_BYTES, check_size, package_files, stage
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
-from spirl_ray.experiments import provenance
-from spirl_ray.experiments.provenance import commit
+from spirl_ray.pipeline import provenance
+from spirl_ray.pipeline.provenance import commit
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_commit_travels_with_the_code(package: Path, tmp_path: Path, monkeyp
 
 def test_the_real_package_is_small_and_complete() -> None:
     names = {file.name for file in package_files()}
-    assert {"cli.py", "report.html.j2"} <= names
+    assert {"main.py", "report.html.j2"} <= names
     assert sum(file.stat().st_size for file in package_files()) < LIMIT_BYTES / 20
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from spirl_ray.experiments.monitoring import GAUGES, TAGS
+from spirl_ray.pipeline.monitoring import GAUGES, TAGS
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "spirl-ray.json").read_text())

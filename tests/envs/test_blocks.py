@@ -7,9 +7,16 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import spirl_ray.envs as envs
-from spirl_ray.envs import blocks
-from spirl_ray.envs.blocks import GRASP_STEPS, STANDING_STEPS, VIEW_SIZE, BlockStackingEnv, Building, Progress
-from spirl_ray.envs.blocks_world import BLOCK_HALF, BLOCK_SIDE, BlockWorld, Touches
+from spirl_ray.envs.blocks import env as blocks
+from spirl_ray.envs.blocks.env import (
+    GRASP_STEPS,
+    STANDING_STEPS,
+    VIEW_SIZE,
+    BlockStackingEnv,
+    Building,
+    Progress,
+)
+from spirl_ray.envs.blocks.world import BLOCK_HALF, BLOCK_SIDE, BlockWorld, Touches
 from spirl_ray.errors import SpirlError
 
 ID = "spirl/BlockStacking-v0"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spirl_ray.data.trajectories import Episode
-from spirl_ray.data.validation import check_episode
-from spirl_ray.envs import blocks_expert
-from spirl_ray.envs.blocks import DATA_BLOCKS, DATA_STEPS, SPEC
-from spirl_ray.envs.blocks_world import BLOCK_HALF, BLOCK_SIDE, REACH, BlockWorld
+from spirl_ray.envs.blocks import expert as blocks_expert
+from spirl_ray.envs.blocks.env import DATA_BLOCKS, DATA_STEPS, SPEC
+from spirl_ray.envs.blocks.world import BLOCK_HALF, BLOCK_SIDE, REACH, BlockWorld
+from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.validation import check_episode
 from spirl_ray.errors import SpirlError
 
 ATTEMPTS = 8

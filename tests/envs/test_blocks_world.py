@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from spirl_ray.envs.blocks_world import (
+from spirl_ray.envs.blocks.world import (
     BLOCK_HALF,
     BLOCK_SIDE,
     DENSITIES,

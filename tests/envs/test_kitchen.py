@@ -15,7 +15,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from spirl_ray.envs import environment, make
-from spirl_ray.envs.kitchen import (
+from spirl_ray.envs.kitchen.env import (
     DEFAULT_TASKS,
     GAIN,
     GOALS,

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from spirl_ray.envs.kitchen import STEP_SECONDS, KitchenEnv
-from spirl_ray.envs.kitchen_arm import (
+from spirl_ray.envs.kitchen.arm import (
     ARM_DIM,
     CLOSED,
     LONGEST_PAUSE,
@@ -26,6 +25,7 @@ from spirl_ray.envs.kitchen_arm import (
     rotation,
     rotation_vector,
 )
+from spirl_ray.envs.kitchen.env import STEP_SECONDS, KitchenEnv
 
 PLAIN = Style(speed=1.0, carelessness=0.0, hesitation=0.0, bow=0.0, posture=np.zeros(ARM_DIM), pitch=0.0)
 FREE_POINT = np.array([-0.35, 0.30, 2.10])  # nothing is near it

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spirl_ray.data.trajectories import Episode
-from spirl_ray.data.validation import check_episode
-from spirl_ray.envs import environment, kitchen_experts
-from spirl_ray.envs.kitchen import GOALS, SPEC, KitchenEnv, completed_subtasks
-from spirl_ray.envs.kitchen_arm import OPEN, Actions, Arm, Matrix
-from spirl_ray.envs.kitchen_experts import EXPERTS, HELD_OUT, generate
+from spirl_ray.envs import environment
+from spirl_ray.envs.kitchen import experts as kitchen_experts
+from spirl_ray.envs.kitchen.arm import OPEN, Actions, Arm, Matrix
+from spirl_ray.envs.kitchen.env import GOALS, SPEC, KitchenEnv, completed_subtasks
+from spirl_ray.envs.kitchen.experts import EXPERTS, HELD_OUT, generate
+from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.validation import check_episode
 from spirl_ray.errors import SpirlError
 
 QUICK = "light switch"  # the shortest subtask from the start

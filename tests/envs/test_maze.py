@@ -11,8 +11,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import spirl_ray.envs as envs
-from spirl_ray.envs import maze
-from spirl_ray.envs.maze_layout import VIEW_SIZE, distances, free_cells, layout
+from spirl_ray.envs.maze import env as maze
+from spirl_ray.envs.maze.layout import VIEW_SIZE, distances, free_cells, layout
 from spirl_ray.errors import SpirlError
 
 RIGHT, STILL = np.array([1.0, 0.0], np.float32), np.zeros(2, np.float32)

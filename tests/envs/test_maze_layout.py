@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spirl_ray.envs.maze_layout import (
+from spirl_ray.envs.maze.layout import (
     VIEW_REACH,
     VIEW_SIZE,
     WALL_SHARE,

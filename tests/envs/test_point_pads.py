@@ -10,16 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from spirl_ray.envs import make
-from spirl_ray.envs.point_pads import (
-    AGENT_RADIUS,
-    GAIN,
-    LAG,
-    PADS,
-    SPEC,
-    WALLS,
-    PointPadsEnv,
-    generate,
-)
+from spirl_ray.envs.point_pads.env import AGENT_RADIUS, GAIN, LAG, PADS, SPEC, WALLS, PointPadsEnv, generate
 from spirl_ray.errors import SpirlError
 
 IDLE = np.zeros(2, dtype=np.float32)

@@ -12,8 +12,9 @@ import torch
 from ray.rllib.core.columns import Columns
 
 import spirl_ray.envs as envs
+from spirl_ray.policy.policy import load_policy, prior_policy, save_policy
 from spirl_ray.rl.module import SkillPriorModule
-from spirl_ray.rl.policy import Proposal, ResidualHead, SkillPolicy, load_policy, prior_policy, save_policy
+from spirl_ray.rl.policy_network import Proposal, ResidualHead, SkillPolicy
 from spirl_ray.rl.skill_env import SkillEnv
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.gaussian import DiagonalGaussian

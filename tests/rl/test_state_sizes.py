@@ -15,8 +15,9 @@ from torch import Tensor
 
 import spirl_ray.envs as envs
 from spirl_ray.errors import SpirlError
+from spirl_ray.policy.policy import load_policy, prior_policy, save_policy
 from spirl_ray.rl.module import SkillPriorModule
-from spirl_ray.rl.policy import SkillPolicy, load_policy, prior_policy, save_policy
+from spirl_ray.rl.policy_network import SkillPolicy
 from spirl_ray.rl.skill_env import SkillEnv
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.gaussian import DiagonalGaussian

@@ -16,15 +16,8 @@ import torch
 
 from spirl_ray.config import SkillSettings
 from spirl_ray.errors import SpirlError
-from spirl_ray.skills.artifact import (
-    CARD,
-    TENSORS,
-    load_skills,
-    read_json,
-    read_skill_card,
-    save_skills,
-    write_atomically,
-)
+from spirl_ray.files.atomic import read_json, write_atomically
+from spirl_ray.skills.artifact import CARD, TENSORS, load_skills, read_skill_card, save_skills
 from spirl_ray.skills.model import SkillModel, SkillSpec
 
 ENVIRONMENT = "spirl/PointPads-v0"

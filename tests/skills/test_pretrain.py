@@ -21,14 +21,14 @@ from ray.train import TrainingFailedError
 from ray.util.queue import Queue
 from torch import Tensor
 
-from spirl_ray.attempts import Attempt
 from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
-from spirl_ray.data.importing import import_dataset
-from spirl_ray.data.sources import GeneratedSource
-from spirl_ray.data.trajectories import dataset_files, episode_index, read_card, read_episodes
-from spirl_ray.data.windows import WindowTable
+from spirl_ray.datasets.importing import import_dataset
+from spirl_ray.datasets.sources import GeneratedSource
+from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_episodes
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.attempts import Attempt
 from spirl_ray.skills import batches as batches_module
 from spirl_ray.skills import pretrain as pretrain_module
 from spirl_ray.skills.artifact import load_skills, read_skill_card

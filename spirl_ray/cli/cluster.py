@@ -1,0 +1,210 @@
+"""The commands that concern a cluster: ``spirl submit`` and ``spirl doctor``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+from rich.markup import escape
+from rich.table import Table
+
+from spirl_ray.cli.arguments import ConfigFile, Overrides, prepare_ray, readable_errors
+from spirl_ray.cli.terminal import console, print_next, print_table
+from spirl_ray.config import RaySettings, load_experiment
+from spirl_ray.errors import SpirlError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from spirl_ray.cluster.doctor import NodeReport
+    from spirl_ray.cluster.jobs import Dashboard
+
+DashboardAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="The cluster's dashboard; $RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265 if not given.",
+        metavar="URL",
+        show_default=False,
+    ),
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds the commands of this module to the program."""
+    app.command()(submit)
+    app.command()(doctor)
+
+
+def submit(
+    config: ConfigFile,
+    set: Overrides = None,
+    address: DashboardAddress = None,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Show the log until the job ends, or return at once.")
+    ] = True,
+    driver_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Run the driver on nodes that declare this resource, such as spirl_driver of cluster/kuberay.",
+            metavar="RESOURCE",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Runs an experiment as a job of a Ray cluster: spirl run, with this code and these settings.
+
+    The output must be a folder that every node sees: --set output=/shared/folder. Submitted again after a failure, the
+    job goes on where it stopped.
+    """
+    with readable_errors(stopped="The job goes on; it was only the log that stopped."):
+        experiment = load_experiment(config, set or [])
+        from spirl_ray import envs
+
+        envs.make(experiment.env.id, **experiment.env.kwargs).close()
+        prepare_ray()
+        from spirl_ray.cluster import jobs
+
+        jobs.check_output(experiment)
+        dashboard = jobs.find_dashboard(address)
+        client = _client(dashboard)
+        resources = {driver_on: 1.0} if driver_on else None
+        job = jobs.submit_run(client, experiment, resources)
+        console.print(f"[green]submitted[/green]  {escape(job)}")
+        console.print(f"      {escape(dashboard.link(job))}")
+        if not follow:
+            print_next(_ray_job("logs", dashboard, job, "--follow"), "the log; ray job stop ends the job")
+            return
+        _follow(client, dashboard, job)
+
+
+def doctor(
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Check these, too: --set output=/shared/folder storage=s3://bucket/name.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="A cluster as its nodes name it (HOST:6379), or its dashboard (http://HOST:8265), where the check "
+            "then runs as a job. $RAY_ADDRESS or the cluster of this machine if not given.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Checks every node of a cluster before an experiment does: versions, resources, storage, GPUs, import, clock.
+
+    Prints a table and what to do; the exit status is 2 if something has to be done.
+    """
+    with readable_errors():
+        output, storage = _places(set or [])
+        prepare_ray()
+        if address is not None and address.startswith(("http://", "https://")):
+            _doctor_as_job(address, output, storage)
+            return
+        from spirl_ray.cluster.doctor import check_cluster, cluster_problems
+        from spirl_ray.pipeline.session import ray_session
+
+        with ray_session(RaySettings(address=address or os.environ.get("RAY_ADDRESS") or "auto")):
+            reports = check_cluster(output, storage)
+        _print_reports(reports)
+        problems = [f"{report.node}: {problem}" for report in reports for problem in report.problems]
+        problems += cluster_problems(reports)
+        if problems:
+            listing = "\n".join(f"  {problem}" for problem in problems)
+            raise SpirlError(f"{len(problems)} problem(s):\n{listing}")
+        if output is None:
+            console.print("The output folder was not checked: name it with --set output=/shared/folder.")
+        console.print(f"[green]All {len(reports)} node(s) are fit.[/green]")
+
+
+def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
+    """The folder in ``output=FOLDER`` and the URI in ``storage=URI``."""
+    folder: Path | None = None
+    uri: str | None = None
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.strip() not in ("output", "storage") or not value:
+            raise SpirlError(f"--set {override}: spirl doctor knows only output=FOLDER and storage=URI.")
+        if key.strip() == "storage":
+            uri = value
+            continue
+        folder = Path(str(yaml.safe_load(value)))
+        if not folder.is_absolute():
+            raise SpirlError(f"--set {override}: name the folder in full, for it must be the same on every node.")
+    return folder, uri
+
+
+def _doctor_as_job(address: str, output: Path | None, storage: str | None) -> None:
+    from spirl_ray.cluster import jobs
+
+    dashboard = jobs.find_dashboard(address)
+    client = _client(dashboard)
+    places = {"output": output, "storage": storage}
+    command = ["doctor", *(word for key, value in places.items() if value for word in ("--set", f"{key}={value}"))]
+    job = jobs.submit(client, command, name="doctor")
+    console.print(f"[green]submitted[/green]  {escape(job)}")
+    _follow(client, dashboard, job)
+
+
+def _client(dashboard: Dashboard) -> JobSubmissionClient:
+    from spirl_ray.cluster.jobs import connect
+
+    client = connect(dashboard)
+    if dashboard.sends_token_in_clear:
+        console.print(
+            "[yellow]The token travels unencrypted[/yellow] over http. Through a network that others share, use https "
+            "or a tunnel (ssh -L 8265:127.0.0.1:8265 HOST)."
+        )
+    return client
+
+
+def _follow(client: JobSubmissionClient, dashboard: Dashboard, job: str) -> None:
+    from spirl_ray.cluster.jobs import follow
+
+    ending = follow(client, job, lambda text: _pass_on(text))
+    if ending.exit_code:
+        again = shlex.join(_ray_job("logs", dashboard, job))
+        console.print(f"[red]{escape(ending.status)}[/red]  {escape(job)}  (all of its log: {escape(again)})")
+        if ending.message and ending.status != "stopped":
+            console.print(escape(ending.message.strip().splitlines()[0]))
+        raise typer.Exit(ending.exit_code)
+    console.print(f"[green]succeeded[/green]  {escape(job)}")
+
+
+def _pass_on(text: str) -> None:
+    """The job has formatted its output already."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _ray_job(command: str, dashboard: Dashboard, job: str, *options: str) -> list[str]:
+    return ["ray", "job", command, "--address", dashboard.url, *options, job]
+
+
+def _print_reports(reports: list[NodeReport]) -> None:
+    names = ("python", "ray", "torch", "spirl-ray")
+    table = Table("node", *names, "CPUs", "GPUs", "memory", "output", "storage", "clock", "fit", title="Nodes")
+    for report in reports:
+        table.add_row(
+            escape(report.node),
+            *(escape(report.versions.get(name, "?")) for name in names),
+            f"{report.cpus:g}",
+            f"{report.gpus:g}",
+            f"{report.memory_gib:.1f} GiB",
+            report.output,
+            report.storage,
+            "?" if report.clock_offset_s is None else f"{report.clock_offset_s:+.1f} s",
+            "[green]yes[/green]" if not report.problems else f"[red]{len(report.problems)} problem(s)[/red]",
+        )
+    print_table(table)

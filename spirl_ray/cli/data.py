@@ -1,0 +1,136 @@
+"""Commands that look at datasets: ``spirl data inspect`` and ``spirl data validate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from spirl_ray.cli.arguments import readable_errors
+from spirl_ray.cli.terminal import console, print_next, print_table, shown
+from spirl_ray.errors import SpirlError
+
+if TYPE_CHECKING:
+    from spirl_ray.episodes.summary import DatasetSummary, Spread
+
+data_app = typer.Typer(no_args_is_help=True, help="Import, inspect and validate offline trajectories.")
+DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder (it holds card.json).", show_default=False)]
+_ORDERS = 10
+"""Rows of the table of orders, the most frequent first."""
+
+
+@data_app.command("inspect")
+def inspect_data(
+    datasets: Annotated[
+        list[Path],
+        typer.Argument(help="Dataset folders (they hold card.json), shown side by side.", show_default=False),
+    ],
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet here: a PNG with some episodes of each.")
+    ] = None,
+) -> None:
+    """Shows what datasets hold: episodes, lengths, subtasks and their order, ranges of states and actions."""
+    from spirl_ray.episodes.summary import summarize
+
+    with readable_errors():
+        summaries = [summarize(dataset) for dataset in datasets]
+        _print_facts(datasets, summaries)
+        _print_subtasks(datasets, summaries)
+        print_expert(datasets, summaries)
+        _print_ranges("state", datasets, [summary.states for summary in summaries])
+        _print_ranges("action", datasets, [summary.actions for summary in summaries])
+        if sheet is not None:
+            from spirl_ray.reports.contact_sheet import write_contact_sheet
+
+            write_contact_sheet(datasets, sheet)
+            console.print(f"Contact sheet: {escape(shown(sheet))}")
+        print_next(["spirl", "data", "validate", str(datasets[0])], "check every value and hash")
+
+
+def _columns(title: str, first: str, datasets: Sequence[Path]) -> Table:
+    """A table with a column for each dataset."""
+    return Table(first, *(escape(dataset.name) for dataset in datasets), title=title)
+
+
+def _print_facts(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
+    table = _columns("Datasets", "", datasets)
+    for name in ("environment", "source", "licence"):
+        table.add_row(name, *(escape(str(getattr(summary.card, name))) for summary in summaries))
+    table.add_row(
+        "episodes", *(f"{s.episodes:,} ({s.terminated} terminated, {s.truncated} truncated)" for s in summaries)
+    )
+    sizes = [sum(file.bytes for file in summary.card.files.values()) for summary in summaries]
+    table.add_row(
+        "steps", *(f"{s.steps:,} of {size / s.steps:,.0f} bytes" for s, size in zip(summaries, sizes, strict=True))
+    )
+    table.add_row("length", *(f"{s.length_min} to {s.length_max}, mean {s.length_mean:.1f}" for s in summaries))
+    table.add_row("saturated actions", *(f"{100 * s.saturated.mean():.1f} %" for s in summaries))
+    print_table(table)
+
+
+def _print_subtasks(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
+    names = list(dict.fromkeys(name for summary in summaries for name in summary.subtasks))
+    if not names:
+        return
+    table = _columns("Episodes that complete a subtask", "subtask", datasets)
+    for name in names:
+        table.add_row(escape(name), *(str(summary.subtasks.get(name, 0)) for summary in summaries))
+    print_table(table)
+    counts: dict[tuple[str, ...], int] = {}
+    for summary in summaries:
+        for order, count in summary.orders.items():
+            counts[order] = counts.get(order, 0) + count
+    table = _columns("Orders of completion", "order", datasets)
+    ranked = sorted(counts, key=lambda order: -counts[order])
+    for order in ranked[:_ORDERS]:
+        table.add_row(escape(" > ".join(order)) or "none", *(str(s.orders.get(order, 0)) for s in summaries))
+    if rest := ranked[_ORDERS:]:
+        table.add_row(f"{len(rest)} others", *(str(sum(s.orders.get(order, 0) for order in rest)) for s in summaries))
+    print_table(table)
+
+
+def print_expert(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
+    """How reliable the scripted expert is at each subtask; nothing for recorded data."""
+    names = sorted({name for summary in summaries for name in summary.expert})
+    if not names:
+        return
+    table = _columns("Success of the scripted expert, failed attempts included", "subtask", datasets)
+    for name in names:
+        cells = [summary.expert.get(name) for summary in summaries]
+        table.add_row(escape(name), *(f"{100 * c[0] / c[1]:.1f} % of {c[1]} tries" if c else "" for c in cells))
+    print_table(table)
+
+
+def _print_ranges(name: str, datasets: Sequence[Path], spreads: Sequence[Spread]) -> None:
+    table = _columns(f"{name.capitalize()}s: from … to (mean ± deviation)", "dimension", datasets)
+    for i in range(max(len(spread.mean) for spread in spreads)):
+        cells = [
+            f"{s.minimum[i]:.3f} … {s.maximum[i]:.3f} ({s.mean[i]:.3f} ± {s.std[i]:.3f})" if i < len(s.mean) else ""
+            for s in spreads
+        ]
+        table.add_row(f"{name} {i}", *cells)
+    print_table(table)
+
+
+@data_app.command("validate")
+def validate_data(
+    dataset: DatasetFolder,
+) -> None:
+    """Checks every file's hash and every episode's lengths, shapes and values."""
+    from spirl_ray.episodes.validation import validate_dataset
+
+    with readable_errors():
+        problems = validate_dataset(dataset)
+        if problems:
+            listing = "\n".join(f"  {problem}" for problem in problems[:20])
+            more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+            raise SpirlError(
+                f"{dataset} has {len(problems)} problem(s):\n{listing}{more}\n"
+                "Import it again, with --set data.skip_bad=true to leave bad episodes out."
+            )
+        console.print(f"[green]{escape(str(dataset))} is valid.[/green]")
+        console.print("It can be trained on: see [bold]spirl pretrain --help[/bold].")

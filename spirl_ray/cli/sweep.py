@@ -1,0 +1,71 @@
+"""What ``spirl sweep`` does, in order: data, trials, results. It says what it does as it goes."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+
+from spirl_ray.cli.sweep_table import SweepTable, print_failures, print_files, print_ranking
+from spirl_ray.cli.terminal import console, print_next, run_stage, say_waiting, shown
+from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.stages import prepare_data
+from spirl_ray.pipeline.workspace import Workspace
+from spirl_ray.sweeps.ledger import Ledger, Status
+from spirl_ray.sweeps.results import settings, write_best, write_figure, write_results
+from spirl_ray.sweeps.search import left
+from spirl_ray.sweeps.sweep_file import Sweep
+from spirl_ray.sweeps.trackers import trackers
+from spirl_ray.sweeps.tune_run import LEDGER, claim, ray_for, run_sweep, searches_data
+
+_ENDS: tuple[Status, ...] = ("finished", "stopped", "failed")
+
+
+def run(sweep: Sweep) -> None:
+    """Runs what is left of a sweep and writes its results.
+
+    Raises:
+        SpirlError: for whatever stops all trials, or when none has finished.
+    """
+    trackers(sweep)
+    workspace = Workspace(sweep.base, on_wait=say_waiting)
+    workspace.claim()
+    with workspace.locked(sweep.folder):
+        for other in claim(sweep):
+            console.print(
+                f"[yellow]another sweep[/yellow] of this name is in {escape(shown(other))}: the file or its base has "
+                f"changed since. This one has a folder of its own, {escape(shown(sweep.folder))}; policies that both "
+                "ask for are trained once."
+            )
+        ledger = Ledger(sweep.folder / LEDGER)
+        if waiting := left(sweep, ledger):
+            ledger = _run(sweep, workspace, ledger, waiting)
+        else:
+            console.print(f"[dim]there already  all trials of {escape(sweep.file.name)}[/dim]")
+        _show(sweep, ledger)
+
+
+def _run(sweep: Sweep, workspace: Workspace, ledger: Ledger, waiting: int) -> Ledger:
+    with ray_for(sweep) as concurrency:
+        if not searches_data(sweep):
+            run_stage("Data", lambda progress: prepare_data(workspace, progress)[0])
+        ended = sum(record.ended for record in ledger.records)
+        console.print(f"{waiting} trials to run, {ended} have ended, {concurrency} at the same time")
+        with SweepTable(f"Sweep {sweep.file.name}", list(sweep.space), sweep.file.metric, ledger.records) as table:
+            return run_sweep(sweep, concurrency, table.change, table.progress)
+
+
+def _show(sweep: Sweep, ledger: Ledger) -> None:
+    files = [write_results(sweep, ledger), write_figure(sweep, ledger)]
+    best = write_best(sweep, ledger)
+    failed = ledger.with_status("failed")
+    print_failures(failed)
+    if best is None:
+        raise SpirlError(
+            f"No trial of {sweep.file.name} has finished; {len(failed)} failed. What there is stands in "
+            f"{shown(sweep.folder)}. The same command tries again those that failed."
+        )
+    print_ranking(settings(sweep, ledger), sweep.file.metric, [key for key in sweep.space if key != "seeds"])
+    counts = {status: len(ledger.with_status(status)) for status in _ENDS}
+    text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    console.print(f"[green]done[/green]  Sweep {escape(sweep.file.name)}  [dim]{text}[/dim]")
+    print_files([*files, best])
+    print_next(["spirl", "run", shown(best)], "the report of the best setting, with videos")

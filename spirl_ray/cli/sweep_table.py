@@ -1,0 +1,118 @@
+"""What ``spirl sweep`` shows: a live table of the trials on a terminal, whole lines in a pipe or a log file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from spirl_ray.cli.terminal import console, print_table, shown
+
+_COLOURS = {"running": "yellow", "finished": "green", "stopped": "dim", "failed": "red"}
+_ROWS = 30
+"""Trials in the live table; of more, the newest are shown."""
+
+
+class SweepTable:
+    """A row for each trial: parameters, where it is, the metric, steps."""
+
+    def __init__(self, title: str, keys: Sequence[str], metric: str, records: Sequence[Any]) -> None:
+        self.title, self.keys, self.metric = title, list(keys), metric
+        self.records = {record.number: record for record in records}
+        self.stages: dict[int, dict[str, Any]] = {}
+        self._said: dict[int, str] = {}
+        self._live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> SweepTable:
+        if console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if console.is_terminal:
+            self._live.stop()
+
+    def change(self, record: Any) -> None:
+        """A trial has started, has news, or has ended."""
+        self.records[record.number] = record
+        if record.status != "running":
+            self.stages.pop(record.number, None)
+        if console.is_terminal:
+            return
+        text = f"{record.status} {len(record.reports)}" if record.status == "running" else record.status
+        if self._said.get(record.number) != text:
+            self._said[record.number] = text
+            console.print(f"  {self._line(record)}", markup=False)
+
+    def progress(self, stages: dict[int, dict[str, Any]]) -> None:
+        """How far the running trials are."""
+        self.stages = stages
+
+    def _line(self, record: Any) -> str:
+        parameters = " · ".join(f"{key} {shown_value(value)}" for key, value in record.parameters.items())
+        measured = ""
+        if self.metric in record.newest:
+            measured = f"  {self.metric} {record.newest[self.metric]:.3g} after {record.newest['env_steps']:,} steps"
+        return f"trial {record.number} {record.status}: {parameters}{measured}{_because(record)}"
+
+    def table(self) -> Table:
+        """The newest trials by number."""
+        table = Table("trial", *self.keys, "state", self.metric, "steps", title=self.title)
+        ordered = [self.records[number] for number in sorted(self.records)]
+        for record in ordered[-_ROWS:]:
+            measured = record.newest.get(self.metric)
+            table.add_row(
+                str(record.number),
+                *(escape(shown_value(record.parameters.get(key, ""))) for key in self.keys),
+                f"[{_COLOURS[record.status]}]{escape(self._state(record))}[/]",
+                "" if measured is None else f"{measured:.3g}",
+                f"{record.newest['env_steps']:,}" if record.newest else "",
+            )
+        return table
+
+    def _state(self, record: Any) -> str:
+        stage = self.stages.get(record.number)
+        if record.status != "running" or stage is None:
+            return str(record.status)
+        return f"{stage['stage']} {100 * min(1.0, stage['done'] / stage['total']):.0f} %"
+
+
+def print_ranking(settings: Sequence[Any], metric: str, keys: Sequence[str]) -> None:
+    """The best settings with the mean of the metric."""
+    table = Table(*keys, metric, "trials", title="Best settings")
+    for setting in settings[:10]:
+        values = [escape(shown_value(setting.parameters[key])) for key in keys]
+        table.add_row(*values, f"{setting.score:.3g}", ", ".join(str(record.number) for record in setting.records))
+    print_table(table)
+
+
+def print_failures(records: Sequence[Any]) -> None:
+    """Why trials failed, a line for each; a long message is cut."""
+    for record in records:
+        console.print(f"[red]trial {record.number} failed[/red]{escape(_because(record))}")
+
+
+def print_files(files: Sequence[Path | None]) -> None:
+    """Files that were written."""
+    for file in files:
+        if file is not None:
+            console.print(f"      {escape(shown(file))}")
+
+
+def _because(record: Any) -> str:
+    if record.status != "failed":
+        return ""
+    lines = [line for line in str(record.error).splitlines() if line.strip()]
+    return f": {lines[0] if len(lines) == 1 else f'{lines[0]} … {lines[-1].strip()}'}" if lines else ""
+
+
+def shown_value(value: Any) -> str:
+    """A parameter as a table shows it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,262 @@
+"""Block stacking: build a tower, as high as possible, with a gripper that sees what is near it.
+
+Demonstrations have five blocks, the target has eleven: whoever has learned to pick up a block and to put it on top of
+others can build higher than anybody has shown. Task and numbers as in Pertsch et al. 2020 (arXiv:2010.11944).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from spirl_ray.envs.blocks.world import (
+    BLOCK_HALF,
+    BLOCK_SIDE,
+    DENSITIES,
+    ROBOT_STATE,
+    STATE_LIMIT,
+    STEP_SECONDS,
+    BlockWorld,
+    Touches,
+)
+from spirl_ray.envs.offscreen import OffscreenCamera
+from spirl_ray.envs.spec import EnvironmentSpec, ObjectSpec, ViewSpec
+from spirl_ray.errors import SpirlError
+
+Reward = Literal["dense", "sparse"]
+
+DATA_BLOCKS, TARGET_BLOCKS = 5, 11
+DATA_STEPS, TARGET_STEPS = 250, 1000
+SPACING = 0.2  # m between blocks at the start
+WIDEST_ROW = 2.0  # m; more than eleven blocks stand closer together
+PLACE_SPREAD = 0.01  # m, half-width of the uniform displacement of each block at the start
+HAND_SPREAD = 0.1  # m, likewise of the hand
+HAND_START = 0.35  # m
+
+FRAMES, VIEW_SIZE = 2, 32
+PICTURE_SHAPE = 5 / 3  # width over height
+
+GRASP_STEPS = 5
+"""A block counts as lifted or delivered once it has been grasped for so many steps on end."""
+LIFT_CLEARANCE = 0.02  # m below a block that is lifted
+HEIGHT_WEIGHT = {"dense": 50.0, "sparse": 1.0}  # per metre
+LIFTED_REWARD, DELIVERED_REWARD = 1.0, 2.0
+STANDING_STEPS = 5
+"""A tower is complete once it has stood for so many steps."""
+
+
+def subtasks(n_blocks: int) -> tuple[str, ...]:
+    """Names of the towers that can be built: "height 2", "height 3" and so on."""
+    return tuple(f"height {height}" for height in range(2, n_blocks + 1))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far building is at one moment."""
+
+    tower: int
+    """Blocks in the highest tower that stands on its own; 1 where no block is on another."""
+    lifted: int
+    """Blocks that the gripper carries."""
+    delivered: int
+    """Blocks that it has put onto others."""
+
+    def reward(self, kind: Reward) -> float:
+        """Of one step; the height is what the tower's highest block has been lifted by."""
+        reward = HEIGHT_WEIGHT[kind] * BLOCK_SIDE * (self.tower - 1)
+        if kind == "dense":
+            reward += LIFTED_REWARD * self.lifted + DELIVERED_REWARD * self.delivered
+        return reward
+
+
+class Building:
+    """Follows an episode: which blocks the gripper has carried, and which towers have stood."""
+
+    def __init__(self, n_blocks: int) -> None:
+        self._grasped_for = [0] * n_blocks
+        self._carried = [False] * n_blocks
+        self._towers: deque[int] = deque(maxlen=STANDING_STEPS)
+        self.highest = 1
+        """Blocks of the highest tower so far that has stood for `STANDING_STEPS`."""
+
+    def follow(self, touches: Touches, heights: NDArray[np.float64]) -> Progress:
+        """Takes in what one step has led to; ``heights`` [n] are those of the blocks' centres, m."""
+        lifted = delivered = 0
+        for block, grasped in enumerate(touches.grasped):
+            self._grasped_for[block] = self._grasped_for[block] + 1 if grasped else 0
+            enough = self._grasped_for[block] >= GRASP_STEPS
+            if enough:
+                self._carried[block] = True
+            elif touches.levels[block] == 1:
+                self._carried[block] = False
+            high = heights[block] - BLOCK_HALF > LIFT_CLEARANCE
+            lifted += enough and touches.free[block] and bool(high)
+            delivered += self._carried[block] and touches.levels[block] > 1
+        tower = max(1, *touches.levels)
+        self._towers.append(tower)
+        if len(self._towers) == STANDING_STEPS:
+            self.highest = max(self.highest, min(self._towers))
+        return Progress(tower, lifted, delivered)
+
+
+class BlockStackingEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Build a high tower; the episode ends by its time limit alone.
+
+    Observation, float32 [8 + 3 n + 2 · 32 · 32]: hand position (m), velocity (m/s), angle (rad), opening (0 closed to
+    1 open) and the positions of the n blocks (m), clipped to ±2, then grey frames (0 to 255) of the step before and
+    of now, from a camera that moves with the hand.
+    Action, float32 [3] in [-1, 1]: velocity along y and z, 1 is 0.05 m a step; then the grip, above 0.5 closed, below
+    -0.5 open and half open between, where magnitudes from 0.3 to 0.7 keep what was.
+    Reward: see `Progress.reward`. ``info["completed"]`` names the heights of towers that have stood, and
+    ``info["tower_height"]`` is that of the present one in blocks.
+
+    Args:
+        n_blocks: 1 to 20.
+        reward: "dense" or "sparse" (the height alone).
+        camera: False leaves the frames out of the observation, and needs no OpenGL.
+        render_mode: None or "rgb_array".
+        render_width: of a picture, pixels.
+
+    Raises:
+        SpirlError: an argument out of range; from `reset` on, where frames are wanted and OpenGL does not work.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / STEP_SECONDS}  # noqa: RUF012
+
+    def __init__(
+        self,
+        n_blocks: int = TARGET_BLOCKS,
+        reward: Reward = "dense",
+        camera: bool = True,
+        render_mode: str | None = None,
+        render_width: int = 640,
+    ) -> None:
+        if reward not in get_args(Reward):
+            raise SpirlError(f"block stacking reward must be dense or sparse, not {reward!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise SpirlError(f"block stacking render_mode must be 'rgb_array' or none, not {render_mode!r}")
+        self.world = BlockWorld(n_blocks)
+        self.reward_kind = reward
+        self.camera = camera
+        self.render_mode = render_mode
+        self.render_width = render_width
+        self._eye: AgentCamera | None = None
+        self._picture: OffscreenCamera | None = None
+        self._frame = np.zeros((VIEW_SIZE, VIEW_SIZE), np.uint8)
+        self._building = Building(n_blocks)
+        dim = ROBOT_STATE + 3 * n_blocks
+        low = np.full(dim + FRAMES * VIEW_SIZE**2 * camera, -STATE_LIMIT, np.float32)
+        high = -low
+        low[dim:], high[dim:] = 0.0, 255.0
+        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        super().reset(seed=seed)
+        n = self.world.n_blocks
+        row = SPACING * (n - 1)
+        middle = np.linspace(-0.5, 0.5, n) * min(row, WIDEST_ROW) if n > 1 else np.zeros(1)
+        places = middle + self.np_random.uniform(-PLACE_SPREAD, PLACE_SPREAD, n)
+        hand = (float(self.np_random.uniform(-HAND_SPREAD, HAND_SPREAD)), HAND_START)
+        self.world.arrange([(y, BLOCK_HALF) for y in places], hand, self.np_random.choice(DENSITIES, n))
+        self._building = Building(n)
+        if self.camera:
+            self._frame = self._look()
+        return self._observe(), self._info(self._follow())
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """One step of 0.1 s; raises `SpirlError` for an action that is not three finite numbers."""
+        self.world.advance(action)
+        progress = self._follow()
+        return self._observe(), progress.reward(self.reward_kind), False, False, self._info(progress)
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The scene from the front, uint8 [height, width, 3]; heavier blocks are darker.
+
+        Raises:
+            SpirlError: OpenGL does not work here.
+        """
+        if self.render_mode is None:
+            return None
+        if self._picture is None:
+            height = round(self.render_width / PICTURE_SHAPE)
+            self._picture = OffscreenCamera(self.world.model, self.render_width, height, "scene")
+        with self.world.tinted():
+            return self._picture.picture(self.world.data)
+
+    def close(self) -> None:
+        for camera in (self._eye, self._picture):
+            if camera is not None:
+                camera.close()
+        self._eye = self._picture = None
+
+    def _follow(self) -> Progress:
+        return self._building.follow(self.world.touches(), self.world.positions[:, 2])
+
+    def _info(self, progress: Progress) -> dict[str, Any]:
+        return {"completed": subtasks(self._building.highest), "tower_height": progress.tower}
+
+    def _look(self) -> NDArray[np.uint8]:
+        if self._eye is None:
+            self._eye = AgentCamera(self.world)
+        return self._eye.frame()
+
+    def _observe(self) -> NDArray[np.float32]:
+        state = self.world.state()
+        if not self.camera:
+            return state
+        before, self._frame = self._frame, self._look()
+        return np.concatenate([state, before.ravel(), self._frame.ravel()], dtype=np.float32)
+
+
+class AgentCamera:
+    """The camera that moves with the hand; raises `SpirlError` where OpenGL does not work."""
+
+    def __init__(self, world: BlockWorld) -> None:
+        self._world = world
+        # Before a black sky, white blocks stand out.
+        self._camera = OffscreenCamera(world.model, VIEW_SIZE, VIEW_SIZE, "agent", sky=False)
+
+    def frame(self) -> NDArray[np.uint8]:
+        """What it sees now, grey uint8 [32, 32]."""
+        return self._camera.picture(self._world.data).mean(axis=-1).astype(np.uint8)
+
+    def close(self) -> None:
+        self._camera.close()
+
+
+def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """The scene at some steps of recorded states, see `EnvironmentSpec.pictures`."""
+    n_blocks = (states.shape[1] - ROBOT_STATE) // 3
+    env = BlockStackingEnv(n_blocks, camera=False, render_mode="rgb_array", render_width=400)
+    frames = []
+    for step in steps:
+        env.world.show(states[step])
+        frames.append(env.render())
+    env.close()
+    return [frame for frame in frames if frame is not None]
+
+
+SPEC = EnvironmentSpec(
+    id="spirl/BlockStacking-v0",
+    state_dim=ROBOT_STATE + 3 * DATA_BLOCKS,
+    action_dim=3,
+    max_episode_steps=TARGET_STEPS,
+    subtasks=subtasks(TARGET_BLOCKS),
+    target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
+    score="tower_height",
+    score_before=1,
+    view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(1, *range(3, ROBOT_STATE))),
+    objects=ObjectSpec(agent=(0, 1, 2), first=ROBOT_STATE, up=2, size=BLOCK_SIDE),
+    expert="spirl_ray.envs.blocks.expert:generate",
+    pictures=pictures,
+)

@@ -1,0 +1,383 @@
+"""The maze of the paper: a velocity-limited point in a layout of walls and doors, seen from above.
+
+Training layouts are small and random, the target is large and fixed; a policy that has learned to move along
+corridors in the one finds its way in the other. Physics as in D4RL's maze (Fu et al. 2020, arXiv:2004.07219).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from spirl_ray.envs.maze import layout as maze_layout
+from spirl_ray.envs.maze.layout import VIEW_SIZE, Cell, Layout, LayoutViews
+from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, Frames, ViewSpec
+from spirl_ray.errors import SpirlError
+
+if TYPE_CHECKING:
+    from spirl_ray.episodes.dataset import Episode
+
+STATE_DIM = 4
+FRAMES = 2
+TARGET_LAYOUT = 209
+"""Seed whose 40 × 40 layout has, as the paper's, a shortest path of 34 cells from start to goal.
+
+Of the eleven such seeds below 400 it is the median by how often a bare skill prior reaches the goal, in 5 % of the
+episodes."""
+TARGET_SIZE = 40
+TARGET_START = (10, 24)
+TARGET_GOAL = (18, 8)
+STEP_SECONDS = 0.01
+MAX_SPEED = 5.0  # cells/s, along each axis
+START_SPREAD = 0.1  # cells, half-width of the uniform start about the cell's centre
+AGENT_RADIUS = 0.1
+WALL_HALF_HEIGHT = 0.1
+
+_SCENE = """
+<mujoco>
+  <option timestep="{step}" gravity="0 0 0" integrator="Euler"/>
+  <visual><headlight ambient="1 1 1" diffuse="0 0 0" specular="0 0 0"/><quality shadowsize="0"/></visual>
+  <default><geom condim="1" density="1000" margin="0.002"/></default>
+  <worldbody>
+    <geom type="plane" size="{extent} {extent} 1" pos="0 0 -{height}" rgba="1 1 1 1" contype="0" conaffinity="0"/>
+    {walls}
+    <body name="agent">
+      <joint name="x" type="slide" axis="1 0 0" damping="1"/>
+      <joint name="y" type="slide" axis="0 1 0" damping="1"/>
+      <geom type="sphere" size="{radius}" rgba="0.8 0.2 0.2 1"/>
+      <camera name="above" pos="0 0 {camera}" fovy="45"/>
+    </body>
+  </worldbody>
+  <actuator>
+    <motor joint="x" gear="100" ctrlrange="-1 1" ctrllimited="true"/>
+    <motor joint="y" gear="100" ctrlrange="-1 1" ctrllimited="true"/>
+  </actuator>
+</mujoco>
+"""
+_WALL = '<geom type="box" pos="{x} {y} 0" size="{half_x} {half_y} {height}" rgba="0 0 0 1"/>'
+
+
+def scene_xml(walls: Layout) -> str:
+    """MuJoCo's XML of a layout; positions are those of `spirl_ray.envs.maze.layout`, in cells."""
+    last = len(walls) - 1
+    # All that can be seen beyond the border is wall, as in the views.
+    around = [
+        (-3, -3, last + 3, -1),
+        (-3, last + 1, last + 3, last + 3),
+        (-3, 0, -1, last),
+        (last + 1, 0, last + 3, last),
+    ]
+    boxes = [
+        _WALL.format(
+            x=(first_i + last_i) / 2,
+            y=(first_j + last_j) / 2,
+            half_x=(last_i - first_i + 1) / 2,
+            half_y=(last_j - first_j + 1) / 2,
+            height=WALL_HALF_HEIGHT,
+        )
+        for first_i, first_j, last_i, last_j in maze_layout.wall_rectangles(walls) + around
+    ]
+    return _SCENE.format(
+        step=STEP_SECONDS,
+        extent=2 * len(walls),
+        walls="\n    ".join(boxes),
+        radius=AGENT_RADIUS,
+        height=WALL_HALF_HEIGHT,
+        camera=WALL_HALF_HEIGHT + 5.0,
+    )
+
+
+class MazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Reach the goal and stay there; the episode ends by its time limit alone.
+
+    Observation, float32 [4 + 2 · 32 · 32]: position (cells), velocity (cells/s), then the views (0 to 255, see
+    `maze_layout.LayoutViews`) of the step before and of now.
+    Action, float32 [2] in [-1, 1]: force along x and y; the speed along each axis is held to 5 cells/s.
+    Reward: 1 for each step within ``goal_radius`` of the goal. ``info["completed"]`` is ("goal",) from then on.
+
+    Args:
+        layout_seed: which layout.
+        size: cells inside its border.
+        start: cell (i, j), both from 1 to ``size``; None draws a free one for each episode.
+        goal: likewise.
+        goal_radius: cells.
+        render_mode: None or "rgb_array".
+
+    Raises:
+        SpirlError: a start or goal that is outside, in a wall or cut off, a radius or mode that is none.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012
+
+    def __init__(
+        self,
+        layout_seed: int = TARGET_LAYOUT,
+        size: int = TARGET_SIZE,
+        start: Sequence[int] | None = TARGET_START,
+        goal: Sequence[int] | None = TARGET_GOAL,
+        goal_radius: float = 2.0,
+        render_mode: str | None = None,
+    ) -> None:
+        import mujoco  # here, because it takes a while and most commands never simulate
+
+        if render_mode not in (None, "rgb_array"):
+            raise SpirlError(f"maze render_mode must be 'rgb_array' or none, not {render_mode!r}")
+        if not goal_radius > 0:
+            raise SpirlError(f"maze goal_radius must be positive, not {goal_radius}")
+        self.walls = maze_layout.layout(layout_seed, size)
+        self.render_mode = render_mode
+        self.goal_radius = goal_radius
+        self.fixed_start = None if start is None else _checked_cell("start", start, self.walls, layout_seed)
+        self.fixed_goal = None if goal is None else _checked_cell("goal", goal, self.walls, layout_seed)
+        if (
+            self.fixed_start
+            and self.fixed_goal
+            and maze_layout.distances(self.walls, self.fixed_goal)[self.fixed_start] < 0
+        ):
+            raise SpirlError(
+                f"maze goal {self.fixed_goal} cannot be reached from start {self.fixed_start} in layout {layout_seed}: "
+                "walls cut it off. Choose another start or goal"
+            )
+        self._free = maze_layout.free_cells(self.walls)
+        self._step_physics = mujoco.mj_step
+        self._reset_physics = mujoco.mj_resetData
+        self.model = mujoco.MjModel.from_xml_string(scene_xml(self.walls))
+        self.data = mujoco.MjData(self.model)
+        self._views = LayoutViews([self.walls])
+        self._view = np.zeros((VIEW_SIZE, VIEW_SIZE), np.uint8)
+        self.goal: Cell = self.fixed_goal or TARGET_GOAL
+        self._completed: tuple[str, ...] = ()
+        self._path: list[tuple[float, float]] = []
+        dim = STATE_DIM + FRAMES * VIEW_SIZE * VIEW_SIZE
+        self.observation_space = spaces.Box(-np.inf, np.inf, (dim,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        super().reset(seed=seed)
+        start = self.fixed_start or self._draw_cell()
+        self.goal = self.fixed_goal or self._draw_cell()
+        self._reset_physics(self.model, self.data)
+        self.data.qpos[:] = start + self.np_random.uniform(-START_SPREAD, START_SPREAD, 2)
+        self._completed = ()
+        self._path = [self._position()]
+        state = self._state()
+        self._view = self._views(np.zeros(1, np.int64), state[None])[0]
+        return self._observe(state), {"completed": self._completed}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """One step of 0.01 s; raises `SpirlError` for an action that is not two finite numbers."""
+        state = self.advance(action)
+        reward = 0.0
+        if np.hypot(state[0] - self.goal[0], state[1] - self.goal[1]) < self.goal_radius:
+            reward, self._completed = 1.0, ("goal",)
+        if self.render_mode is not None:
+            self._path.append(self._position())
+        return self._observe(state), reward, False, False, {"completed": self._completed}
+
+    def advance(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Physics alone: the state [4] after one step."""
+        command = np.asarray(action, dtype=np.float64)
+        if command.shape != (2,) or not np.isfinite(command).all():
+            raise SpirlError(f"a maze action is two finite numbers in [-1, 1], not {action!r}")
+        np.clip(self.data.qvel, -MAX_SPEED, MAX_SPEED, out=self.data.qvel)
+        self.data.ctrl[:] = command
+        self._step_physics(self.model, self.data)
+        return self._state()
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The layout from above with the path so far, uint8 [512, 512, 3]: start green, goal gold, agent red."""
+        if self.render_mode is None:
+            return None
+        from PIL import Image, ImageDraw
+
+        size, cells = 512, len(self.walls)
+        scale = size / cells
+        picture = np.where(self.walls.T[::-1], 70, 248).astype(np.uint8)
+        image = Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST).convert("RGB")
+        draw = ImageDraw.Draw(image)
+
+        def pixel(position: Sequence[float]) -> tuple[float, float]:
+            return (position[0] + 0.5) * scale, size - (position[1] + 0.5) * scale
+
+        def disc(position: Sequence[float], radius: float) -> list[float]:
+            x, y = pixel(position)
+            return [x - radius, y - radius, x + radius, y + radius]
+
+        draw.ellipse(disc(self.goal, self.goal_radius * scale), fill=(255, 226, 150), outline=(225, 165, 30), width=2)
+        if len(self._path) > 1:
+            draw.line([pixel(position) for position in self._path], fill=(70, 130, 200), width=2)
+        draw.ellipse(disc(self._path[0], 5), fill=(60, 160, 80))
+        draw.ellipse(disc(self._position(), 5), fill=(200, 50, 50))
+        return np.asarray(image, dtype=np.uint8).copy()
+
+    def _draw_cell(self) -> Cell:
+        i, j = self._free[int(self.np_random.integers(len(self._free)))]
+        return int(i), int(j)
+
+    def _position(self) -> tuple[float, float]:
+        return float(self.data.qpos[0]), float(self.data.qpos[1])
+
+    def _state(self) -> NDArray[np.float32]:
+        return np.concatenate([self.data.qpos, self.data.qvel], dtype=np.float32, casting="same_kind")
+
+    def _observe(self, state: NDArray[np.float32]) -> NDArray[np.float32]:
+        before, self._view = self._view, self._views(np.zeros(1, np.int64), state[None])[0]
+        return np.concatenate([state, before.ravel(), self._view.ravel()], dtype=np.float32)
+
+
+def _checked_cell(name: str, cell: Sequence[int], walls: Layout, seed: int) -> Cell:
+    size = len(walls) - 2
+    if not isinstance(cell, Sequence) or len(cell) != 2 or not all(isinstance(c, int) for c in cell):
+        raise SpirlError(f"maze {name} must be a cell of two whole numbers, not {cell!r}")
+    i, j = (int(value) for value in cell)
+    if not (1 <= i <= size and 1 <= j <= size):
+        raise SpirlError(f"maze {name} ({i}, {j}) is outside the layout: both go from 1 to {size}")
+    if walls[i, j]:
+        cells = maze_layout.free_cells(walls)
+        near = cells[np.abs(cells - (i, j)).sum(1).argmin()]
+        raise SpirlError(
+            f"maze {name} ({i}, {j}) is inside a wall of layout {seed}; the nearest free cell is ({near[0]}, {near[1]})"
+        )
+    return i, j
+
+
+# --- demonstrations ---
+
+GAIN = 10.0  # action for a distance of one cell
+JITTER = 0.2  # cells, way-points are moved by U(0, JITTER) along each axis
+SHORTEST_EPISODE, LONGEST_EPISODE = 20, 500  # steps
+PUSH_STEPS = (3, 12)
+
+
+def generate(
+    indices: Iterable[int], seed: int, *, size: int = 20, reach: float = 0.1, push_rate: float = 0.0
+) -> Iterator[Episode | None]:
+    """Demonstrations that follow the shortest path between two random cells of a random layout, one for each index.
+
+    Args:
+        indices: of the episodes.
+        seed: of the data set; an episode depends on (seed, index, options) alone.
+        size: cells of the layouts.
+        reach: cells at which the next way-point is taken; the paper's data have 0.1.
+        push_rate: chance, at each step, that a random force replaces the action for 3 to 12 steps. The recorded
+            actions are those of the controller, which so shows how to recover (after Laskey et al. 2017, DART).
+
+    Yields:
+        Episodes whose metadata hold layout (seed, size, bits), start and goal.
+
+    Raises:
+        SpirlError: an option out of range.
+    """
+    if not 0.0 < reach <= 1.0 or not 0.0 <= push_rate < 1.0:
+        raise SpirlError(f"maze data: reach must be in (0, 1] and push_rate in [0, 1), not {reach} and {push_rate}")
+    for index in indices:
+        rng = np.random.default_rng((seed, index))
+        yield _demonstration(rng, f"maze-{seed}-{index:06d}", size, reach, push_rate)
+
+
+def _demonstration(rng: np.random.Generator, name: str, size: int, reach: float, push_rate: float) -> Episode:
+    from spirl_ray.episodes.dataset import Episode
+
+    while True:
+        layout_seed = int(rng.integers(2**31))
+        walls = maze_layout.layout(layout_seed, size)
+        cells = maze_layout.free_cells(walls)
+        start, goal = ((int(i), int(j)) for i, j in cells[rng.integers(len(cells), size=2)])
+        path = maze_layout.shortest_path(walls, start, goal, rng)
+        env = MazeEnv(layout_seed, size, start, goal)
+        states, actions = _follow(env, path, rng, reach, push_rate)
+        if SHORTEST_EPISODE <= len(actions) <= LONGEST_EPISODE:
+            break
+    bits = np.packbits(walls).tobytes().hex()
+    return Episode(
+        id=name,
+        states=states,
+        actions=actions,
+        rewards=np.zeros(len(actions), np.float32),
+        terminated=False,
+        truncated=True,
+        metadata={"layout_seed": layout_seed, "size": size, "layout": bits, "start": start, "goal": goal},
+    )
+
+
+def _follow(
+    env: MazeEnv, path: Sequence[Cell], rng: np.random.Generator, reach: float, push_rate: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """States [T+1, 4] and the controller's actions [T, 2] along a path; one step too many if it takes too long."""
+    env.reset(seed=int(rng.integers(2**31)))
+    state = env._state()
+    states = [state]
+    actions: list[NDArray[np.float32]] = []
+    push: NDArray[np.float32] = np.zeros(2, np.float32)
+    push_left = 0
+    for cell in path[1:]:
+        waypoint = cell + rng.uniform(0.0, JITTER, 2)
+        while np.hypot(*(waypoint - state[:2])) > reach and len(actions) <= LONGEST_EPISODE:
+            wanted = np.clip(GAIN * (waypoint - state[:2]) - state[2:], -1.0, 1.0).astype(np.float32)
+            if push_left == 0 and push_rate and rng.random() < push_rate:
+                push_left, push = (
+                    int(rng.integers(PUSH_STEPS[0], PUSH_STEPS[1] + 1)),
+                    rng.uniform(-1.0, 1.0, 2).astype(np.float32),
+                )
+            state = env.advance(push if push_left else wanted)
+            push_left = max(0, push_left - 1)
+            states.append(state)
+            actions.append(wanted)
+    return np.stack(states), np.reshape(np.array(actions, np.float32), (-1, 2))
+
+
+def _frames(metadata: Sequence[Mapping[str, Any]]) -> Frames:
+    return LayoutViews([stored_layout(facts) for facts in metadata])
+
+
+def stored_layout(metadata: Mapping[str, Any]) -> Layout:
+    """The layout that an episode's metadata hold.
+
+    Raises:
+        SpirlError: they hold none.
+    """
+    try:
+        side = int(metadata["size"]) + 2
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(metadata["layout"]), np.uint8), count=side * side)
+        return bits.reshape(side, side).astype(bool)
+    except (KeyError, ValueError, TypeError) as error:
+        raise SpirlError(f"a maze episode's metadata must hold its layout: {type(error).__name__}: {error}") from error
+
+
+def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """The layout with the path up to some steps, see `EnvironmentSpec.pictures`."""
+    env = MazeEnv(metadata["layout_seed"], metadata["size"], metadata["start"], metadata["goal"], 0.5, "rgb_array")
+    frames = []
+    for step in steps:
+        env._path = [(float(x), float(y)) for x, y in states[: step + 1, :2]]
+        env.data.qpos[:] = states[step, :2]
+        frames.append(env.render())
+    return [frame for frame in frames if frame is not None]
+
+
+def floor_plan(env: gymnasium.Env[Any, Any]) -> FloorPlan:
+    """Walls, start and goal of a made maze."""
+    maze = env.unwrapped
+    assert isinstance(maze, MazeEnv)
+    return FloorPlan(maze.walls, maze.fixed_start, maze.fixed_goal, maze.goal_radius)
+
+
+SPEC = EnvironmentSpec(
+    id="spirl/Maze-v0",
+    state_dim=STATE_DIM,
+    action_dim=2,
+    max_episode_steps=2000,
+    subtasks=("goal",),
+    target=lambda kwargs: ("goal",),
+    view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(2, 3), renderer=_frames),
+    expert="spirl_ray.envs.maze.env:generate",
+    pictures=pictures,
+    floor_plan=floor_plan,
+)

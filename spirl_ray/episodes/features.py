@@ -1,0 +1,89 @@
+"""Named observations: what each part of an observation is called, its shape, its type and its role."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Role = Literal["proprioception", "state", "image", "goal"]
+"""``proprioception`` is what the agent knows of itself and what means the same in every task, such as its velocity;
+``state`` is the rest of what it senses as numbers; ``image`` is a camera; ``goal`` says what is wanted, so that the
+policy and its critics see it, and skills and their prior do not."""
+
+Array = npt.NDArray[np.generic]
+Observation = Mapping[str, Array]
+"""One value, or a batch of values, for each feature by its name; see `Feature.observed_shape`."""
+
+
+class ObjectSet(BaseModel):
+    """What one must know of a feature that lists alike objects in an order that tells nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    agent: str
+    """Name of the feature that holds the agent's position, in the coordinates of the objects' positions."""
+    up: int = Field(ge=0)
+    """The coordinate that is the height."""
+    size: float = Field(gt=0.0, allow_inf_nan=False)
+    """Of an object, in these coordinates."""
+
+
+class Feature(BaseModel):
+    """One named part of an observation, as an environment declares it and a dataset holds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=3)]
+    """Of one value: (D,) for a vector, (N, D) for N alike objects, (height, width, channels) for an image, whose
+    channels are 1 (grey) or 3 (RGB)."""
+    role: Role = "state"
+    frames: PositiveInt = 1
+    """How many values of successive primitive steps an observation holds, the newest last."""
+    stored: bool = True
+    """False where episodes leave the feature out, because it is rendered from the other features."""
+    objects: ObjectSet | None = None
+    """Given for a feature of alike objects."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Feature:
+        if (self.role == "image") != (len(self.shape) == 3):
+            raise ValueError(
+                f"an image has the shape (height, width, channels), and nothing else has, not {self.shape}"
+            )
+        if self.role == "image" and self.shape[2] not in (1, 3):
+            raise ValueError(f"an image has 1 or 3 channels, not {self.shape[2]}")
+        if self.objects is not None and (len(self.shape) != 2 or self.objects.up >= self.shape[1]):
+            raise ValueError(
+                f"objects have the shape (number, coordinates) with the height among them, not {self.shape}"
+            )
+        if self.role != "image" and self.frames != 1:
+            raise ValueError("only images are stacked")
+        return self
+
+    @property
+    def is_image(self) -> bool:
+        return self.role == "image"
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """uint8 for images, float32 for everything else."""
+        return np.uint8 if self.is_image else np.float32
+
+    @property
+    def size(self) -> int:
+        """Numbers in one value."""
+        return math.prod(self.shape)
+
+    @property
+    def observed_shape(self) -> tuple[int, ...]:
+        """Of the feature in an observation: `shape`, with a leading axis of `frames` for an image."""
+        return (self.frames, *self.shape) if self.is_image else self.shape
+
+
+Features = Mapping[str, Feature]
+"""The features of an environment or a dataset, in the order in which they are declared."""

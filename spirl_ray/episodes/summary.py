@@ -1,0 +1,153 @@
+"""What a dataset holds, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from spirl_ray.episodes.dataset import DatasetCard, FloatArray, read_card, read_episodes
+from spirl_ray.errors import SpirlError
+
+SATURATION = 0.99
+"""An action entry of at least this magnitude counts as saturated."""
+
+Vector = npt.NDArray[np.float64]
+Key = TypeVar("Key", str, tuple[str, ...])
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Minimum, maximum, mean and (population) standard deviation of each dimension, float64 [D]."""
+
+    minimum: Vector
+    maximum: Vector
+    mean: Vector
+    std: Vector
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSummary:
+    """Figures of one dataset; `summarize` makes it."""
+
+    card: DatasetCard
+    episodes: int
+    steps: int
+    length_min: int
+    length_mean: float
+    length_max: int
+    terminated: int
+    """Episodes that the task ended."""
+    truncated: int
+    """Episodes that a limit or the recording ended."""
+    subtasks: dict[str, int]
+    """Episodes in which the subtask was completed, most frequent first (from ``metadata["completed"]``)."""
+    orders: dict[tuple[str, ...], int]
+    """Episodes for each order of completion, most frequent first; those without that metadata are not in."""
+    expert: dict[str, tuple[int, int]]
+    """How often a scripted expert solved a subtask, and how often it tried, failed attempts included; by name.
+
+    It goes through a chain in order (``metadata["tasks"]``) and gives up at the first subtask that it fails.
+    """
+    reward_rises: dict[int, int]
+    """Episodes for each number of steps at which the reward rose above the step before, a positive one.
+
+    One for each completed subtask or reached goal, both where the source pays once for it and where it goes
+    on paying.
+    """
+    states: Spread
+    actions: Spread
+    saturated: Vector
+    """Share of each action dimension's entries with a magnitude ≥ 0.99, float64 [A]."""
+
+
+class _Moments:
+    """Running figures of rows that do not fit in memory together (Chan et al. 1979 for the variance)."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.minimum = np.full(width, np.inf)
+        self.maximum = np.full(width, -np.inf)
+        self.mean = np.zeros(width)
+        self.squares = np.zeros(width)
+
+    def add(self, rows: FloatArray) -> None:
+        values = rows.astype(np.float64)
+        mean = values.mean(axis=0)
+        total = self.count + len(values)
+        shift = mean - self.mean
+        self.squares += ((values - mean) ** 2).sum(axis=0) + shift**2 * self.count * len(values) / total
+        self.mean += shift * len(values) / total
+        self.count = total
+        self.minimum = np.minimum(self.minimum, values.min(axis=0))
+        self.maximum = np.maximum(self.maximum, values.max(axis=0))
+
+    def spread(self) -> Spread:
+        return Spread(self.minimum, self.maximum, self.mean, np.sqrt(self.squares / self.count))
+
+
+def summarize(path: str | Path) -> DatasetSummary:
+    """Read every episode of the dataset in folder `path` once.
+
+    Raises:
+        SpirlError: the dataset cannot be read, or holds no step.
+    """
+    card = read_card(path)
+    states, actions = _Moments(card.state_dim), _Moments(card.action_dim)
+    saturated = np.zeros(card.action_dim)
+    lengths: list[int] = []
+    subtasks: Counter[str] = Counter()
+    orders: Counter[tuple[str, ...]] = Counter()
+    tried: Counter[str] = Counter()
+    solved: Counter[str] = Counter()
+    rises: Counter[int] = Counter()
+    terminated = truncated = 0
+    for episode in read_episodes(path):
+        if not episode.length:
+            continue  # validation's business
+        lengths.append(episode.length)
+        states.add(episode.states)
+        actions.add(episode.actions)
+        saturated += (np.abs(episode.actions) >= SATURATION).sum(axis=0)
+        terminated += episode.terminated
+        truncated += episode.truncated
+        rose = np.diff(episode.rewards, prepend=np.float32(0)) > 0
+        rises[int(np.sum(rose & (episode.rewards > 0)))] += 1
+        if "completed" in episode.metadata:
+            order = tuple(str(subtask) for subtask in episode.metadata["completed"])
+            orders[order] += 1
+            subtasks.update(set(order))
+            for completed in [order, *episode.metadata.get("failed_attempts", ())]:
+                for task in episode.metadata.get("tasks", ()):
+                    tried[task] += 1
+                    if task not in completed:
+                        break
+                    solved[task] += 1
+    if not lengths:
+        raise SpirlError(f"{Path(path).absolute()}: holds no step")
+    return DatasetSummary(
+        card=card,
+        episodes=len(lengths),
+        steps=sum(lengths),
+        length_min=min(lengths),
+        length_mean=float(np.mean(lengths)),
+        length_max=max(lengths),
+        terminated=terminated,
+        truncated=truncated,
+        subtasks=_ranked(subtasks),
+        orders=_ranked(orders),
+        expert={task: (solved[task], tried[task]) for task in sorted(tried)},
+        reward_rises=dict(sorted(rises.items())),
+        states=states.spread(),
+        actions=actions.spread(),
+        saturated=saturated / actions.count,
+    )
+
+
+def _ranked(counts: Counter[Key]) -> dict[Key, int]:
+    """Most frequent first, then by name, so that equal datasets have equal summaries."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

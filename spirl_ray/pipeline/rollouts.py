@@ -1,0 +1,161 @@
+"""Episodes of a saved policy, or of a bare skill prior: run anywhere with torch alone, or spread over Ray."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+
+import spirl_ray.envs as envs
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.session import finished_tasks
+from spirl_ray.pipeline.video import VideoWriter
+from spirl_ray.policy.policy import Policy, load_policy, prior_policy, read_policy_card
+
+Mode = Literal["deterministic", "sampled"]
+_CHUNK = 10
+"""Episodes in one Ray task."""
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """Which agent acts in which environment. Travels to Ray tasks; the folder must be readable there."""
+
+    folder: str
+    """A policy artifact, or a skill artifact if ``prior``."""
+    env_id: str
+    env_kwargs: dict[str, Any]
+    mode: Mode
+    prior: bool = False
+    seed: int = 0
+
+    def agent(self) -> Policy:
+        """Raises `SpirlError` for an artifact that is missing, damaged or of another environment."""
+        deterministic = self.mode == "deterministic"
+        if self.prior:
+            return prior_policy(Path(self.folder), self.env_id, deterministic=deterministic)
+        trained_for = read_policy_card(Path(self.folder)).environment
+        if trained_for != self.env_id:
+            raise SpirlError(
+                f"The policy in {self.folder} was trained for {trained_for}, this experiment uses {self.env_id}. "
+                "Evaluate it with the experiment that it belongs to, or train one for this environment."
+            )
+        return load_policy(self.folder, deterministic=deterministic)
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One evaluated episode; the columns of ``episodes.csv``."""
+
+    mode: str
+    episode: int
+    seed: int
+    episode_return: float
+    steps: int
+    subtasks: int
+    completed: str
+    """Names in the order of completion, joined by " > "."""
+
+
+def run_episodes(
+    plan: RolloutPlan, episodes: Sequence[int], video: Path | None = None, fps: int = 25
+) -> list[EpisodeRow]:
+    """Runs episodes by number; episode i has environment and latent seed ``plan.seed + i``.
+
+    Args:
+        plan: agent and environment.
+        episodes: numbers of the episodes.
+        video: when given, all of them are recorded into this mp4, captioned with step and subtasks.
+        fps: of the video.
+    """
+    torch.set_num_threads(1)
+    agent = plan.agent()
+    rows = []
+    with ExitStack() as stack:
+        env = envs.make(plan.env_id, **plan.env_kwargs, render_mode="rgb_array" if video else None)
+        stack.callback(env.close)
+        writer = stack.enter_context(VideoWriter(video, fps)) if video else None
+        for number in episodes:
+            seed = plan.seed + number
+            observation, info = env.reset(seed=seed)
+            agent.reset(seed)
+            total, steps, ended = 0.0, 0, False
+            while not ended:
+                observation, reward, terminated, truncated, info = env.step(agent.act(observation))
+                total += float(reward)
+                steps += 1
+                ended = terminated or truncated
+                if writer:
+                    done = " ".join(f"{name} ✓" for name in info["completed"]) or "nothing done yet"
+                    writer.add(env.render(), f"episode {number} · step {steps} · {done}")  # type: ignore[arg-type]
+            completed = info["completed"]
+            rows.append(EpisodeRow(plan.mode, number, seed, total, steps, len(completed), " > ".join(completed)))
+    return rows
+
+
+def start_rollouts(plan: RolloutPlan, episodes: Sequence[int]) -> list[ray.ObjectRef]:
+    """Ray tasks that together run the episodes with these numbers, one logical CPU each."""
+    chunks = [list(episodes[first : first + _CHUNK]) for first in range(0, len(episodes), _CHUNK)]
+    task = ray.remote(num_cpus=1, max_retries=3)(run_episodes)
+    return [task.remote(plan, chunk) for chunk in chunks]
+
+
+def start_video(plan: RolloutPlan, episodes: int, video: Path, fps: int) -> ray.ObjectRef:
+    """A Ray task that films the first episodes; its result is a list of rows, too."""
+    task: Any = ray.remote(num_cpus=1, max_retries=1)(run_episodes)
+    return task.remote(plan, list(range(episodes)), video, fps)
+
+
+def gather_rollouts(
+    references: list[ray.ObjectRef], on_rows: Callable[[list[EpisodeRow]], None] | None = None
+) -> list[EpisodeRow]:
+    """Rows of all tasks, ordered by episode; ``on_rows`` gets those of each task as it finishes.
+
+    Raises:
+        SpirlError: see `finished_tasks`.
+    """
+    rows: list[EpisodeRow] = []
+    for _, found in finished_tasks(references):
+        rows += found
+        if on_rows is not None:
+            on_rows(found)
+    return sorted(rows, key=lambda row: row.episode)
+
+
+def mean_subtasks(rows: Sequence[EpisodeRow]) -> float:
+    return sum(row.subtasks for row in rows) / max(1, len(rows))
+
+
+def mean_return(rows: Sequence[EpisodeRow]) -> float:
+    return sum(row.episode_return for row in rows) / max(1, len(rows))
+
+
+def write_episodes(path: Path, rows: Sequence[EpisodeRow]) -> None:
+    """Writes ``episodes.csv``."""
+    write_csv(path, [asdict(row) for row in rows])
+
+
+def read_episode_rows(path: Path) -> list[EpisodeRow]:
+    """Reads what `write_episodes` wrote; no file is no rows."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            EpisodeRow(
+                mode=row["mode"],
+                episode=int(row["episode"]),
+                seed=int(row["seed"]),
+                episode_return=float(row["episode_return"]),
+                steps=int(row["steps"]),
+                subtasks=int(row["subtasks"]),
+                completed=row["completed"],
+            )
+            for row in csv.DictReader(file)
+        ]

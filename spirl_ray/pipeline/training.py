@@ -1,0 +1,233 @@
+"""Stage 2 from its driver: build or resume the algorithm, checkpoint, log, publish the policy."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.atomic import read_json, write_atomically, write_json
+from spirl_ray.files.attempts import Attempt
+from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.monitoring import Monitor
+from spirl_ray.pipeline.provenance import commit, hardware, versions
+from spirl_ray.pipeline.session import TERMINATED, deferred_termination
+from spirl_ray.pipeline.snapshots import SnapshotEvaluations, evaluations_so_far
+from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
+from spirl_ray.policy.policy import CARD as POLICY_CARD
+from spirl_ray.rl import checkpoint
+from spirl_ray.rl.algorithm import SkillPriorSAC
+from spirl_ray.skills.artifact import load_skills
+
+_RESULT, PROVENANCE = "trained.json", "provenance.json"
+_STEPS_PER_ROW = 1000
+Row = dict[str, Any]
+
+
+def is_trained(run: TrainingRun) -> bool:
+    """True when the run has reached the experiment's number of steps."""
+    if not (run.out / _RESULT).exists() or not (run.out / POLICY_CARD).exists():
+        return False
+    return read_json(run.out / _RESULT)["env_steps"] >= run.experiment.train.env_steps
+
+
+def train_policy(
+    run: TrainingRun,
+    on_row: Callable[[Row], None] | None = None,
+    on_evaluation: Callable[[Row], None] | None = None,
+) -> Row:
+    """Trains (or goes on training) one policy and writes its artifact to ``run.out``.
+
+    Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
+    ``evaluations.csv``, ``provenance.json``, TensorBoard files, the policy artifact and ``trained.json``. After a
+    SIGTERM, the process ends with a checkpoint of the running round.
+
+    Args:
+        run: what to train, and where.
+        on_row: called with each row of metrics.
+        on_evaluation: called with each evaluated snapshot, those from before an interruption included:
+            ``env_steps``, ``wall_clock_s``, and ``MODE_subtasks`` and ``MODE_return`` for both modes.
+
+    Returns:
+        The contents of ``trained.json``.
+
+    Raises:
+        SpirlError: skills or environment that do not fit, a damaged checkpoint, storage that fails.
+    """
+    if is_trained(run):
+        if on_evaluation is not None:
+            for evaluation in evaluations_so_far(run.out):
+                on_evaluation(evaluation)
+        return read_json(run.out / _RESULT)
+    torch.set_num_threads(1)
+    # Said here rather than by an env runner, which Ray would start again and again.
+    load_skills(run.skills, run.experiment.env.id)
+    attempt = Attempt.begin(run.out)
+    saved = checkpoints(run.out)
+    config = algorithm_config(run)
+    if saved:
+        # Episodes that start after a restore must not repeat those from before.
+        config.debugging(seed=run.seed + 1000 * (1 + int(saved[-1].name.split("-")[1])))
+    algorithm: SkillPriorSAC = config.build_algo()
+    try:
+        if saved:
+            algorithm.load_checkpoint(str(saved[-1]))
+        counters: dict[str, Any] = algorithm.counters
+        history = _note_provenance(run.out, counters["env_steps"])
+        evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
+        monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train")
+        _loop(run, attempt, algorithm, evaluations, monitor, on_row)
+    finally:
+        algorithm.stop()
+    # After the env runners have given their CPUs back: the evaluations may need them.
+    evaluations.collect(counters["wall_clock_s"], wait=True)
+    monitor.show(evaluations.newest)
+    attempt.check()
+    _publish(evaluations.folder(counters["env_steps"]), run.out)
+    best = evaluations.best()
+    result = {
+        "env_steps": counters["env_steps"],
+        "skill_steps": counters["decisions"],
+        "updates": counters["updates"],
+        "wall_clock_s": round(counters["wall_clock_s"], 1),
+        "config_hash": run.config_hash,
+        "commit": "+".join(dict.fromkeys(entry["commit"] for entry in history)),
+        "best_snapshot": None if best is None else str(evaluations.folder(best).relative_to(run.out)),
+        **{f"evaluation_{mode}": value for mode, value in evaluations.at(counters["env_steps"]).items()},
+    }
+    write_json(run.out / _RESULT, result)
+    return result
+
+
+def _loop(
+    run: TrainingRun,
+    attempt: Attempt,
+    algorithm: SkillPriorSAC,
+    evaluations: SnapshotEvaluations,
+    monitor: Monitor,
+    on_row: Callable[[Row], None] | None,
+) -> None:
+    train, limit = run.experiment.train, run.experiment.train.env_steps
+    counters: dict[str, Any] = algorithm.counters
+    log = MetricsLog(run.out, counters["env_steps"])
+    spent = counters.setdefault("wall_clock_s", 0.0)
+    started = time.perf_counter()
+    if counters["env_steps"] == 0:
+        evaluations.snapshot(algorithm, 0)
+    last = dict(counters)
+    last_time = started
+    with contextlib.closing(log), deferred_termination() as notice:
+        while counters["env_steps"] < limit:
+            before = counters["env_steps"]
+            algorithm.train()
+            now = time.perf_counter()
+            counters["wall_clock_s"] = spent + now - started
+            steps = counters["env_steps"]
+            leaves = notice.is_set()
+            saves = steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit or leaves
+            # Also before a checkpoint: what it covers is not measured again after a restart.
+            if steps - last["env_steps"] >= _STEPS_PER_ROW or (saves and steps > last["env_steps"]):
+                attempt.check()
+                row: Row = {
+                    "env_steps": steps,
+                    "skill_steps": counters["decisions"],
+                    "updates": counters["updates"],
+                    "episodes": counters["episodes"],
+                    "wall_clock_s": round(counters["wall_clock_s"], 2),
+                    **algorithm.episode_metrics(),
+                    **algorithm.learner_metrics,
+                    "env_steps_per_s": (steps - last["env_steps"]) / (now - last_time),
+                    "updates_per_s": (counters["updates"] - last["updates"]) / (now - last_time),
+                }
+                log.add(row)
+                last, last_time = dict(counters), now
+                monitor.show(row | evaluations.newest)
+                if on_row is not None:
+                    on_row(row | evaluations.newest)
+            if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:
+                evaluations.snapshot(algorithm, steps)
+            evaluations.collect(counters["wall_clock_s"])
+            if saves:
+                _checkpoint(run, attempt, algorithm)
+            if leaves:
+                sys.exit(TERMINATED)
+
+
+def _publish(snapshot: Path, out: Path) -> None:
+    """Copies the last snapshot to where users look for the policy; its card comes last and completes it."""
+    files = [path.relative_to(snapshot) for path in sorted(snapshot.rglob("*")) if path.is_file()]
+    for file in sorted(files, key=lambda file: file == Path(POLICY_CARD)):
+        write_atomically(out / file, (snapshot / file).read_bytes())
+
+
+def _note_provenance(out: Path, env_steps: int) -> list[Row]:
+    """Adds this process to ``provenance.json``: which commit trained from which step on, on what hardware."""
+    path = out / PROVENANCE
+    history = [entry for entry in read_provenance(out) if entry["from_env_steps"] < env_steps]
+    history.append({"from_env_steps": env_steps, "commit": commit(), "versions": versions(), "hardware": hardware()})
+    write_json(path, {"processes": history})
+    return history
+
+
+def read_provenance(out: Path) -> list[Row]:
+    """The processes that trained a policy, in order; empty for one that has not started."""
+    path = out / PROVENANCE
+    return list(read_json(path)["processes"]) if path.exists() else []
+
+
+# --- checkpoints ---
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return [path for path in sorted((out / "checkpoints").glob("step-*")) if checkpoint.complete(path)]
+
+
+def _checkpoint(run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC) -> None:
+    """Writes beside the checkpoints, under a name of this attempt's own, and moves the whole to its place."""
+    target = run.out / "checkpoints" / f"step-{algorithm.counters['env_steps']:012d}"
+    for left in target.parent.glob(".step-*.partial-*"):  # by attempts that ended, or are about to
+        shutil.rmtree(left, ignore_errors=True)
+    if not target.exists():
+        partial = target.with_name(f".{target.name}.partial-{attempt.number}")
+        algorithm.save_checkpoint(str(partial))
+        attempt.check()
+        partial.rename(target)
+    for old in checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# --- metrics ---
+
+
+class MetricsLog:
+    """``metrics.csv`` and TensorBoard. Rows from after the restored checkpoint are dropped when a run goes on."""
+
+    def __init__(self, out: Path, env_steps: int) -> None:
+        self.path = out / "metrics.csv"
+        self.rows: list[Row] = []
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["env_steps"]) <= env_steps]
+        try:
+            self.board = SummaryWriter(out / "tensorboard", purge_step=env_steps)
+        except OSError as error:
+            raise SpirlError(f"Cannot write to {out}: {error.strerror}. Choose another `output`.") from error
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        write_csv(self.path, self.rows)
+        for name, value in row.items():
+            self.board.add_scalar(f"train/{name}", value, row["env_steps"])
+
+    def close(self) -> None:
+        self.board.close()

@@ -1,0 +1,268 @@
+"""The folder of an experiment: one sub-folder for each result, named by a hash of what it depends on.
+
+Nothing is overwritten: changed settings lead to another folder, unchanged ones to the same, and an unfinished
+folder is gone on with. Several processes may share it; each result has a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from spirl_ray.config import EnvSettings, Experiment, MethodName, TrainSettings, fingerprint
+from spirl_ray.datasets.sources import EpisodeSource, GeneratedSource, JoinedSource, MinariSource
+from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import read_card
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.atomic import read_json, write_json
+from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
+from spirl_ray.policy.policy import CARD as POLICY_CARD
+from spirl_ray.policy.policy import read_policy_card
+from spirl_ray.rl.methods import METHODS, ResolvedMethod, resolve, skill_spec
+from spirl_ray.skills.model import SkillSpec
+
+_MARK = "experiment.json"
+_PASSING = "working_dir_files"
+"""Part of the path of every folder that Ray makes for a job's files, and removes after the job."""
+_FORMAT = 1
+_LOCK_POLL_S = 0.5
+
+
+class Workspace:
+    """``experiment.folder`` on disk."""
+
+    def __init__(self, experiment: Experiment, on_wait: Callable[[Path], None] = lambda target: None) -> None:
+        self.experiment = experiment
+        self.on_wait = on_wait
+        """Told of a result that another process is working on, before waiting for it."""
+        self.folder = experiment.folder.absolute()
+        self.storage = None if experiment.storage is None else Storage(self.folder, experiment.storage)
+
+    def claim(self, *, create: bool = True) -> None:
+        """Marks the folder as this experiment's.
+
+        Args:
+            create: False for commands that only read; a folder that is not there is then an error.
+
+        Raises:
+            SpirlError: if it holds another experiment or other files, cannot be written, or goes away with a job.
+        """
+        if _PASSING in self.folder.parts:
+            raise SpirlError(
+                f"output: {self.experiment.folder} would be in the job's own folder, which Ray removes when the job "
+                "ends. Name a folder that every node sees: --set output=/shared/folder."
+            )
+        mine = {"name": self.experiment.name, "environment": self.experiment.env.id, "format": _FORMAT}
+        mark = self.folder / _MARK
+        try:
+            if self.storage is not None:
+                self._refuse_foreign_files()
+                with self.locked(self.folder):
+                    self.storage.attach(_MARK)
+            if not mark.exists():
+                if not create:
+                    raise SpirlError(
+                        f"There is no experiment in {self.folder}. Run spirl run first, or point --set output=… to "
+                        "the folder that it wrote."
+                    )
+                self._refuse_foreign_files()
+                write_json(mark, mine)
+        except OSError as error:
+            raise SpirlError(f"Cannot use {self.folder} as the output: {error.strerror}.") from error
+        # Read back, for another process may have claimed the folder at the same moment.
+        found = read_json(mark)
+        if found != mine:
+            raise SpirlError(
+                f"{self.folder} belongs to the experiment {found.get('name')!r} on {found.get('environment')}, "
+                f"this is {mine['name']!r} on {mine['environment']}. Nothing was written. Choose another folder with "
+                "--set output=…, or give the experiment that name."
+            )
+        if self.storage is not None:
+            with self.locked(self.folder):
+                self.storage.copy(mark)
+
+    def _refuse_foreign_files(self) -> None:
+        if not self.folder.exists():
+            return
+        # Another process that claims the folder right now has a partial mark in it, or what comes from a storage.
+        ours = (_MARK, f".{_MARK}", OWNER, PARTIAL)
+        foreign = [path for path in self.folder.iterdir() if not path.name.startswith(ours)]
+        if foreign and not (self.folder / _MARK).exists():
+            raise SpirlError(
+                f"{self.folder} is not empty and is no experiment folder ({_MARK} is missing): nothing was "
+                "written. Choose another folder with --set output=…."
+            )
+
+    @contextlib.contextmanager
+    def locked(self, target: Path) -> Iterator[None]:
+        """Only one process works on ``target`` at a time; the others say so and wait. Its storage follows."""
+        path = target.with_name(f".{target.name}.lock")
+        lock = FileLock(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0.0)
+            except Timeout:
+                self.on_wait(target)
+                lock.acquire(poll_interval=_LOCK_POLL_S)
+        except OSError as error:
+            raise SpirlError(
+                f"Cannot write {path}: {error.strerror}. Fix permissions, or choose another folder with --set output=…."
+            ) from error
+        storage = self.storage if target != self.folder else None
+        try:
+            with contextlib.nullcontext() if storage is None else storage.kept(target):
+                yield
+        finally:
+            lock.release()
+
+    # --- data ---
+
+    @property
+    def source(self) -> EpisodeSource:
+        data, env = self.experiment.data, self.experiment.env
+        parts: list[EpisodeSource] = []
+        if data.source != "minari":
+            parts.append(GeneratedSource(env.id, data.episodes, data.seed, data.generate))
+        if data.source != "generated":
+            if data.dataset is None:
+                raise SpirlError(
+                    f"data.source: {data.source} needs data.dataset, a Minari id such as D4RL/kitchen/complete-v2."
+                )
+            parts.append(MinariSource(data.dataset, data.minari_root, env.id))
+        return parts[0] if len(parts) == 1 else JoinedSource(tuple(parts))
+
+    @property
+    def dataset(self) -> Path:
+        """Folder of the imported dataset."""
+        data, env = self.experiment.data, self.experiment.env
+        names, facts = [], []
+        if data.source != "minari":
+            names.append(f"generated-{data.episodes}")
+            facts += [data.episodes, data.seed, data.generate]
+        if data.source != "generated":
+            names.append(str(data.dataset).replace("/", "-"))
+            facts += [data.dataset]
+        return self.folder / "data" / "-".join([*names, fingerprint(env.id, *facts, data.skip_bad)])
+
+    @property
+    def demonstrations(self) -> Path:
+        """Folder of the dataset's film."""
+        return self.folder / "demonstrations" / self.dataset.name
+
+    def exploration(self, skills: Sequence[Path]) -> Path:
+        """Folder of an exploration with these skill artifacts."""
+        explore = self.experiment.explore.model_dump(mode="json", exclude={"in_run"})
+        key = fingerprint(self.experiment.env, explore, [folder.name for folder in skills])
+        return self.folder / "exploration" / key
+
+    # --- one method with one seed ---
+
+    def trial(self, method: MethodName, seed: int) -> Trial:
+        """Paths and resolved settings of a method with a seed. The dataset must be there."""
+        return Trial(self, self.experiment.for_method(method), method, seed)
+
+    def trials(self) -> list[Trial]:
+        """All methods with all seeds, in the order in which they run."""
+        return [self.trial(m, s) for s in self.experiment.seeds for m in self.experiment.methods]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method with one seed: what is built, and where."""
+
+    workspace: Workspace
+    experiment: Experiment
+    method: MethodName
+    seed: int
+    lineage: str | None = None
+    """Identifies the checkpoint of another policy that this one goes on from (population based training)."""
+
+    @cached_property
+    def spec(self) -> SkillSpec:
+        facts = environment(self.experiment.env.id)
+        return skill_spec(self.experiment, self.method, facts)
+
+    @cached_property
+    def resolved(self) -> ResolvedMethod:
+        return resolve(self.experiment, self.method, self.spec)
+
+    @cached_property
+    def skills_key(self) -> str:
+        pretrain = self.experiment.pretrain.model_dump(
+            mode="json", exclude={"log_every", "checkpoint_every", "max_failures", "use_gpu"}
+        )
+        content = read_card(self.workspace.dataset).content_sha256
+        held_out = self.experiment.data.validation_fraction
+        return fingerprint(self.spec, pretrain, content, held_out, self.seed)
+
+    @cached_property
+    def skills(self) -> Path:
+        """Folder of the skill artifact; methods with the same decoder and settings share it."""
+        decoder = METHODS[self.method].decoder
+        return self.workspace.folder / "skills" / f"{decoder}-h{self.spec.horizon}-s{self.seed}-{self.skills_key}"
+
+    @cached_property
+    def config_hash(self) -> str:
+        """Everything that decides what the policy learns; not how long, nor how often it is looked at."""
+        train = self.experiment.train.model_dump(
+            mode="json",
+            exclude={
+                "env_steps",
+                "evaluate_every",
+                "evaluate_episodes",
+                "checkpoint_every",
+                "keep_checkpoints",
+                "target_divergence",
+                "latent_limit",
+                "policy_init",
+            },
+        )
+        # Results from before there were these keys keep their places.
+        for key in ("fixed_alpha", "reward_scale"):
+            if train[key] == TrainSettings.model_fields[key].default:
+                del train[key]
+        return fingerprint(
+            self.skills_key, self.experiment.env, train, vars(self.resolved), METHODS[self.method].summary
+        )
+
+    @cached_property
+    def policy(self) -> Path:
+        """Folder of the trained policy."""
+        name = f"{self.method}-s{self.seed}-{self.config_hash}"
+        return self.workspace.folder / "policy" / (name if self.lineage is None else f"{name}-from-{self.lineage}")
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the final evaluation of the policy as it is now: trained further, it is evaluated anew."""
+        return self.evaluation_in(self.experiment.env)
+
+    def evaluation_in(self, env: EnvSettings) -> Path:
+        """Folder of an evaluation in an environment that may differ from the one of the training."""
+        card = self.policy / POLICY_CARD
+        policy = read_policy_card(self.policy).sha256 if card.exists() else None
+        elsewhere = [] if env == self.experiment.env else [env]
+        key = fingerprint(self.config_hash, policy, self.experiment.evaluate.episodes, self._looks, *elsewhere)
+        return self.workspace.folder / "evaluation" / f"{self.method}-s{self.seed}-{key}"
+
+    @property
+    def has_prior(self) -> bool:
+        """False for methods that neither start from a learned prior nor stay close to one."""
+        return self.resolved.regulariser == "prior" or self.resolved.policy_init == "prior"
+
+    @cached_property
+    def prior_rollouts(self) -> Path:
+        """Folder of the episodes of the bare prior."""
+        key = fingerprint(self.skills_key, self.experiment.env, self.experiment.evaluate.prior_episodes, self._looks)
+        return self.workspace.folder / "prior" / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
+
+    @property
+    def _looks(self) -> dict[str, object]:
+        """How episodes are chosen, whoever acts; not how many, nor how they are filmed."""
+        evaluate = self.experiment.evaluate
+        return evaluate.model_dump(mode="json", exclude={"episodes", "videos", "video_fps", "prior_episodes"})

@@ -1,0 +1,109 @@
+"""Things that come in kinds: one table for each kind, which code outside the package can add to.
+
+A table is filled by the package's own modules, by ``register_…`` calls, and by the entry points of installed packages.
+Entry points reach every process of a cluster on which the package is installed; what a notebook registers reaches
+the processes that run the same registration.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from spirl_ray.errors import SpirlError
+
+Entry = TypeVar("Entry")
+PLUGINS = "spirl_ray.plugins"
+"""Entry points of this group are imported once, before any table is read; they call ``register_…`` themselves."""
+_loaded_plugins: set[str] = set()
+
+
+class Registry(Generic[Entry]):
+    """The entries of one kind, by name.
+
+    Args:
+        kind: what an entry is called in messages, such as ``skill prior``.
+        modules: modules of this package that add its own entries when they are imported.
+        group: entry points whose objects are entries themselves, by their name; None where there is no such group.
+    """
+
+    def __init__(self, kind: str, *, modules: tuple[str, ...] = (), group: str | None = None) -> None:
+        self.kind = kind
+        self._modules = modules
+        self._group = group
+        self._entries: dict[str, Entry] = {}
+        self._filled = False
+
+    def register(self, name: str, entry: Entry, *, replace: bool = False) -> Entry:
+        """Adds an entry.
+
+        Args:
+            name: its name in configs, cards and messages.
+            entry: what the kind's interface asks for.
+            replace: True allows to replace an entry that has this name already.
+
+        Returns:
+            The entry, so that the call also serves as the last line of a module.
+
+        Raises:
+            SpirlError: another entry has the name.
+        """
+        known = self._entries.get(name)
+        if known is not None and known is not entry and not replace:
+            raise SpirlError(f"There is a {self.kind} {name!r} already; choose another name, or pass replace=True.")
+        self._entries[name] = entry
+        return entry
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry with this name.
+
+        Raises:
+            SpirlError: there is none; the message lists those that there are.
+        """
+        self._fill()
+        if name not in self._entries:
+            raise SpirlError(f"unknown {self.kind} {name!r}; known are {', '.join(sorted(self._entries))}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._fill()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        self._fill()
+        return iter(dict(self._entries))
+
+    def _fill(self) -> None:
+        if self._filled:
+            return
+        self._filled = True
+        for module in self._modules:
+            importlib.import_module(module)
+        load_plugins()
+        for point in entry_points(group=self._group) if self._group is not None else ():
+            if point.name not in self._entries:
+                self._entries[point.name] = _load(point, self.kind)  # type: ignore[assignment]
+
+
+def load_plugins() -> None:
+    """Imports the plugins of installed packages; a later call does nothing.
+
+    Raises:
+        SpirlError: naming the entry point that cannot be imported.
+    """
+    for point in entry_points(group=PLUGINS):
+        if point.value not in _loaded_plugins:
+            _loaded_plugins.add(point.value)
+            _load(point, "plugin")
+
+
+def _load(point: object, kind: str) -> object:
+    try:
+        return point.load()  # type: ignore[attr-defined]
+    except Exception as error:  # whatever somebody else's module raises while it is imported
+        raise SpirlError(
+            f"The {kind} {getattr(point, 'name', '?')!r} of an installed package cannot be imported from "
+            f"{getattr(point, 'value', '?')}: {type(error).__name__}: {error}. Repair or uninstall that package."
+        ) from error

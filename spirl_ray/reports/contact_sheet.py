@@ -1,0 +1,53 @@
+"""A contact sheet of datasets: a few episodes of each, one a row, from their first step to their last."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import read_card
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.atomic import write_atomically
+from spirl_ray.pipeline.demonstrations import spread_episodes
+from spirl_ray.pipeline.video import captioned
+
+EPISODES, COLUMNS = 3, 5
+"""Rows for each dataset, and pictures in a row."""
+PICTURE = 240
+"""Width of a picture in pixels."""
+
+
+def write_contact_sheet(datasets: Sequence[Path], path: Path) -> None:
+    """Writes a PNG that shows evenly spread steps of evenly spread episodes of every dataset.
+
+    Raises:
+        SpirlError: a dataset that cannot be read, or of an environment without pictures; a file that cannot be written.
+    """
+    rows = [row for dataset in datasets for row in _rows(dataset)]
+    sheet = np.concatenate(rows)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def _rows(dataset: Path) -> Iterator[np.ndarray]:
+    card = read_card(dataset)
+    spec = environment(card.environment)
+    if spec.pictures is None:
+        raise SpirlError(f"{dataset}: {card.environment} cannot draw recorded states, so there is no contact sheet.")
+    for episode in spread_episodes(dataset, EPISODES):
+        steps = np.linspace(0, episode.length, COLUMNS).round().astype(int).tolist()
+        captions = [f"step {step} of {episode.length}" for step in steps]
+        captions[0] = f"{dataset.name} · {episode.id}"
+        captions[-1] = " > ".join(map(str, episode.metadata.get("completed", ()))) or captions[-1]
+        pictures = []
+        for picture, caption in zip(spec.pictures(episode.metadata, episode.states, steps), captions, strict=True):
+            height = round(PICTURE * picture.shape[0] / picture.shape[1])
+            small = np.asarray(Image.fromarray(picture).resize((PICTURE, height)))
+            pictures.append(captioned(small, caption))
+        yield np.concatenate(pictures, axis=1)

@@ -1,0 +1,148 @@
+"""Collects what an experiment's folder holds into the record that the report is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spirl_ray.config import to_yaml
+from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import read_card
+from spirl_ray.files.atomic import read_json
+from spirl_ray.pipeline.exploration import FIGURE, exploration_folder
+from spirl_ray.pipeline.exploration import SUMMARY as EXPLORED
+from spirl_ray.pipeline.provenance import hardware, versions
+from spirl_ray.pipeline.stages import EPISODES, FILM, SUMMARY
+from spirl_ray.pipeline.training import read_provenance
+from spirl_ray.pipeline.workspace import Trial, Workspace
+from spirl_ray.reports.records import (
+    ExperimentRecord,
+    ExplorationRecord,
+    PriorRecord,
+    SkillRecord,
+    TrialRecord,
+    read_columns,
+)
+from spirl_ray.rl.methods import METHODS
+from spirl_ray.skills.artifact import CARD as SKILL_CARD
+from spirl_ray.skills.artifact import read_skill_card
+
+
+def gather(workspace: Workspace, command: str) -> ExperimentRecord:
+    """The record of everything finished so far; missing pieces are left out.
+
+    Args:
+        workspace: a claimed folder with its dataset.
+        command: what reproduces the experiment, as a shell takes it.
+
+    Raises:
+        SpirlError: for a file that is damaged.
+    """
+    experiment = workspace.experiment
+    facts = environment(experiment.env.id)
+    card = read_card(workspace.dataset)
+    skills: dict[Path, SkillRecord] = {}
+    priors: dict[Path, list[PriorRecord]] = {}
+    trials: list[TrialRecord] = []
+    for trial in workspace.trials():
+        if trial.skills not in skills and (trial.skills / SKILL_CARD).exists():
+            skills[trial.skills] = _skills(trial)
+        if trial.prior_rollouts not in priors and (trial.prior_rollouts / SUMMARY).exists():
+            priors[trial.prior_rollouts] = _priors(trial)
+        if (trial.policy / "metrics.csv").exists() or (trial.policy / "trained.json").exists():
+            trials.append(_trial(trial))
+    return ExperimentRecord(
+        name=experiment.name,
+        environment=experiment.env.id,
+        subtasks=tuple(facts.target(experiment.env.kwargs)),
+        config_yaml=to_yaml(experiment),
+        commands=[command],
+        versions=versions(),
+        hardware=_hardware(workspace),
+        data_card=card.model_dump(mode="json", exclude={"files"}),
+        skills=list(skills.values()),
+        priors=[record for records in priors.values() for record in records],
+        trials=trials,
+        exploration=_exploration(workspace),
+        demonstrations=[film for film in (workspace.demonstrations / FILM,) if film.exists()],
+    )
+
+
+def _exploration(workspace: Workspace) -> ExplorationRecord | None:
+    folder = exploration_folder(workspace)
+    if not (folder / EXPLORED).exists():
+        return None
+    summary = read_json(folder / EXPLORED)
+    return ExplorationRecord(folder / FIGURE, summary["rows"], summary["env_steps"])
+
+
+def _hardware(workspace: Workspace) -> dict[str, str]:
+    """That of the newest training, for the report may be made elsewhere."""
+    processes = [process for trial in workspace.trials() for process in read_provenance(trial.policy)]
+    return dict(processes[-1]["hardware"]) if processes else hardware()
+
+
+def _skills(trial: Trial) -> SkillRecord:
+    card = read_skill_card(trial.skills)
+    summary = {
+        "decoder": card.spec.decoder.replace("_", " "),
+        "skill length": card.spec.horizon,
+        "latent size": card.spec.latent_dim,
+        "prior": card.spec.settings.prior,
+        "augmentation": card.pretrain["augmentation"]["kind"].replace("_", "-"),
+        "seed": card.seed,
+        **{name: card.metrics[name] for name in sorted(card.metrics) if name.startswith("validation")},
+    }
+    metrics = trial.skills / "metrics.csv"
+    return SkillRecord(_label(trial), trial.skills, metrics if metrics.exists() else None, summary)
+
+
+def _label(trial: Trial) -> str:
+    decoder = METHODS[trial.method].decoder
+    return "action prior (flat)" if decoder == "identity" else f"{decoder.replace('_', '-')} skills"
+
+
+def _priors(trial: Trial) -> list[PriorRecord]:
+    folder = trial.prior_rollouts
+    return [
+        PriorRecord(
+            label=_label(trial),
+            skill_label=_label(trial),
+            augmentation=trial.experiment.pretrain.augmentation.kind,
+            seed=trial.seed,
+            mode=mode,
+            episodes_csv=folder / EPISODES,
+            videos=_videos(folder, mode),
+        )
+        for mode in read_json(folder / SUMMARY)
+    ]
+
+
+def _trial(trial: Trial) -> TrialRecord:
+    """A finished training, or how far it is: then by its metrics."""
+    done, metrics = trial.policy / "trained.json", trial.policy / "metrics.csv"
+    commits = dict.fromkeys(process["commit"] for process in read_provenance(trial.policy))
+    result: dict[str, Any] = {"commit": "+".join(commits) or "unknown", "env_steps": 0, "wall_clock_s": 0.0}
+    if done.exists():
+        result |= read_json(done)
+    elif metrics.exists():
+        columns = read_columns(metrics)
+        result |= {name: columns[name][-1] for name in ("env_steps", "wall_clock_s") if len(columns.get(name, ()))}
+    evaluated = (trial.evaluation / SUMMARY).exists()
+    return TrialRecord(
+        method=trial.method,
+        seed=trial.seed,
+        config_hash=trial.config_hash,
+        commit=str(result["commit"]),
+        env_steps=int(result["env_steps"]),
+        wall_clock_s=float(result["wall_clock_s"]),
+        metrics_csv=metrics,
+        evaluations_csv=trial.policy / "evaluations.csv",
+        final_episodes_csv=trial.evaluation / EPISODES if evaluated else None,
+        videos=[film for mode in trial.experiment.evaluate.modes for film in _videos(trial.evaluation, mode)],
+    )
+
+
+def _videos(folder: Path, mode: str) -> list[Path]:
+    film = folder / "videos" / f"{mode}.mp4"
+    return [film] if film.exists() else []

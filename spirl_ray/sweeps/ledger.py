@@ -1,0 +1,101 @@
+"""What a sweep has tried so far: a JSON file for each trial. All that a continued sweep knows, it reads from here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.atomic import read_json, write_json
+
+Status = Literal["running", "finished", "stopped", "failed"]
+Row = dict[str, Any]
+
+
+@dataclass
+class TrialRecord:
+    """One trial, as far as it is known."""
+
+    number: int
+    parameters: Row
+    """By config key; in a population, the newest ones."""
+    status: Status = "running"
+    """``stopped``: by the scheduler, for it lagged behind. A trial that is ``running`` when no sweep runs was
+    interrupted."""
+    reports: list[Row] = field(default_factory=list)
+    """The evaluated snapshots, in the order of training."""
+    result: Row | None = None
+    """Of the final evaluation."""
+    error: str | None = None
+    changes: list[Row] = field(default_factory=list)
+    """Population based training: when the trial took over whose checkpoint, with which parameters."""
+
+    @property
+    def ended(self) -> bool:
+        """Not to be run again; a trial that failed is."""
+        return self.status in ("finished", "stopped")
+
+    @property
+    def newest(self) -> Row:
+        """The result, or the newest report; empty before there is one."""
+        return self.result or (self.reports[-1] if self.reports else {})
+
+
+class Ledger:
+    """The records of a sweep, by number."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: list[TrialRecord] = []
+        for file in sorted(folder.glob("[0-9]*.json")):
+            try:
+                self.records.append(TrialRecord(**read_json(file)))
+            except TypeError as error:
+                raise SpirlError(
+                    f"{file} is not the record of a trial ({error}). Remove it to try these parameters again."
+                ) from error
+
+    def has_ended(self, parameters: Row) -> bool:
+        """True when a trial with these parameters is not to be run again."""
+        found = self._find(parameters)
+        return found is not None and found.ended
+
+    def _find(self, parameters: Row) -> TrialRecord | None:
+        wanted = _comparable(parameters)
+        return next((record for record in self.records if _comparable(record.parameters) == wanted), None)
+
+    def record_of(self, parameters: Row) -> TrialRecord:
+        """The record of a trial with these parameters, a new one if there is none yet."""
+        if (found := self._find(parameters)) is not None:
+            return found
+        number = 1 + max((record.number for record in self.records), default=-1)
+        self.records.append(TrialRecord(number, parameters))
+        return self.records[-1]
+
+    def member(self, number: int, parameters: Row) -> TrialRecord:
+        """The record of a member of a population, whose parameters change."""
+        for record in self.records:
+            if record.number == number:
+                return record
+        self.records.append(TrialRecord(number, parameters))
+        return self.records[-1]
+
+    def save(self, record: TrialRecord) -> None:
+        """Writes a record in full or not at all."""
+        write_json(self.folder / f"{record.number:04d}.json", asdict(record))
+
+    def with_status(self, *statuses: Status) -> list[TrialRecord]:
+        """Records by number."""
+        return sorted((r for r in self.records if r.status in statuses), key=lambda record: record.number)
+
+
+def distinct(trials: Sequence[Row]) -> list[Row]:
+    """Without repetitions, in order: the same parameters lead to the same result."""
+    return list({_comparable(parameters): parameters for parameters in trials}.values())
+
+
+def _comparable(parameters: Row) -> str:
+    return json.dumps(parameters, sort_keys=True, default=str)

@@ -1,0 +1,287 @@
+"""What a sweep leaves behind: a table of its trials, a figure, and the best configuration."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spirl_ray.config import to_yaml
+from spirl_ray.files.atomic import write_atomically
+from spirl_ray.files.tables import write_csv
+from spirl_ray.sweeps.ledger import Ledger, TrialRecord
+from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
+
+CSV, FIGURE, BEST = "results.csv", "results.png", "best.yaml"
+_MEASURED = (
+    "deterministic_subtasks",
+    "deterministic_return",
+    "sampled_subtasks",
+    "sampled_return",
+    "env_steps",
+    "wall_clock_s",
+    "config_hash",
+    "commit",
+    "policy",
+    "skills",
+)
+_BINS = 6
+"""Cells of a heat map along a range."""
+_COLOURS = "viridis"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the space: the finished trials that differ by their seeds only."""
+
+    parameters: Parameters
+    """Without the seeds, if they are searched."""
+    records: list[TrialRecord]
+    score: float
+    """Mean of the metric."""
+
+
+def settings(sweep: Sweep, ledger: Ledger) -> list[Setting]:
+    """Points of the space with finished trials, the best first.
+
+    Points that lack a seed come last, whatever their mean: a single lucky seed must not win.
+    """
+    metric = sweep.file.metric
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in ledger.with_status("finished"):
+        if record.result is not None and not math.isnan(record.result.get(metric, math.nan)):
+            groups.setdefault(json.dumps(_without_seeds(record.parameters), sort_keys=True), []).append(record)
+    found = [
+        Setting(_without_seeds(r[0].parameters), r, float(np.mean([record.newest[metric] for record in r])))
+        for r in groups.values()
+    ]
+    sign = -1.0 if sweep.file.mode == "max" else 1.0
+    return sorted(found, key=lambda setting: (-len(setting.records), sign * setting.score))
+
+
+def _without_seeds(parameters: Parameters) -> Parameters:
+    return {key: value for key, value in parameters.items() if key != "seeds"}
+
+
+def write_results(sweep: Sweep, ledger: Ledger) -> Path:
+    """Writes ``results.csv``: a row for each trial, in the order of their numbers."""
+    rows = []
+    for record in sorted(ledger.records, key=lambda record: record.number):
+        row: Row = {"trial": record.number, "status": record.status}
+        row |= {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in record.parameters.items()}
+        row |= {name: record.newest.get(name, "") for name in _MEASURED}
+        rows.append(row | {"error": " ".join((record.error or "").split())})
+    write_csv(sweep.folder / CSV, rows)
+    return sweep.folder / CSV
+
+
+def write_best(sweep: Sweep, ledger: Ledger) -> Path | None:
+    """Writes ``best.yaml``, the experiment of the best setting; None when no trial has finished.
+
+    Its name and its folder are those of the base experiment, so ``spirl run`` finds what the trials have trained.
+    """
+    ranked = settings(sweep, ledger)
+    if not ranked:
+        return None
+    best = ranked[0]
+    parameters = dict(best.parameters)
+    if "seeds" in sweep.space:
+        seeds: list[int] = []
+        for record in best.records:
+            given = record.parameters["seeds"]
+            seeds += given if isinstance(given, list) else [given]
+        parameters["seeds"] = sorted(set(seeds))
+    numbers = ", ".join(str(record.number) for record in best.records)
+    lines = [
+        f"The best of {len(ranked)} settings in the sweep {sweep.file.name} ({sweep.origin}):",
+        f"{sweep.file.metric} {best.score:g}, trial {numbers}.",
+        *(f"  {key}: {_plain(value)}" for key, value in best.parameters.items()),
+    ]
+    if any(record.changes for record in best.records):
+        lines += [
+            "These are the last settings of a population's member, which had others before. Its policy is",
+            f"policy/{best.records[0].newest.get('policy')}; spirl run trains one with these settings from the start.",
+        ]
+    header = "".join(f"# {line}\n" for line in lines)
+    write_atomically(sweep.folder / BEST, (header + to_yaml(sweep.experiment(parameters))).encode())
+    return sweep.folder / BEST
+
+
+# --- the figure ---
+
+
+def write_figure(sweep: Sweep, ledger: Ledger) -> Path | None:
+    """Writes ``results.png``: a heat map for two keys, a curve for one, parallel coordinates for more.
+
+    Seeds are averaged over. None when no trial has finished.
+    """
+    found = settings(sweep, ledger)
+    keys = [key for key in sweep.space if key != "seeds"] or ["seeds"]
+    if keys == ["seeds"]:
+        found = [Setting(r.parameters, [r], r.newest[sweep.file.metric]) for s in found for r in s.records]
+    if not found:
+        return None
+    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    if sweep.file.heat_map is not None:
+        _heat_map(axes, sweep, found, *sweep.file.heat_map)
+    elif len(keys) == 2:
+        _heat_map(axes, sweep, found, *keys)
+    elif len(keys) == 1:
+        _curve(axes, sweep, found, keys[0])
+    else:
+        _parallel(axes, sweep, found, keys)
+    axes.set_title(f"{sweep.file.name}: {_metric(sweep)}, {_counted(found)}", fontsize=10, loc="left")
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    write_atomically(sweep.folder / FIGURE, image.getvalue())
+    return sweep.folder / FIGURE
+
+
+def _metric(sweep: Sweep) -> str:
+    mode, _, what = sweep.file.metric.partition("_")
+    name = "subtasks completed" if what == "subtasks" else "return"
+    return f"{name} ({'deterministic policy' if mode == 'deterministic' else 'sampled actions'})"
+
+
+def _counted(found: Sequence[Setting]) -> str:
+    trials = sum(len(setting.records) for setting in found)
+    return f"{trials} trial" if trials == 1 else f"{trials} trials"
+
+
+class _Scale:
+    """Positions 0, 1, 2, … along an axis: of every value of a grid or choice, or of equal parts of a range."""
+
+    def __init__(self, dimension: Dimension) -> None:
+        self.dimension = dimension
+        if dimension.values is not None:
+            ordered = _sorted_values(dimension.values)
+            self.labels = [_plain(value) for value in ordered]
+            self._places = {json.dumps(value): place for place, value in enumerate(ordered)}
+            return
+        self.edges = self._spread(_BINS)
+        self.labels = [f"{_short(low)} – {_short(high)}" for low, high in zip(self.edges, self.edges[1:], strict=False)]
+
+    def _spread(self, parts: int) -> list[float]:
+        low, high = self.dimension.bounds
+        if self.dimension.loguniform is not None:
+            return [float(edge) for edge in np.geomspace(low, high, parts + 1)]
+        return [float(edge) for edge in np.linspace(low, high, parts + 1)]
+
+    def place(self, value: Any) -> int:
+        """Index of the cell."""
+        if self.dimension.values is not None:
+            return self._places[json.dumps(value)]
+        return int(np.clip(np.searchsorted(self.edges, value, side="right") - 1, 0, _BINS - 1))
+
+    def share(self, value: Any) -> float:
+        """From 0 at the first value to 1 at the last."""
+        if self.dimension.values is not None:
+            return 0.5 if len(self.labels) == 1 else self.place(value) / (len(self.labels) - 1)
+        low, high = self.dimension.bounds
+        if self.dimension.loguniform is not None:
+            return math.log(value / low) / math.log(high / low)
+        return (value - low) / (high - low)
+
+
+def _heat_map(axes: Axes, sweep: Sweep, found: Sequence[Setting], across: str, up: str) -> None:
+    """Mean of the metric in each cell; other keys are averaged over, and cells without a trial stay blank."""
+    columns = _Scale(sweep.space[across])
+    rows = _Scale(sweep.space[up])
+    cells: dict[tuple[int, int], list[float]] = {}
+    for setting in found:
+        cell = (rows.place(setting.parameters[up]), columns.place(setting.parameters[across]))
+        cells.setdefault(cell, []).append(setting.score)
+    values = np.full((len(rows.labels), len(columns.labels)), np.nan)
+    for cell, scores in cells.items():
+        values[cell] = np.mean(scores)
+    image = axes.imshow(np.ma.masked_invalid(values), origin="lower", aspect="auto", cmap=_COLOURS)
+    low, high = image.get_clim()
+    for (row, column), scores in cells.items():
+        bright = high > low and (values[row, column] - low) / (high - low) > 0.6
+        text = f"{values[row, column]:.3g}" + (f"\nn = {len(scores)}" if len(scores) > 1 else "")
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color="black" if bright else "white")
+    axes.set_xticks(range(len(columns.labels)), columns.labels, rotation=20 if len(columns.labels) > 4 else 0)
+    axes.set_yticks(range(len(rows.labels)), rows.labels)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes, label=_metric(sweep))
+
+
+def _curve(axes: Axes, sweep: Sweep, found: Sequence[Setting], key: str) -> None:
+    """Mean over the key's values, with every trial as a point."""
+    dimension = sweep.space[key]
+    scale = _Scale(dimension)
+    listed = dimension.values is not None
+    ordered = sorted(found, key=lambda s: scale.place(s.parameters[key]) if listed else s.parameters[key])
+    positions = [scale.place(s.parameters[key]) if listed else s.parameters[key] for s in ordered]
+    colour = colormaps[_COLOURS](0.3)
+    axes.plot(positions, [s.score for s in ordered], "-o" if listed else "o", color=colour, markersize=7)
+    for position, setting in zip(positions, ordered, strict=True):
+        scores = [record.newest[sweep.file.metric] for record in setting.records]
+        if len(scores) > 1:
+            axes.plot([position] * len(scores), scores, "o", color=colour, alpha=0.4, markersize=4)
+    if listed:
+        axes.set_xticks(range(len(scale.labels)), scale.labels)
+        axes.set_xlim(-0.4, len(scale.labels) - 0.6)
+    elif dimension.loguniform is not None:
+        axes.set_xscale("log")
+    axes.set_xlabel(key)
+    axes.set_ylabel(_metric(sweep))
+    if sweep.file.metric.endswith("_subtasks"):
+        axes.set_ylim(0.0, 1.05 * max(1.0, axes.dataLim.y1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _parallel(axes: Axes, sweep: Sweep, found: Sequence[Setting], keys: Sequence[str]) -> None:
+    """A line for each setting through an axis for each key, coloured by the metric; the best are drawn last."""
+    scales = [_Scale(sweep.space[key]) for key in keys]
+    scores = [setting.score for setting in found]
+    low, high = min(scores), max(scores)
+    for setting in sorted(found, key=lambda s: s.score, reverse=sweep.file.mode == "min"):
+        share = 0.5 if high == low else (setting.score - low) / (high - low)
+        heights = [scale.share(setting.parameters[key]) for key, scale in zip(keys, scales, strict=True)]
+        axes.plot(range(len(keys) + 1), [*heights, share], color=colormaps[_COLOURS](share), alpha=0.85, linewidth=1.8)
+    for place, scale in enumerate(scales):
+        axes.axvline(place, color="0.4", linewidth=0.8)
+        values = scale.dimension.values
+        marks = _sorted_values(values) if values is not None else scale.dimension.bounds
+        for value in marks:
+            axes.text(place + 0.03, scale.share(value), f" {_plain(value)}", fontsize=8, va="center")
+    axes.axvline(len(keys), color="0.4", linewidth=0.8)
+    for value, share in ((low, 0.0), (high, 1.0)) if high > low else ((low, 0.5),):
+        axes.text(len(keys) + 0.03, share, f" {value:.3g}", fontsize=8, va="center")
+    axes.set_xticks(
+        range(len(keys) + 1), [key.replace(".", ".\n", 1) for key in [*keys, sweep.file.metric]], fontsize=8
+    )
+    axes.set_xlim(-0.1, len(keys) + 0.35)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _sorted_values(values: Sequence[Any]) -> list[Any]:
+    """Numbers by size; others as they come."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return sorted(values) if numbers else list(values)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return _short(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,191 @@
+"""How a sweep searches: the trials that are planned, and the searcher and scheduler of Tune, told what is known."""
+
+from __future__ import annotations
+
+import json
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
+from ray.tune.search.variant_generator import generate_variants
+
+from spirl_ray.errors import SpirlError
+from spirl_ray.sweeps.ledger import Ledger, TrialRecord, distinct
+from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
+
+NUMBER, LINEAGE = "_number", "_lineage"
+"""Keys beside the parameters in Tune's config."""
+Row = dict[str, Any]
+
+
+def planned(sweep: Sweep) -> list[Parameters]:
+    """The trials of a random or grid search, which depend on nothing but the sweep file.
+
+    More samples only add trials at the end.
+    """
+    generator = np.random.RandomState(sweep.file.seed)
+    trials = []
+    for _ in range(sweep.file.samples):
+        space = {key: _domain(dimension) for key, dimension in sweep.space.items()}
+        for _, config in generate_variants({"config": space}, random_state=generator):
+            trials.append(decode(sweep, config["config"]))
+    return trials if sweep.file.scheduler.kind == "pbt" else distinct(trials)
+
+
+def _domain(dimension: Dimension) -> Any:
+    """The dimension as Tune writes it; values of grids and choices are JSON, so that lists are values, too."""
+    if dimension.grid is not None:
+        return tune.grid_search([json.dumps(value) for value in dimension.grid])
+    if dimension.choice is not None:
+        return tune.choice([json.dumps(value) for value in dimension.choice])
+    if dimension.uniform is not None:
+        return tune.uniform(*dimension.uniform)
+    if dimension.loguniform is not None:
+        return tune.loguniform(*dimension.loguniform)
+    assert dimension.intuniform is not None
+    return tune.randint(dimension.intuniform[0], dimension.intuniform[1] + 1)
+
+
+def _encode(sweep: Sweep, parameters: Parameters) -> Row:
+    return {
+        key: json.dumps(value) if sweep.space[key].values is not None else value for key, value in parameters.items()
+    }
+
+
+def decode(sweep: Sweep, config: Row) -> Parameters:
+    """Parameters in a config of Tune's, as plain values of Python."""
+    found: Parameters = {}
+    for key, dimension in sweep.space.items():
+        value = config[key]
+        if dimension.values is not None:
+            found[key] = json.loads(value)
+        else:
+            found[key] = int(value) if dimension.intuniform is not None else float(value)
+    return found
+
+
+def left(sweep: Sweep, ledger: Ledger) -> int:
+    """How many trials are still to run."""
+    ended = sum(record.ended for record in ledger.records)
+    if sweep.file.search == "optuna":
+        return max(len(ledger.records) - ended, sweep.file.samples - ended)
+    if sweep.file.scheduler.kind == "pbt":
+        return sweep.file.samples - ended
+    return sum(not ledger.has_ended(parameters) for parameters in planned(sweep))
+
+
+def searcher(sweep: Sweep, ledger: Ledger, concurrency: int) -> tuple[Any, Row, int]:
+    """Searcher, space and number of samples for the trials that have not ended; no samples when all have.
+
+    Raises:
+        SpirlError: when the searcher's package is not installed.
+    """
+    if sweep.file.search == "optuna":
+        proposing, samples = _optuna(sweep, ledger)
+        return ConcurrencyLimiter(proposing, concurrency), {}, samples
+    population = sweep.file.scheduler.kind == "pbt"
+    waiting = []
+    for number, parameters in enumerate(planned(sweep)):
+        record = ledger.member(number, parameters) if population else ledger.record_of(parameters)
+        if not record.ended:
+            lineage = record.newest.get("lineage")
+            waiting.append({NUMBER: record.number, LINEAGE: lineage, **_encode(sweep, record.parameters)})
+    if not waiting:
+        return None, {}, 0
+    # A population starts as a whole: a member that waits for another one to end has nobody to be compared with.
+    limit = 0 if population else concurrency
+    search = BasicVariantGenerator(points_to_evaluate=waiting, max_concurrent=limit)
+    return search, dict.fromkeys(waiting[0]), len(waiting)
+
+
+def _optuna(sweep: Sweep, ledger: Ledger) -> tuple[Any, int]:
+    try:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError as error:
+        raise SpirlError(
+            "search: optuna needs the package optuna, which is not installed. Install spirl-ray[sweep], or choose "
+            "search: random."
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ended = [record for record in ledger.records if record.ended]
+    open_ = [record for record in ledger.records if not record.ended]
+    space = {key: _domain(dimension) for key, dimension in sweep.space.items()}
+    metric = sweep.file.metric
+    search = OptunaSearch(
+        space,
+        metric=metric,
+        mode=sweep.file.mode,
+        # Those that were interrupted or failed come first, with the parameters that they had.
+        points_to_evaluate=[_encode(sweep, record.parameters) for record in open_],
+        # A sampler with the old seed would draw again what it drew first.
+        seed=sweep.file.seed + len(ended),
+    )
+    for record in ended:
+        if metric in record.newest:
+            search.add_evaluated_point(_encode(sweep, record.parameters), record.newest[metric])
+    return search, left(sweep, ledger)
+
+
+def scheduler(sweep: Sweep, ledger: Ledger) -> TrialScheduler:
+    """Tune's scheduler for a sweep; it knows what ended trials have reported."""
+    file, settings = sweep.file, sweep.file.scheduler
+    if settings.kind == "asha":
+        asha = AsyncHyperBandScheduler(
+            time_attr="env_steps",
+            metric=file.metric,
+            mode=file.mode,
+            grace_period=settings.grace_steps,
+            reduction_factor=settings.reduction,
+            max_t=max(experiment.train.env_steps for experiment in sweep.examples()),
+            stop_last_trials=False,  # the last report is the final evaluation, it has nothing left to stop
+        )
+        for record in ledger.records:
+            if record.ended:
+                _tell(asha, record)
+        return asha
+    if settings.kind == "pbt":
+        random.seed(file.seed)
+        return PopulationBasedTraining(
+            time_attr="env_steps",
+            metric=file.metric,
+            mode=file.mode,
+            perturbation_interval=settings.perturb_every,
+            quantile_fraction=settings.quantile,
+            resample_probability=settings.resample,
+            hyperparam_mutations={
+                key: [json.dumps(value) for value in dimension.values]
+                if dimension.values is not None
+                else _domain(dimension)
+                for key, dimension in sweep.space.items()
+            },
+            custom_explore_fn=_Within(sweep.space),
+            log_config=False,
+            require_attrs=False,
+        )
+    return FIFOScheduler()
+
+
+def _tell(scheduler: AsyncHyperBandScheduler, record: TrialRecord) -> None:
+    """Lets a scheduler see again what an ended trial reported; nobody asks it what to do with that trial."""
+    trial: Any = SimpleNamespace(trial_id=f"ended-{record.number}")
+    scheduler.on_trial_add(None, trial)
+    for row in [*record.reports, *([record.result] if record.result else [])]:
+        scheduler.on_trial_result(None, trial, row)
+
+
+class _Within:
+    """Keeps what population based training makes of a range inside it."""
+
+    def __init__(self, space: dict[str, Dimension]) -> None:
+        self.ranges = {key: dimension for key, dimension in space.items() if dimension.values is None}
+
+    def __call__(self, config: Row) -> Row:
+        for key, dimension in self.ranges.items():
+            low, high = dimension.bounds
+            config[key] = type(low)(min(high, max(low, config[key])))
+        return config

@@ -1,0 +1,278 @@
+"""Runs a sweep with Ray Tune: which trials are still to run, searcher and scheduler, and what each trial came to.
+
+A continued sweep starts Tune anew and tells it what is known: the ledger decides which trials are left, scheduler and
+searcher are told the results in it. So nothing of Tune's pickled state is ever read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from spirl_ray.config import to_yaml
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.atomic import write_atomically
+from spirl_ray.pipeline.session import ray_session, readable_cause
+from spirl_ray.sweeps.ledger import Ledger, TrialRecord
+from spirl_ray.sweeps.results import write_results
+from spirl_ray.sweeps.search import LINEAGE, NUMBER, decode, scheduler, searcher
+from spirl_ray.sweeps.sweep_file import Sweep
+from spirl_ray.sweeps.trackers import trackers
+from spirl_ray.sweeps.trial import FINAL, Board, Order, watch
+
+LEDGER, FILE, _SCRATCH = "trials", "sweep.yaml", ".tune"
+_KEPT_CHECKPOINTS = 4
+_ENVIRONMENT = {
+    # The ledger and the policies' folders hold everything that Tune's own files would.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Ctrl-C ends the sweep at once; Tune would first write a state that nobody reads.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+Row = dict[str, Any]
+OnChange = Callable[[TrialRecord], None]
+OnProgress = Callable[[dict[int, Row]], None]
+"""Told of how far the running trials are, by number: ``stage``, ``done``, ``total``."""
+
+
+# --- room ---
+
+
+def cpus_of_a_trial(sweep: Sweep) -> float:
+    """Logical CPUs that a trial keeps busy: its driver, and the env runners and learners or the training workers."""
+    variants = [experiment.for_method(method) for experiment in sweep.examples() for method in experiment.methods]
+    workers = max(
+        max(variant.pretrain.workers, variant.train.env_runners + variant.train.learners) for variant in variants
+    )
+    return sweep.file.resources.cpus + workers
+
+
+@contextlib.contextmanager
+def ray_for(sweep: Sweep) -> Iterator[int]:
+    """Connects to Ray, with room for a number of trials at the same time; yields that number.
+
+    One CPU is always left for the short tasks of all trials. Without it, and with more trials than fit, each could
+    hold some of the CPUs that the others wait for.
+
+    Raises:
+        SpirlError: when the cluster has too few CPUs for what the sweep asks for.
+    """
+    settings, each = sweep.base.ray, cpus_of_a_trial(sweep)
+    asked = sweep.file.samples if sweep.file.scheduler.kind == "pbt" else sweep.file.concurrency
+    if not (ray.is_initialized() or settings.address or os.environ.get("RAY_ADDRESS")):
+        cores = settings.num_cpus - 1 if settings.num_cpus is not None else os.cpu_count() or 1
+        concurrency = asked or max(1, int(cores // each))
+        with ray_session(settings, math.ceil(concurrency * each)):
+            yield concurrency
+        return
+    with ray_session(settings):
+        cpus = ray.cluster_resources().get("CPU", 0.0)
+        concurrency = asked or max(1, int((cpus - 1) // each))
+        if concurrency * each + 1 > cpus:
+            raise SpirlError(
+                f"{concurrency} trial(s) at the same time need {concurrency * each + 1:g} CPUs ({each:g} each, and one "
+                f"for tasks beside them), the cluster has {cpus:g}. Lower concurrency, or start more nodes first."
+            )
+        yield concurrency
+
+
+# --- Tune ---
+
+
+def claim(sweep: Sweep) -> list[Path]:
+    """Makes the folder of a sweep, and notes what it is.
+
+    Returns:
+        Folders of sweeps of the same name that are not this one: the file has changed since.
+    """
+    folder = sweep.folder
+    if not (folder / FILE).exists():
+        text = f"# {sweep.origin}, with the base experiment in full\n" + to_yaml(
+            sweep.file.model_copy(update={"base": sweep.base.model_dump(mode="json")})
+        )
+        write_atomically(folder / FILE, text.encode())
+    others = folder.parent.glob(f"{sweep.file.name}-{'[0-9a-f]' * len(sweep.key)}")
+    return [other for other in sorted(others) if other != folder]
+
+
+def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: OnProgress) -> Ledger:
+    """Runs all trials that have not ended yet. Ray must be connected, the data must be there.
+
+    Args:
+        sweep: what to run.
+        concurrency: trials at the same time.
+        on_change: told of a trial that starts, has news, or ends.
+        on_progress: told of how far the running trials are, by number.
+
+    Returns:
+        The records of all trials.
+    """
+    os.environ.update(_ENVIRONMENT)
+    ledger = Ledger(sweep.folder / LEDGER)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    search, space, samples = searcher(sweep, ledger, concurrency)
+    if samples == 0:
+        return ledger
+    scratch = sweep.folder / _SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    recorder = _Recorder(sweep, ledger, board, on_change, on_progress)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_trial, sweep=sweep, output=sweep.base.folder.absolute(), board=board),
+            # Tune's actor only watches; a byte of memory, since a trial must ask for something.
+            tune.PlacementGroupFactory([{"memory": 1}]),
+        ),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler(sweep, ledger),
+            num_samples=samples,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=_SCRATCH,
+            storage_path=str(sweep.folder),
+            callbacks=[recorder, *trackers(sweep)],
+            failure_config=tune.FailureConfig(max_failures=sweep.file.max_failures),
+            # No limit to a population's checkpoints: Tune numbers them anew after a pause, and then fails to delete
+            # those that it has deleted already.
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+    return ledger
+
+
+def _name(trial: Any) -> str:
+    number = trial.config.get(NUMBER)
+    return f"trial-{trial.trial_id}" if number is None else f"trial-{number:04d}"
+
+
+def _trial(config: Row, sweep: Sweep, output: Path, board: Any) -> None:
+    """What Tune runs."""
+    experiment = sweep.experiment(decode(sweep, config))
+    population = sweep.file.scheduler.kind == "pbt"
+    if population:
+        # A checkpoint for every evaluated snapshot, there long enough to be copied.
+        train = experiment.train.model_copy(
+            update={"checkpoint_every": experiment.train.evaluate_every, "keep_checkpoints": _KEPT_CHECKPOINTS}
+        )
+        experiment = experiment.model_copy(update={"train": train})
+    order = Order(
+        experiment=experiment.model_copy(update={"output": output}),
+        resources=sweep.file.resources,
+        max_failures=sweep.file.max_failures,
+        population=population,
+        lineage=config.get(LINEAGE),
+    )
+    watch(order, tune.get_context().get_trial_name(), board)
+
+
+class _Recorder(tune.Callback):
+    """Writes down what Tune's trials do, and shows it."""
+
+    def __init__(self, sweep: Sweep, ledger: Ledger, board: Any, on_change: OnChange, on_progress: OnProgress) -> None:
+        self.sweep, self.ledger, self.board = sweep, ledger, board
+        self.on_change, self.on_progress = on_change, on_progress
+        self._records: dict[str, TrialRecord] = {}
+        self._asked: Any = None
+
+    def __getstate__(self) -> Row:
+        """Nothing: Tune pickles its callbacks for a restore of its own, which this sweep never asks for."""
+        return {}
+
+    def _record(self, trial: Any) -> TrialRecord:
+        if trial.trial_id not in self._records:
+            parameters = decode(self.sweep, trial.config)
+            if self.sweep.file.scheduler.kind == "pbt":
+                record = self.ledger.member(trial.config[NUMBER], parameters)
+            else:
+                record = self.ledger.record_of(parameters)
+            self._records[trial.trial_id] = record
+        return self._records[trial.trial_id]
+
+    def _save(self, record: TrialRecord) -> None:
+        self.ledger.save(record)
+        if record.status != "running":
+            write_results(self.sweep, self.ledger)
+        self.on_change(record)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        record.status, record.error = "running", None
+        parameters = decode(self.sweep, trial.config)
+        if parameters != record.parameters:
+            newest = trial.checkpoint and trial.run_metadata.checkpoint_manager.latest_checkpoint_result.metrics
+            taken = {name: (newest or {}).get(name) for name in ("env_steps", "policy")}
+            record.changes.append({**taken, "before": record.parameters, "after": parameters})
+            record.parameters = parameters
+        self._save(record)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Row, **info: Any) -> None:
+        record = self._record(trial)
+        row = {name: result[name] for name in _REPORTED if name in result}
+        if result.get(FINAL):
+            record.result = row
+        else:
+            earlier = [old for old in record.reports if old["env_steps"] < row["env_steps"]]
+            record.reports = [*earlier, row]
+        self._save(record)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        failure = ray.get(self.board.failure.remote(str(trial)))
+        if failure is not None:
+            record.status, record.error = "failed", failure
+        else:
+            record.status = "finished" if record.result is not None else "stopped"
+        self._save(record)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        error = trial.get_error()
+        known = readable_cause(error) if error is not None else None
+        record.status, record.error = "failed", str(known or error or "lost")
+        self._save(record)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._asked is None:
+            self._asked = self.board.progress.remote()
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return
+        by_name = ray.get(self._asked)
+        self._asked = None
+        running = {str(trial): self._record(trial).number for trial in trials if trial.status == "RUNNING"}
+        self.on_progress({running[name]: row for name, row in by_name.items() if name in running})
+
+
+_REPORTED = (
+    "env_steps",
+    "wall_clock_s",
+    "deterministic_subtasks",
+    "deterministic_return",
+    "sampled_subtasks",
+    "sampled_return",
+    "config_hash",
+    "commit",
+    "policy",
+    "skills",
+    "lineage",
+)
+
+
+def searches_data(sweep: Sweep) -> bool:
+    """True if trials may use different data, so that each has to prepare its own."""
+    return any(key == "data" or key.startswith("data.") for key in sweep.space)

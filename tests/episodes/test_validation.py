@@ -1,0 +1,226 @@
+"""Validation finds each kind of bad episode and each way in which files and card can disagree."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spirl_ray.episodes.dataset import DatasetCard, Episode, FileEntry, episodes_to_table
+from spirl_ray.episodes.validation import (
+    check_episode,
+    content_digest,
+    episode_digest,
+    file_digest,
+    validate_dataset,
+)
+from spirl_ray.errors import SpirlError
+
+STATE_DIM, ACTION_DIM = 3, 2
+
+
+def good(number: int = 0, length: int = 5) -> Episode:
+    rng = np.random.default_rng(number)
+    return Episode(
+        id=f"e{number}",
+        states=rng.normal(size=(length + 1, STATE_DIM)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (length, ACTION_DIM)).astype(np.float32),
+        rewards=np.zeros(length, np.float32),
+        terminated=False,
+        truncated=True,
+    )
+
+
+def changed(array: np.ndarray, place: tuple[int, ...], value: float) -> np.ndarray:
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+def dataset(folder: Path, episodes: list[Episode]) -> Path:
+    folder.mkdir()
+    file = folder / "episodes-00000-of-00001.parquet"
+    pq.write_table(episodes_to_table(episodes, STATE_DIM, ACTION_DIM), file)
+    card = DatasetCard(
+        environment="spirl/Test-v0",
+        state_dim=STATE_DIM,
+        action_dim=ACTION_DIM,
+        episodes=len(episodes),
+        steps=sum(episode.length for episode in episodes),
+        source="test",
+        licence="none",
+        attribution="nobody",
+        content_sha256=content_digest((episode.id, episode_digest(episode)) for episode in episodes),
+        files={file.name: FileEntry(sha256=file_digest(file), bytes=file.stat().st_size, rows=len(episodes))},
+        created_by="test",
+    )
+    (folder / "card.json").write_text(card.model_dump_json())
+    return folder
+
+
+def rewrite_card(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | changes))
+
+
+def test_a_good_episode_has_no_problem() -> None:
+    assert check_episode(good(), STATE_DIM, ACTION_DIM) == []
+
+
+def test_rounding_beyond_one_is_no_problem() -> None:
+    episode = dataclasses.replace(good(), actions=np.full((5, 2), np.nextafter(np.float32(1), 2), np.float32))
+    assert check_episode(episode, STATE_DIM, ACTION_DIM) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "message"),
+    [
+        ({"states": good().states[:-1]}, "states", "5 rows, expected 6 for 5 actions"),
+        ({"rewards": np.zeros(4, np.float32)}, "rewards", "4 rows, expected 5"),
+        ({"rewards": np.zeros((5, 1), np.float32)}, "rewards", r"shape \[5, 1\], expected \[5\]"),
+        ({"actions": np.zeros((5, 3), np.float32)}, "actions", r"shape \[5, 3\], expected \[5, 2\]"),
+        ({"states": good().states.astype(np.float64)}, "states", "dtype float64, expected float32"),
+        ({"states": changed(good().states, (3, 1), np.nan)}, "states", r"row 3, column 1 is nan \(1 such"),
+        ({"states": changed(good().states, (2, 0), np.inf)}, "states", "row 2, column 0 is inf"),
+        ({"rewards": changed(good().rewards, (4,), np.nan)}, "rewards", "row 4 is nan"),
+        ({"actions": changed(good().actions, (1, 1), -1.5)}, "actions", r"row 1, column 1 is -1.5, outside"),
+        ({"actions": changed(good().actions, (0, 1), 1.00001)}, "actions", "row 0, column 1 is 1.00001"),
+        ({"terminated": True}, "terminated", "both"),
+    ],
+)
+def test_a_bad_episode_is_described_by_field_and_place(changes: dict[str, Any], field: str, message: str) -> None:
+    (problem,) = check_episode(dataclasses.replace(good(), **changes), STATE_DIM, ACTION_DIM)
+    assert problem[0] == field
+    assert re.search(message, problem[1])
+
+
+FRAMES = np.zeros((6, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "message"),
+    [
+        (FRAMES, None, r"uint8 \[6, 4, 4\], expected none"),
+        (None, 4, r"none, expected uint8 \[6, 4, 4\]"),
+        (FRAMES[1:], 4, r"uint8 \[5, 4, 4\], expected"),
+        (FRAMES[:, 1:], 4, r"uint8 \[6, 3, 4\], expected"),
+        (FRAMES.astype(np.float32), 4, r"float32 \[6, 4, 4\], expected"),
+    ],
+)
+def test_frames_must_be_those_that_the_environment_has(frames: Any, size: int | None, message: str) -> None:
+    assert check_episode(dataclasses.replace(good(), frames=FRAMES), STATE_DIM, ACTION_DIM, 4) == []
+    (problem,) = check_episode(dataclasses.replace(good(), frames=frames), STATE_DIM, ACTION_DIM, size)
+    assert problem[0] == "frames"
+    assert re.search(message, problem[1])
+
+
+def test_the_digest_depends_on_the_frames() -> None:
+    digests = {
+        episode_digest(dataclasses.replace(good(), frames=frames))
+        for frames in (None, FRAMES, FRAMES + 1, FRAMES[:, :2])
+    }
+    assert len(digests) == 4
+
+
+def test_an_episode_without_a_step_is_bad() -> None:
+    problems = check_episode(good(length=0), STATE_DIM, ACTION_DIM)
+    assert ("actions", "no step: an episode needs at least one action") in problems
+
+
+def test_an_episode_of_nothing_but_nan_actions_is_reported_once() -> None:
+    episode = dataclasses.replace(good(), actions=np.full((5, 2), np.nan, np.float32))
+    assert check_episode(episode, STATE_DIM, ACTION_DIM) == [("actions", "row 0, column 0 is nan (10 such values)")]
+
+
+def test_the_digest_depends_on_every_part_of_an_episode() -> None:
+    episode = good()
+    changes: list[dict[str, Any]] = [
+        {"id": "other"},
+        {"states": changed(episode.states, (0, 0), 9)},
+        {"actions": changed(episode.actions, (0, 0), 0)},
+        {"rewards": changed(episode.rewards, (0,), 9)},
+        {"terminated": True},
+        {"truncated": False},
+        {"metadata": {"a": 1}},
+        {"states": episode.states.reshape(-1, 1)},
+    ]
+    digests = {episode_digest(dataclasses.replace(episode, **change)) for change in changes}
+    assert len(digests | {episode_digest(episode)}) == len(changes) + 1
+
+
+def test_the_content_digest_does_not_depend_on_the_order_of_episodes() -> None:
+    pairs = [("a", "1"), ("b", "2")]
+    assert content_digest(pairs) == content_digest(reversed(pairs))
+    assert content_digest(pairs) != content_digest([("a", "2"), ("b", "1")])
+
+
+def test_a_good_dataset_has_no_problem(tmp_path: Path) -> None:
+    assert validate_dataset(dataset(tmp_path / "d", [good(n) for n in range(3)])) == []
+
+
+def test_a_bad_episode_on_disk_is_found_with_file_and_id(tmp_path: Path) -> None:
+    bad = dataclasses.replace(good(1), states=changed(good(1).states, (3, 1), np.nan))
+    folder = dataset(tmp_path / "d", [good(0), bad])
+    (problem,) = validate_dataset(folder)
+    assert problem.file == str(folder / "episodes-00000-of-00001.parquet")
+    assert (problem.episode, problem.field) == ("e1", "states")
+    assert "row 3, column 1 is nan" in str(problem)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.9])
+def test_a_flipped_byte_is_found(tmp_path: Path, place: float) -> None:
+    folder = dataset(tmp_path / "d", [good(n) for n in range(3)])
+    file = folder / "episodes-00000-of-00001.parquet"
+    data = bytearray(file.read_bytes())
+    data[int(len(data) * place)] ^= 0xFF
+    file.write_bytes(data)
+    assert "sha256" in {problem.field for problem in validate_dataset(folder) if problem.file == str(file)}
+
+
+def test_a_file_cut_short_is_a_problem_and_not_the_end_of_the_check(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "d", [good(0)])
+    file = folder / "episodes-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert [problem.field for problem in validate_dataset(folder)] == ["sha256", "file"]
+
+
+def test_a_missing_and_an_unknown_file_are_found(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "d", [good(0)])
+    (folder / "episodes-00000-of-00001.parquet").rename(folder / "other.parquet")
+    assert [(Path(problem.file).name, problem.field) for problem in validate_dataset(folder)] == [
+        ("episodes-00000-of-00001.parquet", "file"),
+        ("other.parquet", "file"),
+    ]
+
+
+@pytest.mark.parametrize("field", ["episodes", "steps", "content_sha256"])
+def test_a_card_that_miscounts_is_found(tmp_path: Path, field: str) -> None:
+    folder = dataset(tmp_path / "d", [good(0)])
+    rewrite_card(folder, **{field: "0" if field == "content_sha256" else 99})
+    assert [problem.field for problem in validate_dataset(folder)] == [field]
+
+
+def test_two_episodes_of_one_id_are_found(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "d", [good(0), good(0)])
+    assert "episode_id" in {problem.field for problem in validate_dataset(folder)}
+
+
+def test_a_length_column_that_lies_is_found(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "d", [good(0)])
+    file = folder / "episodes-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    index = table.schema.get_field_index("length")
+    pq.write_table(table.set_column(index, "length", pa.array([7], pa.int32())), file)
+    assert "length" in {problem.field for problem in validate_dataset(folder)}
+
+
+def test_a_folder_that_is_no_dataset_cannot_be_validated(tmp_path: Path) -> None:
+    with pytest.raises(SpirlError, match="has no card"):
+        validate_dataset(tmp_path)

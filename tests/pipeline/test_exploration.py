@@ -1,0 +1,116 @@
+"""Exploration: who acts how, what counts as covered, and the figure's command from nothing to the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import start, write_config
+
+import spirl_ray.envs as envs
+from spirl_ray.config import SkillSettings
+from spirl_ray.envs.spec import FloorPlan
+from spirl_ray.pipeline.exploration import coverage_rows, explore_with
+from spirl_ray.skills.model import SkillModel, SkillSpec, ViewShape
+
+MAZE = "spirl/Maze-v0"
+SMALL = {"layout_seed": 1, "size": 8, "start": None, "goal": None}
+
+
+def model(decoder: str) -> SkillModel:
+    facts = envs.environment(MAZE)
+    assert facts.view is not None
+    view = ViewShape(frames=facts.view.frames, size=facts.view.size, egocentric=facts.view.egocentric)
+    settings = SkillSettings(latent_dim=3, horizon=4, width=8, decoder_layers=1, prior_layers=1)
+    torch.manual_seed(0)
+    spec = SkillSpec.model_validate(
+        {"decoder": decoder, "state_dim": facts.state_dim, "action_dim": 2, "view": view, "settings": settings}
+    )
+    return SkillModel(spec).eval().requires_grad_(False)
+
+
+def test_coverage_counts_cells_episodes_and_ratios() -> None:
+    walls = np.ones((6, 6), dtype=bool)
+    walls[1:5, 1:5] = False  # 16 free cells
+    plan = FloorPlan(walls, (1, 1), (4, 4), 1.0)
+    still = np.full((2, 5, 2), 1.2, np.float32)
+    walked = np.array([[[1, 1], [2, 1], [3.4, 1], [3, 1]], [[4, 1], [4, 2], [4, 3.2], [1, 1]]], np.float32)
+    rows = {row["explorer"]: row for row in coverage_rows({"walks": walked, "stays": still}, plan)}
+    assert rows["walks"]["coverage"] == pytest.approx(6 / 16)
+    assert rows["walks"]["cells_per_episode"] == 3.5
+    assert rows["walks"]["reached_goal"] == 0.5
+    assert (rows["walks"]["env_steps"], rows["walks"]["episodes"]) == (6, 2)
+    assert rows["stays"]["coverage"] == pytest.approx(1 / 16, abs=1e-4)
+    assert rows["stays"]["prior_over_this"] == pytest.approx(6.0, rel=0.01)
+    assert rows["walks"]["prior_over_this"] == 1.0
+
+
+@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop", "identity"])
+def test_agents_that_act_together_do_what_each_would_alone(decoder: str) -> None:
+    skills = model(decoder)
+    kwargs = {**SMALL, "max_episode_steps": 12}
+    together = explore_with(skills, "prior", MAZE, kwargs, [0, 1, 2], seed=4)
+    assert together.shape == (3, 13, 2)
+    env = envs.make(MAZE, **kwargs)
+    for number in range(3):
+        np.testing.assert_array_equal(together[number, 0], env.reset(seed=4 + number)[0][:2])
+    again = explore_with(skills, "prior", MAZE, kwargs, [0, 1, 2], seed=4)
+    np.testing.assert_array_equal(together, again)
+
+
+def test_explorers_differ() -> None:
+    kwargs = {**SMALL, "max_episode_steps": 12}
+    paths = [
+        explore_with(model("open_loop"), "prior", MAZE, kwargs, [0], seed=4),
+        explore_with(model("open_loop"), "standard_normal", MAZE, kwargs, [0], seed=4),
+        explore_with(None, "prior", MAZE, kwargs, [0], seed=4),
+    ]
+    assert (paths[0] != paths[1]).any()
+    assert (paths[1] != paths[2]).any()
+
+
+@pytest.mark.slow
+def test_a_maze_from_nothing_to_a_report_and_into_another_layout(tmp_path: Path) -> None:
+    """Generated data, image skills, exploration, training, evaluation; then the same policy in a layout not seen."""
+    config = write_config(
+        tmp_path,
+        name="small-maze",
+        methods=["spirl"],
+        env={
+            **{"id": MAZE, "layout_seed": 1, "size": 8, "start": [1, 1], "goal": None},
+            "max_episode_steps": 60,
+        },
+        data__generate={"size": 8},
+        train__env_steps=600,
+        train__evaluate_every=600,
+        explore__in_run=True,
+        explore__env_steps=240,
+    )
+    process = start("run", config)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    (folder,) = (tmp_path / "out" / "exploration").glob("[!.]*")
+    rows = list(csv.DictReader((folder / "coverage.csv").open(newline="")))
+    assert next(row["explorer"] for row in rows) == "skill prior (SPiRL)"
+    assert {row["env_steps"] for row in rows} == {"240"}
+    assert (folder / "exploration.png").read_bytes()[:4] == b"\x89PNG"
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "Exploration" in page
+    assert "data:image/png" in page
+
+    process = start("evaluate", config, "--set", "env.layout_seed=2", "env.start=null", "evaluate.videos=0")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    folders = [path for path in (tmp_path / "out" / "evaluation").glob("spirl-*")]
+    assert len(folders) == 2
+    assert all(json.loads((f / "summary.json").read_text())["sampled"]["episodes"] == 2 for f in folders)
+
+    process = start("evaluate", config, "--set", "env.start=[0, 0]")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "start (0, 0) is outside the layout: both go from 1 to 8" in output
+    assert "Traceback" not in output

@@ -1,0 +1,49 @@
+"""Results and failures of Ray's tasks and workers, as a command sees them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayTaskError, TaskCancelledError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.session import finished_tasks, interruptible, readable_cause
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_results_come_as_tasks_finish_and_a_failure_cancels_those_that_have_not() -> None:
+    def work(steps: int, earlier: Any = None) -> int:
+        for _ in range(steps):
+            time.sleep(0.01)  # a cancellation takes effect between two of them
+        if earlier is not None:
+            raise SpirlError("the culprit")
+        return steps
+
+    task: Any = ray.remote(num_cpus=1, max_retries=0)(work)
+    quick, endless = task.remote(0), task.remote(1_000_000)
+    results = finished_tasks([endless, task.remote(0, quick), quick])
+    assert next(results) == (quick, 0)
+    with pytest.raises(SpirlError, match="the culprit"):
+        next(results)
+    with pytest.raises(TaskCancelledError):
+        ray.get(endless, timeout=60.0)
+
+
+@pytest.mark.parametrize("cause", [SpirlError("the culprit"), OSError(28, "No space left on device", "/out/culprit")])
+def test_what_a_user_can_act_on_is_found_in_errors_of_tasks_and_training_workers(cause: Exception) -> None:
+    in_task = RayTaskError("run_episodes", "traceback", cause)
+    in_worker = WorkerGroupError("message", {1: UserExceptionWithTraceback(cause, "traceback")})
+    for error in (in_task, in_worker, ControllerError(in_worker), ControllerError(cause)):
+        assert "culprit" in str(readable_cause(error))
+    assert readable_cause(RayTaskError("f", "traceback", ValueError("a bug"))) is None
+
+
+def test_interruptible_work_returns_and_raises_as_if_it_were_called() -> None:
+    assert interruptible(lambda: 3) == 3
+    with pytest.raises(SpirlError, match="inside"):
+        interruptible(lambda: (_ for _ in ()).throw(SpirlError("inside")))

@@ -1,0 +1,105 @@
+"""Stages that go on where they stopped; the rollouts themselves are stubs here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spirl_ray.config import EvaluateSettings
+from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline import stages as pipeline
+from spirl_ray.pipeline.rollouts import EpisodeRow, RolloutPlan
+from spirl_ray.pipeline.stages import check_files, silent
+
+PLANS: Any = {mode: RolloutPlan("agent", "env", {}, mode) for mode in ("deterministic", "sampled")}  # type: ignore[arg-type]
+
+
+class Rollouts:
+    """Stands for Ray: notes what was asked for, and can stop after a number of tasks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tasks: int = 1000) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.filmed: list[str] = []
+        self.tasks = tasks
+        for name in ("start_rollouts", "start_video", "gather_rollouts"):
+            monkeypatch.setattr(pipeline, name, getattr(self, name))
+
+    def start_rollouts(self, plan: RolloutPlan, episodes: Any) -> list[Any]:
+        return [[(plan.mode, number)] for number in episodes]
+
+    def start_video(self, plan: RolloutPlan, episodes: int, video: Path, fps: int) -> list[Any]:
+        video.parent.mkdir(parents=True, exist_ok=True)
+        video.write_text("film")
+        self.filmed.append(plan.mode)
+        return []
+
+    def gather_rollouts(self, references: list[Any], on_rows: Any = None) -> list[EpisodeRow]:
+        for task in references:
+            if task and not self.tasks:
+                raise KeyboardInterrupt
+            self.tasks -= len(task)
+            self.asked += task
+            if on_rows:
+                on_rows([EpisodeRow(mode, number, number, 1.0, 9, number, "") for mode, number in task])
+        return []
+
+
+def evaluate(out: Path, *, episodes: int = 3, videos: bool = False, **settings: Any) -> pipeline.StageResult:
+    return pipeline._evaluate(out, PLANS, EvaluateSettings(**settings), episodes, videos, silent)
+
+
+def test_an_evaluation_that_was_stopped_runs_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Rollouts(monkeypatch, tasks=4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    second = Rollouts(monkeypatch)
+    result = evaluate(tmp_path)
+    assert first.asked + second.asked == [(mode, i) for mode in ("deterministic", "sampled") for i in range(3)]
+    assert result.facts["sampled"] == {"episodes": 3, "subtasks": 1.0, "episode_return": 1.0}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "summary.json"]
+
+
+def test_a_finished_evaluation_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Rollouts(monkeypatch)
+    first = evaluate(tmp_path)
+    again = Rollouts(monkeypatch)
+    assert evaluate(tmp_path).facts == first.facts
+    assert not evaluate(tmp_path).ran
+    assert again.asked == []
+
+
+def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Rollouts(monkeypatch)
+    evaluate(tmp_path)
+    later = Rollouts(monkeypatch)
+    assert evaluate(tmp_path, videos=True).ran
+    assert not evaluate(tmp_path, videos=True).ran
+    assert (later.asked, later.filmed) == ([], ["deterministic", "sampled"])
+    evaluate(tmp_path, videos=True, video_fps=10)
+    assert later.filmed == ["deterministic", "sampled"] * 2
+
+
+def test_data_files_are_compared_with_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_workspace import workspace
+
+    from spirl_ray.episodes.dataset import FileEntry, read_card
+    from spirl_ray.episodes.validation import file_digest
+
+    dataset = workspace(tmp_path).dataset
+    file = dataset / "episodes-00000-of-00001.parquet"
+    file.write_bytes(b"some rows")
+    entry = FileEntry(sha256=file_digest(file), bytes=9, rows=1)
+    card = read_card(dataset).model_copy(update={"files": {file.name: entry}})
+    (dataset / "card.json").write_text(card.model_dump_json())
+    check_files(dataset)
+    for content, said in ((b"some row", "has 8 bytes"), (b"some r0ws", "SHA-256")):
+        file.write_bytes(content)
+        with pytest.raises(SpirlError, match=said):
+            check_files(dataset)

@@ -1,0 +1,186 @@
+"""The driver of stage 2: metrics that survive restarts, snapshots of one course, a published policy."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from spirl_ray.config import parse_experiment
+from spirl_ray.envs import environment
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.attempts import Attempt
+from spirl_ray.pipeline import snapshots, training
+from spirl_ray.pipeline.rollouts import EpisodeRow
+from spirl_ray.pipeline.session import TERMINATED
+from spirl_ray.pipeline.snapshots import SnapshotEvaluations
+from spirl_ray.pipeline.training import MetricsLog, is_trained, read_provenance
+from spirl_ray.pipeline.training_run import TrainingRun
+from spirl_ray.rl.methods import resolve, skill_spec
+
+from toy import TOY  # isort: skip
+
+
+def run_in(folder: Path, **train: Any) -> TrainingRun:
+    experiment = parse_experiment({**TOY, "train": {**TOY["train"], **train}}, "test")
+    method = resolve(experiment, "spirl_cl", skill_spec(experiment, "spirl_cl", environment(experiment.env.id)))
+    return TrainingRun(experiment, method, 0, folder / "skills", folder / "out", "hash")
+
+
+def steps_in(path: Path) -> list[int]:
+    with path.open(newline="") as file:
+        return [int(row["env_steps"]) for row in csv.DictReader(file)]
+
+
+def test_the_weight_of_the_divergence_can_be_fixed(tmp_path: Path) -> None:
+    assert training.algorithm_config(run_in(tmp_path)).fixed_alpha is None
+    assert training.algorithm_config(run_in(tmp_path, fixed_alpha=0.2)).fixed_alpha == 0.2
+
+
+def test_the_learner_is_told_the_scale_of_rewards(tmp_path: Path) -> None:
+    assert training.algorithm_config(run_in(tmp_path, reward_scale=0.02)).reward_scale == 0.02
+
+
+def test_metrics_from_after_the_restored_checkpoint_are_dropped(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    for steps in (100, 200, 300):
+        log.add({"env_steps": steps, "alpha": 0.5})
+    log.close()
+    log = MetricsLog(tmp_path, 200)
+    log.add({"env_steps": 310, "alpha": 0.5, "critic_loss": 1.0})
+    log.close()
+    assert steps_in(tmp_path / "metrics.csv") == [100, 200, 310]
+
+
+def test_snapshots_from_after_the_restored_checkpoint_are_removed(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    for steps in (0, 400, 800):
+        folder = run.out / "snapshots" / f"step-{steps:012d}"
+        folder.mkdir(parents=True)
+        for mode in ("deterministic", "sampled"):
+            result = {"env_steps": steps, "mode": mode, "subtasks": steps / 400, "episode_return": -steps}
+            (folder / f"evaluation-{mode}.json").write_text(json.dumps(result))
+    evaluations = SnapshotEvaluations(run, 400)
+    assert sorted(path.name[-3:] for path in (run.out / "snapshots").iterdir()) == ["000", "400"]
+    assert evaluations.at(400) == {"deterministic": 1.0, "sampled": 1.0}
+    assert evaluations.best() == 0
+
+
+def test_a_snapshot_without_a_result_is_evaluated_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path)
+    folder = run.out / "snapshots" / "step-000000000400"
+    folder.mkdir(parents=True)
+    (folder / "policy.json").touch()
+    started = []
+    monkeypatch.setattr(snapshots, "read_policy_card", lambda folder: type("Card", (), {"env_steps": 400}))
+    monkeypatch.setattr(snapshots, "start_rollouts", lambda plan, episodes: started.append((plan.mode, list(episodes))))
+    monkeypatch.setattr(snapshots, "gather_rollouts", lambda refs: [EpisodeRow("m", 0, 0, 2.0, 9, 2, "a > b")])
+    evaluations = SnapshotEvaluations(run, 400)
+    assert started == [("deterministic", [0]), ("sampled", [0])]
+    evaluations.collect(7.0, wait=True)
+    assert evaluations.at(400) == {"deterministic": 2.0, "sampled": 2.0}
+    assert steps_in(run.out / "evaluations.csv") == [400, 400]
+
+
+def test_a_published_policy_is_completed_by_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, out, order = tmp_path / "snapshot", tmp_path / "out", []
+    for name in ("policy.json", "policy.safetensors", "skills/skill.json"):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_text(name)
+    monkeypatch.setattr(training, "write_atomically", lambda path, data: order.append(path.relative_to(out)))
+    training._publish(snapshot, out)
+    assert order[-1] == Path("policy.json")
+    assert len(order) == 3
+
+
+def test_a_run_is_trained_when_it_has_reached_the_asked_steps(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    assert not is_trained(run)
+    run.out.mkdir()
+    (run.out / "policy.json").touch()
+    (run.out / "trained.json").write_text('{"env_steps": 400}')
+    assert is_trained(run)
+    assert not is_trained(run_in(tmp_path, env_steps=401))
+
+
+def test_provenance_names_the_processes_whose_steps_were_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_provenance(tmp_path) == []
+    for commit, steps in (("first", 0), ("lost", 100), ("second", 100)):
+        monkeypatch.setattr(training, "commit", lambda commit=commit: commit)
+        training._note_provenance(tmp_path, steps)
+    history = read_provenance(tmp_path)
+    assert [(entry["commit"], entry["from_env_steps"]) for entry in history] == [("first", 0), ("second", 100)]
+    assert set(history[0]["hardware"]) >= {"cpu", "cores", "gpu"}
+
+
+# --- attempts, and the notice that a node goes ---
+
+
+class Algorithm:
+    """Counts 50 steps a round; ``events`` happen during the round that reaches these steps."""
+
+    def __init__(self, events: dict[int, Callable[[], Any]]) -> None:
+        self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
+        self.events, self.learner_metrics = events, dict[str, float]()
+
+    def train(self) -> None:
+        self.counters["env_steps"] += 50
+        self.events.get(self.counters["env_steps"], lambda: None)()
+
+    def episode_metrics(self) -> dict[str, float]:
+        return {}
+
+    def save_checkpoint(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "state.json").write_text(json.dumps(self.counters))
+        self.events.get(-self.counters["env_steps"], lambda: None)()
+
+
+def loop(run: TrainingRun, events: dict[int, Callable[[], Any]]) -> None:
+    attempt = Attempt.begin(run.out)
+    evaluations: Any = SimpleNamespace(snapshot=lambda *_: None, collect=lambda *_: None, newest={})
+    monitor: Any = SimpleNamespace(show=lambda row: None)
+    training._loop(run, attempt, Algorithm(events), evaluations, monitor, None)  # type: ignore[arg-type]
+
+
+def saved(run: TrainingRun) -> list[int]:
+    return [int(folder.name.split("-")[1]) for folder in training.checkpoints(run.out)]
+
+
+def test_a_notice_leads_to_a_checkpoint_of_the_running_round_and_the_end(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=1000, checkpoint_every=1000)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        loop(run, {300: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    assert end.value.code == TERMINATED
+    assert saved(run) == [300]
+    assert steps_in(run.out / "metrics.csv") == [300]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_overlapping_attempt_takes_over_and_the_older_one_writes_nothing_more(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=1000, checkpoint_every=100)
+    with pytest.raises(SpirlError, match=r"attempt 2 .* number 1, stops"):
+        loop(run, {350: lambda: Attempt.begin(run.out)})
+    assert saved(run) == [200, 300]  # the two newest are kept
+    assert steps_in(run.out / "metrics.csv") == [100, 200, 300]
+
+
+def test_a_checkpoint_that_was_being_written_when_another_attempt_began_is_not_published(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=1000, checkpoint_every=100)
+    with pytest.raises(SpirlError, match="attempt 2"):
+        loop(run, {-300: lambda: Attempt.begin(run.out)})
+    assert saved(run) == [100, 200]
+    assert [path.name for path in (run.out / "checkpoints").glob(".*")] == [".step-000000000300.partial-1"]
+    loop(run, {})
+    assert saved(run) == [900, 1000]
+    assert not list((run.out / "checkpoints").glob(".*"))

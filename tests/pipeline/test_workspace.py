@@ -1,0 +1,196 @@
+"""An experiment's folder: who may use it, what shares a result, what a changed setting leads to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import TOY
+
+from spirl_ray.config import parse_experiment
+from spirl_ray.episodes.dataset import DatasetCard
+from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.workspace import Trial, Workspace
+
+
+def workspace(folder: Path, **groups: Any) -> Workspace:
+    raw = {**TOY, "output": str(folder / "out")}
+    for name, values in groups.items():
+        raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
+    made = Workspace(parse_experiment(raw, "test"))
+    if not made.dataset.exists():
+        made.dataset.mkdir(parents=True)
+        card = DatasetCard(
+            environment="spirl/PointPads-v0",
+            state_dim=1,
+            action_dim=1,
+            episodes=1,
+            steps=1,
+            source="s",
+            licence="l",
+            attribution="a",
+            content_sha256="c",
+            files={},
+            created_by="test",
+        )
+        (made.dataset / "card.json").write_text(card.model_dump_json())
+    return made
+
+
+def trial(folder: Path, method: Any = "spirl_cl", seed: int = 0, **groups: Any) -> Trial:
+    return workspace(folder, **groups).trial(method, seed)
+
+
+def fresh(folder: Path, **changes: Any) -> Workspace:
+    return Workspace(parse_experiment({**TOY, "output": str(folder / "out"), **changes}, "test"))
+
+
+def test_recorded_and_generated_data_alone_or_together_are_three_datasets(tmp_path: Path) -> None:
+    data = {**TOY["data"], "dataset": "D4RL/kitchen/complete-v2"}
+    made = [fresh(tmp_path, data={**data, "source": source}) for source in ("generated", "minari", "both")]
+    kinds = [type(each.source).__name__ for each in made if each.experiment.data.source == "generated"]
+    assert kinds == ["GeneratedSource"]
+    assert len({each.dataset for each in made}) == 3
+    more = fresh(tmp_path, data={**data, "source": "both", "episodes": 2 * made[0].experiment.data.episodes})
+    assert more.dataset != made[2].dataset
+
+
+@pytest.mark.parametrize("source", ["minari", "both"])
+def test_recorded_data_need_a_name(tmp_path: Path, source: str) -> None:
+    made = fresh(tmp_path, data={**TOY["data"], "source": source})
+    with pytest.raises(SpirlError, match=f"data.source: {source} needs data.dataset"):
+        _ = made.source
+
+
+def test_a_folder_is_claimed_once_and_by_one_experiment(tmp_path: Path) -> None:
+    fresh(tmp_path).claim()
+    fresh(tmp_path, seeds=[1]).claim()
+    before = (tmp_path / "out" / "experiment.json").read_bytes()
+    for changes in ({"name": "other"}, {"env": {"id": "spirl/Kitchen-v0"}}):
+        with pytest.raises(SpirlError, match="belongs to the experiment 'toy'"):
+            fresh(tmp_path, **changes).claim()
+    assert (tmp_path / "out" / "experiment.json").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(SpirlError, match="is not empty"):
+        fresh(tmp_path).claim()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_claim_does_not_trip_over_another_process_that_claims_now(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".experiment.json.partial-1").write_text("{")
+    fresh(tmp_path).claim()
+    assert json.loads((tmp_path / "out" / "experiment.json").read_text())["name"] == "toy"
+
+
+def test_a_second_process_says_that_it_waits(tmp_path: Path) -> None:
+    waited: list[Path] = []
+    first = fresh(tmp_path)
+    second = Workspace(first.experiment, waited.append)
+    target, entered = tmp_path / "out" / "data" / "x", threading.Event()
+
+    def work() -> None:
+        with second.locked(target):
+            entered.set()
+
+    with first.locked(target):
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert not entered.wait(0.3)
+        assert waited == [target]
+    assert entered.wait(10)
+    thread.join()
+
+
+def test_a_lock_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SpirlError, match="Cannot write"), fresh(tmp_path).locked(tmp_path / "file" / "x"):
+        pass
+
+
+def test_an_error_in_locked_work_is_its_own(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="elsewhere"), fresh(tmp_path).locked(tmp_path / "x"):
+        raise OSError("elsewhere")
+
+
+@pytest.mark.parametrize(
+    "group", [{"train": {"env_steps": 9}}, {"evaluate": {"episodes": 9}}, {"train": {"checkpoint_every": 9}}]
+)
+def test_how_long_and_how_often_do_not_change_what_is_trained(tmp_path: Path, group: dict[str, Any]) -> None:
+    assert trial(tmp_path, **group).policy == trial(tmp_path).policy
+
+
+def test_a_change_redoes_what_depends_on_it_and_no_more(tmp_path: Path) -> None:
+    one = trial(tmp_path)
+    trained = trial(tmp_path, train={"batch_size": 9})
+    assert trained.policy != one.policy
+    assert (trained.skills, trained.prior_rollouts) == (one.skills, one.prior_rollouts)
+    pretrained = trial(tmp_path, pretrain={"updates": 9})
+    assert pretrained.workspace.dataset == one.workspace.dataset
+    assert len({pretrained.skills, one.skills}) == len({pretrained.policy, one.policy}) == 2
+    looked = trial(tmp_path, evaluate={"episodes": 9})
+    assert (looked.policy, looked.prior_rollouts) == (one.policy, one.prior_rollouts)
+    assert looked.evaluation != one.evaluation
+    assert trial(tmp_path, data={"episodes": 7}).workspace.dataset != one.workspace.dataset
+
+
+@pytest.mark.parametrize(("key", "value"), [("fixed_alpha", 0.1), ("reward_scale", 0.1)])
+def test_a_newer_setting_is_another_policy_and_its_default_leaves_old_results_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float
+) -> None:
+    assert trial(tmp_path, train={key: value}).policy != trial(tmp_path).policy
+    one = trial(tmp_path)
+    assert one.skills_key
+    monkeypatch.setattr("spirl_ray.pipeline.workspace.fingerprint", lambda *parts: str(parts))
+    assert key not in one.config_hash
+
+
+def test_methods_with_the_same_decoder_share_their_skills(tmp_path: Path) -> None:
+    assert trial(tmp_path, "spirl").skills == trial(tmp_path, "ssp").skills
+    assert trial(tmp_path, "spirl").skills != trial(tmp_path, "spirl_cl").skills
+    assert trial(tmp_path, "sac", 1).skills != trial(tmp_path, "sac", 0).skills
+
+
+def test_only_methods_that_use_a_prior_have_one(tmp_path: Path) -> None:
+    having = [m for m in ("spirl", "spirl_cl", "ssp", "flat_prior", "bc_sac", "sac") if trial(tmp_path, m).has_prior]
+    assert having == ["spirl", "spirl_cl", "flat_prior", "bc_sac"]
+
+
+def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path) -> None:
+    one = trial(tmp_path)
+    card = {
+        "format_version": 1,
+        "environment": "spirl/PointPads-v0",
+        "env_kwargs": {},
+        "method": "spirl_cl",
+        "seed": 0,
+        "latent_limit": None,
+        "state_dim": 1,
+        "env_steps": 1,
+        "skills": "skills",
+        "config_hash": "c",
+        "sha256": "first",
+    }
+    one.policy.mkdir(parents=True)
+    (one.policy / "policy.json").write_text(json.dumps(card))
+    before = one.evaluation
+    assert before == trial(tmp_path, train={"env_steps": 9}).evaluation
+    (one.policy / "policy.json").write_text(json.dumps({**card, "sha256": "second"}))
+    assert one.evaluation != before
+
+
+def test_a_folder_that_goes_away_with_a_job_is_refused(tmp_path: Path) -> None:
+    from spirl_ray.config import parse_experiment
+    from spirl_ray.pipeline.workspace import Workspace
+
+    output = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1" / "runs"
+    with pytest.raises(SpirlError, match=r"Ray removes when the job ends.*--set output=/shared/folder"):
+        Workspace(parse_experiment({"name": "toy", "output": str(output)}, "test")).claim()
+    assert not output.exists()

@@ -1,0 +1,109 @@
+"""A contact sheet and a film show recorded states as the environment draws them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from spirl_ray.envs import environment
+from spirl_ray.envs.maze import env as maze
+from spirl_ray.envs.point_pads import env as point_pads
+from spirl_ray.episodes.dataset import DatasetCard, Episode, FileEntry, episodes_to_table
+from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline import demonstrations
+from spirl_ray.pipeline.demonstrations import film_demonstrations, spread_episodes
+from spirl_ray.reports import contact_sheet
+from spirl_ray.reports.contact_sheet import COLUMNS, EPISODES, PICTURE, write_contact_sheet
+
+
+def write(folder: Path, environment_id: str, episodes: list[Episode]) -> Path:
+    spec = environment(environment_id)
+    folder.mkdir()
+    name = "episodes-00000-of-00001.parquet"
+    pq.write_table(episodes_to_table(episodes, spec.state_dim, spec.action_dim), folder / name)
+    card = DatasetCard(
+        environment=environment_id,
+        state_dim=spec.state_dim,
+        action_dim=spec.action_dim,
+        episodes=len(episodes),
+        steps=sum(episode.length for episode in episodes),
+        source="test",
+        licence="none",
+        attribution="nobody",
+        content_sha256="",
+        files={name: FileEntry(sha256="", bytes=0, rows=len(episodes))},
+        created_by="test",
+    )
+    (folder / "card.json").write_text(card.model_dump_json())
+    return folder
+
+
+@pytest.fixture
+def pads(tmp_path: Path) -> Path:
+    return write(tmp_path / "pads", "spirl/PointPads-v0", list(point_pads.generate(range(7), 0)))
+
+
+def test_datasets_stand_below_each_other_with_spread_episodes_and_steps(pads: Path, tmp_path: Path) -> None:
+    mazes = [episode for episode in maze.generate(range(2), 0, size=8) if episode is not None]
+    other = write(tmp_path / "mazes", "spirl/Maze-v0", mazes)
+    write_contact_sheet([pads, other], tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    height, width = sheet.shape[:2]
+    rows = EPISODES + len(mazes)
+    assert width == COLUMNS * PICTURE
+    assert height % rows == 0
+    tiles = sheet.reshape(rows, height // rows, COLUMNS, PICTURE, 3).swapaxes(1, 2)
+    assert len({tile.tobytes() for tile in tiles.reshape(rows * COLUMNS, -1)}) == rows * COLUMNS
+
+
+def test_a_picture_is_the_one_that_the_environment_drew(pads: Path) -> None:
+    first = next(iter(point_pads.generate([0], 0)))
+    start, end = point_pads.pictures(first.metadata, first.states, [0, first.length])
+    bright = (start == (250, 185, 45)).all(-1).sum(), (end == (250, 185, 45)).all(-1).sum()
+    assert bright[0] == 0  # no pad is visited yet
+    assert bright[1] > 500
+    assert (end == (70, 130, 200)).all(-1).sum() > 100  # the path
+
+
+def test_an_environment_without_pictures_is_refused(
+    pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = dataclasses.replace(environment("spirl/PointPads-v0"), pictures=None)
+    monkeypatch.setattr(contact_sheet, "environment", lambda _: blind)
+    with pytest.raises(SpirlError, match="cannot draw recorded states"):
+        write_contact_sheet([pads], tmp_path / "sheet.png")
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_film_shows_every_step_of_spread_episodes(pads: Path, tmp_path: Path) -> None:
+    episodes = spread_episodes(pads, 2)
+    assert [episode.id[-1] for episode in episodes] == ["0", "6"]
+    film_demonstrations(pads, tmp_path / "film.mp4", 2, 20)
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4"))
+    assert frames == sum(episode.length + 1 for episode in episodes)
+    assert seconds == pytest.approx(frames / 20, rel=0.05)
+
+
+def test_a_film_of_long_episodes_takes_as_long_with_fewer_frames(
+    pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (episode,) = spread_episodes(pads, 1)
+    monkeypatch.setattr(demonstrations, "MOST_FRAMES", episode.length // 4)
+    film_demonstrations(pads, tmp_path / "film.mp4", 1, 20)
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4"))
+    assert frames <= episode.length // 4 + 1
+    assert seconds == pytest.approx(episode.length / 20, rel=0.2)
+
+
+def test_a_film_without_pictures_is_refused(pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = dataclasses.replace(environment("spirl/PointPads-v0"), pictures=None)
+    monkeypatch.setattr(demonstrations, "environment", lambda _: blind)
+    with pytest.raises(SpirlError, match="cannot draw recorded states"):
+        film_demonstrations(pads, tmp_path / "film.mp4", 1, 20)
+    assert not (tmp_path / "film.mp4").exists()

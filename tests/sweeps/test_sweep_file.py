@@ -1,0 +1,158 @@
+"""A sweep's file: what it refuses, what its trials are, when it is another sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from toy import TOY, write_config
+
+from spirl_ray.errors import SpirlError
+from spirl_ray.sweeps.sweep_file import Sweep, load_sweep
+
+RATES: dict[str, Any] = {"train.actor_lr": {"loguniform": [1e-4, 1e-3]}}
+
+
+def write_sweep(folder: Path, space: dict[str, Any], **changes: Any) -> Path:
+    """A sweep over the toy experiment."""
+    if not (folder / "toy.yaml").exists():
+        write_config(folder)
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"name": "small", "base": "toy.yaml", "space": space, **changes}))
+    return path
+
+
+def sweep(folder: Path, space: dict[str, Any], *overrides: str, **changes: Any) -> Sweep:
+    return load_sweep(write_sweep(folder, space, **changes), overrides)
+
+
+def refusal(folder: Path, space: dict[str, Any], *overrides: str, **changes: Any) -> str:
+    with pytest.raises(SpirlError) as found:
+        sweep(folder, space, *overrides, **changes)
+    return str(found.value)
+
+
+def test_a_trial_is_the_base_with_its_parameters(tmp_path: Path) -> None:
+    space = {
+        "skills.horizon": {"grid": [3, 10]},
+        "methods": {"grid": ["spirl", ["ssp", "sac"]]},
+        "seeds": {"grid": [4]},
+    }
+    chosen = sweep(tmp_path, space)
+    one = chosen.experiment({"skills.horizon": 3, "methods": "spirl", "seeds": 4})
+    assert (one.skills.horizon, one.methods, one.seeds) == (3, ("spirl",), (4,))
+    assert one.skills.latent_dim == TOY["skills"]["latent_dim"]
+    assert chosen.experiment({"methods": ["ssp", "sac"]}).methods == ("ssp", "sac")
+
+
+def test_constructor_arguments_of_the_environment_can_be_searched(tmp_path: Path) -> None:
+    chosen = sweep(tmp_path, {"env.max_episode_steps": {"grid": [30, 60]}})
+    assert chosen.experiment({"env.max_episode_steps": 30}).env.kwargs == {"max_episode_steps": 30}
+
+
+def test_set_changes_the_sweep_or_its_base(tmp_path: Path) -> None:
+    chosen = sweep(tmp_path, RATES, "samples=7", "train.batch_size=9", "scheduler.kind=none")
+    assert (chosen.file.samples, chosen.base.train.batch_size) == (7, 9)
+
+
+def test_the_base_may_stand_in_the_file(tmp_path: Path) -> None:
+    chosen = sweep(tmp_path, RATES, "train.batch_size=9", base={**TOY, "name": "inline"})
+    assert (chosen.base.name, chosen.base.train.batch_size) == ("inline", 9)
+
+
+def test_a_sweep_may_change_its_base(tmp_path: Path) -> None:
+    changes = {"train.env_steps": 77, "name": "shorter", "skills": {"width": 9}}
+    chosen = sweep(tmp_path, RATES, "train.env_steps=88", changes=changes)
+    assert (chosen.base.name, chosen.base.train.env_steps, chosen.base.skills.width) == ("shorter", 88, 9)
+    assert chosen.base.skills.latent_dim == TOY["skills"]["latent_dim"]
+    assert "trian: unknown key" in refusal(tmp_path, RATES, changes={"trian.x": 1})
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({}, "space"),
+        ({"train.actor_rate": {"grid": [1.0]}}, "train.actor_rate: unknown key"),
+        ({"train.actor_lr": {"grid": ["fast"]}}, "train.actor_lr"),
+        ({"train.actor_lr": {"uniform": [-1.0, 1.0]}}, "train.actor_lr"),
+        ({"train.actor_lr": {"gird": [1.0]}}, "kinds are grid, choice"),
+        ({"train": {"actor_lr": {"grid": [1.0]}}}, "Keys have dots"),
+        ({"train.actor_lr": 0.1}, "write {grid: […]}"),
+        ({"train.actor_lr": {"grid": []}}, "space.train.actor_lr.grid"),
+        ({"train.actor_lr": {"grid": [0.1], "choice": [0.1]}}, "exactly one of grid"),
+        ({"train.actor_lr": {"uniform": [2.0, 1.0]}}, "must be below the second"),
+        ({"train.actor_lr": {"loguniform": [0.0, 1.0]}}, "above 0"),
+        ({"train.actor_lr": {"grid": [0.1, 0.1]}}, "there twice"),
+        ({"output": {"grid": ["a", "b"]}}, "output cannot be searched: all trials share one folder"),
+        ({"env.id": {"grid": ["spirl/Maze-v0"]}}, "env.id cannot be searched"),
+        ({"train.env_steps": {"grid": [100, 200]}}, "train.env_steps cannot be searched"),
+        ({"evaluate.episodes": {"grid": [1, 2]}}, "evaluate.episodes cannot be searched"),
+        ({"ray.num_cpus": {"grid": [1, 2]}}, "ray.num_cpus cannot be searched"),
+        ({"env.kwargs": {"grid": [{"a": 1}]}, "env.kwargs.a": {"grid": [1]}}, "search one of them"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused_before_anything_runs(
+    tmp_path: Path, space: dict[str, Any], said: str
+) -> None:
+    assert said in refusal(tmp_path, space)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"nmae": "x"}, "nmae: unknown key. Known here: base, changes, concurrency"),
+        ({"base": "nowhere.yaml"}, "Cannot read the config file nowhere.yaml"),
+        ({"base": {"name": "x", "trian": {}}}, "trian: unknown key"),
+        ({"search": "optuna", "space": {"train.actor_lr": {"grid": [0.1]}}}, "must be a choice or a range, no grid"),
+        ({"samples": 3, "space": {"train.actor_lr": {"grid": [0.1]}}}, "would repeat it"),
+        ({"heat_map": ["train.actor_lr", "skills.horizon"]}, "skills.horizon is not in the space"),
+        ({"heat_map": ["train.actor_lr", "seeds"]}, "seeds is averaged over"),
+        ({"scheduler": {"kind": "pbt"}, "samples": 2, "space": {"skills.horizon": {"choice": [3]}}}, "while training"),
+        ({"scheduler": {"kind": "pbt"}}, "needs 2 members"),
+        ({"scheduler": {"kind": "pbt"}, "samples": 4, "concurrency": 2}, "train at the same time"),
+        ({"scheduler": {"kind": "asha", "grace_steps": 1}}, "scheduler.grace_steps 1 must be at least"),
+        ({"scheduler": {"kind": "asha", "grace_steps": 400}}, "below train.env_steps (400)"),
+        ({"metric": "sampled_subtasks", "base": {**TOY, "evaluate": {"modes": ["deterministic"]}}}, "evaluate.modes"),
+        ({"scheduler": {"kind": "asha"}, "base": {**TOY, "seeds": [0, 1]}}, "one method with one seed"),
+        ({"base": {**TOY, "overrides": {"spirl_cl": {"train.actor_lr": 0.1}}}}, "no effect on spirl_cl"),
+        ({"trackers": {"wandb": {"project": "p", "api_key": "secret"}}}, "WANDB_API_KEY"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    given = {"space": RATES, **changes}
+    assert said in refusal(tmp_path, **given)
+
+
+def test_a_changed_file_is_another_sweep_but_not_one_that_goes_on_or_runs_elsewhere(tmp_path: Path) -> None:
+    one = sweep(tmp_path, RATES)
+    for changes in ({"samples": 9}, {"concurrency": 3}, {"max_failures": 5}, {"resources": {"cpus": 2}}):
+        assert sweep(tmp_path, RATES, **changes).folder == one.folder
+    assert sweep(tmp_path, RATES, "ray.num_cpus=7").folder == one.folder
+    longer = {**TOY, "train": {"env_steps": 9000, "evaluate_every": 300}}
+    others = [
+        sweep(tmp_path, {"train.actor_lr": {"loguniform": [1e-4, 2e-3]}}),
+        sweep(tmp_path, RATES, seed=1),
+        sweep(tmp_path, RATES, metric="sampled_subtasks"),
+        sweep(tmp_path, RATES, "train.env_steps=500"),
+        sweep(tmp_path, RATES, base=longer),
+        sweep(tmp_path, RATES, base=longer, scheduler={"kind": "asha", "grace_steps": 399}),
+    ]
+    assert len({other.key for other in others} | {one.key}) == 7
+
+
+def test_the_order_of_the_keys_changes_nothing(tmp_path: Path) -> None:
+    both = {"train.critic_lr": {"choice": [1e-3, 1e-4]}, **RATES}
+    one, other = sweep(tmp_path, both), sweep(tmp_path, dict(reversed(both.items())))
+    assert one.key == other.key
+    assert list(one.space) == list(other.space)
+
+
+@pytest.mark.parametrize("pattern", ["smoke_sweep", "kitchen_sweep", "maze_sweep", "kitchen_ablation_*"])
+def test_shipped_sweeps_are_valid(pattern: str) -> None:
+    paths = sorted(Path("tune_configs").glob(f"{pattern}.yaml"))
+    assert len(paths) == (4 if "*" in pattern else 1)
+    for path in paths:
+        assert load_sweep(path).examples()
