@@ -40,7 +40,7 @@ class RolloutPlan:
         """Raises `SpirlError` for an artifact that is missing, damaged or of another environment."""
         deterministic = self.mode == "deterministic"
         if self.prior:
-            return prior_policy(Path(self.folder), self.env_id, deterministic=deterministic)
+            return prior_policy(self.folder, deterministic=deterministic)
         trained_for = read_policy_card(Path(self.folder)).environment
         if trained_for != self.env_id:
             raise SpirlError(

@@ -164,7 +164,15 @@ def train(trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Ro
         progress: told of every row of metrics.
         on_evaluation: told of every evaluated snapshot; see `train_policy`.
     """
-    run = TrainingRun(trial.experiment, trial.resolved, trial.seed, trial.skills, trial.policy, trial.config_hash)
+    run = TrainingRun(
+        experiment=trial.experiment,
+        method=trial.method_config,
+        seed=trial.seed,
+        skills=trial.skills,
+        out=trial.policy,
+        config_hash=trial.config_hash,
+        dataset=trial.workspace.dataset,
+    )
     with trial.workspace.locked(trial.policy):
         done = is_trained(run)
         total = trial.experiment.train.env_steps

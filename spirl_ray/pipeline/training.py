@@ -26,7 +26,6 @@ from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC
-from spirl_ray.skills.artifact import load_skills
 
 _RESULT, PROVENANCE = "trained.json", "provenance.json"
 _STEPS_PER_ROW = 1000
@@ -69,8 +68,6 @@ def train_policy(
                 on_evaluation(evaluation)
         return read_json(run.out / _RESULT)
     torch.set_num_threads(1)
-    # Said here rather than by an env runner, which Ray would start again and again.
-    load_skills(run.skills, run.experiment.env.id)
     attempt = Attempt.begin(run.out)
     saved = checkpoints(run.out)
     config = algorithm_config(run)

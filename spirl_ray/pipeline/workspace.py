@@ -23,8 +23,8 @@ from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
 from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.policy.policy import read_policy_card
-from spirl_ray.rl.methods import METHODS, ResolvedMethod, resolve, skill_spec
-from spirl_ray.skills.model import SkillSpec
+from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
+from spirl_ray.skills.spec import SkillSpec
 
 _MARK = "experiment.json"
 _PASSING = "working_dir_files"
@@ -185,12 +185,12 @@ class Trial:
 
     @cached_property
     def spec(self) -> SkillSpec:
-        facts = environment(self.experiment.env.id)
-        return skill_spec(self.experiment, self.method, facts)
+        environment_spec = environment(self.experiment.env.id)
+        return skill_spec(self.experiment.skills, self.method, environment_spec.features, environment_spec.action_dim)
 
     @cached_property
-    def resolved(self) -> ResolvedMethod:
-        return resolve(self.experiment, self.method, self.spec)
+    def method_config(self) -> MethodConfig:
+        return method_config(self.method, self.experiment.train, self.spec)
 
     @cached_property
     def skills_key(self) -> str:
@@ -227,9 +227,7 @@ class Trial:
         for key in ("fixed_alpha", "reward_scale"):
             if train[key] == TrainSettings.model_fields[key].default:
                 del train[key]
-        return fingerprint(
-            self.skills_key, self.experiment.env, train, vars(self.resolved), METHODS[self.method].summary
-        )
+        return fingerprint(self.skills_key, self.experiment.env, train, self.method_config)
 
     @cached_property
     def policy(self) -> Path:
@@ -253,7 +251,7 @@ class Trial:
     @property
     def has_prior(self) -> bool:
         """False for methods that neither start from a learned prior nor stay close to one."""
-        return self.resolved.regulariser == "prior" or self.resolved.policy_init == "prior"
+        return self.method_config.uses_prior
 
     @cached_property
     def prior_rollouts(self) -> Path:
