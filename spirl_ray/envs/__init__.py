@@ -1,4 +1,14 @@
-"""Environments of the project: one flat interface, registered with gymnasium when this package is imported.
+"""Environments: what is known about each, and one way to make them.
+
+A package of one's own adds an environment by ``register_environment``, or by an entry point of the group
+``spirl_ray.environments`` whose name is the environment's id and whose object is an `EnvironmentEntry`::
+
+    # my_package/reach.py
+    ENTRY = EnvironmentEntry(SPEC, "my_package.reach:ReachEnv")
+
+    # pyproject.toml
+    [project.entry-points."spirl_ray.environments"]
+    "mine/Reach-v0" = "my_package.reach:ENTRY"
 
 The modules that simulate are imported when an environment is made, so this import stays light.
 """
@@ -6,48 +16,75 @@ The modules that simulate are imported when an environment is made, so this impo
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import gymnasium
-from gymnasium.envs.registration import load_env_creator
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from pydantic import ValidationError
 
 from spirl_ray.envs.blocks import env as blocks
 from spirl_ray.envs.kitchen import env as kitchen
 from spirl_ray.envs.maze import env as maze
 from spirl_ray.envs.point_pads import env as point_pads
-from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget, ViewSpec
+from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget
+from spirl_ray.episodes.features import Feature
 from spirl_ray.errors import SpirlError
+from spirl_ray.registry import Registry
 
 __all__ = [
+    "EnvironmentEntry",
     "EnvironmentSpec",
     "FloorPlan",
     "PositionTarget",
-    "ViewSpec",
     "environment",
     "episode_limit",
     "make",
-    "observation_dim",
-    "state_dim",
+    "observed_features",
+    "register_environment",
 ]
 
-_ENTRY_POINTS = {
-    blocks.SPEC: "spirl_ray.envs.blocks.env:BlockStackingEnv",
-    kitchen.SPEC: "spirl_ray.envs.kitchen.env:KitchenEnv",
-    maze.SPEC: "spirl_ray.envs.maze.env:MazeEnv",
-    point_pads.SPEC: "spirl_ray.envs.point_pads.env:PointPadsEnv",
-}
-_SPECS = {spec.id: spec for spec in _ENTRY_POINTS}
+GROUP = "spirl_ray.environments"
 
-for _spec, _entry_point in _ENTRY_POINTS.items():
-    if _spec.id not in gymnasium.registry:
-        gymnasium.register(_spec.id, entry_point=_entry_point, max_episode_steps=_spec.max_episode_steps)
+
+class EnvironmentEntry(NamedTuple):
+    """What the table of environments holds for each id."""
+
+    spec: EnvironmentSpec
+    make: str | Callable[..., gymnasium.Env]
+    """A class or function that makes the environment, or its name as "module:Class", imported when it is needed."""
+
+
+ENVIRONMENTS: Registry[EnvironmentEntry] = Registry("environment", group=GROUP)
+
+
+def register_environment(
+    spec: EnvironmentSpec, make: str | Callable[..., gymnasium.Env], *, replace: bool = False
+) -> None:
+    """Adds an environment to this process, and to Gymnasium's own registry.
+
+    Args:
+        spec: its ``id`` is the name in configs, datasets and messages.
+        make: makes the environment from keyword arguments; its observation space is a `gymnasium.spaces.Dict` that
+            holds a Box of `Feature.observed_shape` for each of ``spec.features``.
+        replace: True allows to replace an environment that has this id already.
+
+    Raises:
+        SpirlError: another environment has the id, or Gymnasium does not take it.
+    """
+    entry = ENVIRONMENTS.register(spec.id, EnvironmentEntry(spec, make), replace=replace)
+    gymnasium.registry[spec.id] = _gymnasium_spec(entry)
 
 
 def environment(env_id: str) -> EnvironmentSpec:
-    """The facts about an environment id; raises `SpirlError` for an id that the project does not ship."""
-    if env_id not in _SPECS:
-        raise SpirlError(f"unknown environment {env_id!r}; known environments: {', '.join(sorted(_SPECS))}")
-    return _SPECS[env_id]
+    """The facts about an environment.
+
+    Raises:
+        SpirlError: nobody has registered the id, or the entry point of that name holds something else.
+    """
+    return _entry(env_id).spec
 
 
 def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
@@ -56,41 +93,79 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
     Raises:
         SpirlError: unknown id, an argument that the environment does not take, or a value that it refuses.
     """
-    entry_point = _ENTRY_POINTS[environment(env_id)]
-    accepted = set(inspect.signature(load_env_creator(entry_point)).parameters) | {"max_episode_steps"}
+    entry = _entry(env_id)
+    creator = load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make
+    parameters = inspect.signature(creator).parameters
+    accepted = set(parameters) | {"max_episode_steps"}
     unknown = sorted(set(kwargs) - accepted)
-    if unknown:
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise SpirlError(
             f"{env_id} takes no argument {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(accepted))}"
         )
-    return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    return gymnasium.make(_gymnasium_spec(entry), disable_env_checker=True, **kwargs)
+
+
+def observed_features(env: gymnasium.Env) -> dict[str, Feature]:
+    """The features of a made environment's observations: those of its spec, with the shapes of its own spaces.
+
+    A set of objects may have another number of them than in the data, for instance.
+
+    Raises:
+        SpirlError: a declared feature is missing from the observation space, or has another rank, dtype or number of
+            frames there.
+    """
+    assert env.spec is not None  # `make` gives one to whatever it makes
+    found = env.observation_space
+    if not isinstance(found, spaces.Dict):
+        raise SpirlError(f"{env.spec.id}: the observation space must be a Dict of features, not {found}")
+    return {name: _observed(env.spec.id, name, f, found) for name, f in environment(env.spec.id).features.items()}
+
+
+def _observed(env_id: str, name: str, feature: Feature, found: spaces.Dict) -> Feature:
+    space = found.spaces.get(name)
+    if space is None:
+        raise SpirlError(
+            f"{env_id} has been made without its feature {name!r}; its observations hold {', '.join(found.spaces)}"
+        )
+    expected = feature.observed_shape
+    shape = space.shape if isinstance(space, spaces.Box) else None
+    fits = shape is not None and len(shape) == len(expected) and space.dtype == feature.dtype
+    if shape is None or not fits or (feature.is_image and shape[0] != feature.frames):
+        kind = np.dtype(feature.dtype).name
+        raise SpirlError(
+            f"{env_id}: the feature {name!r} is declared as {kind} {list(expected)}, but its space is {space}"
+        )
+    own = shape[1:] if feature.is_image else shape
+    try:
+        return Feature.model_validate({**feature.model_dump(), "shape": own})
+    except ValidationError as error:
+        raise SpirlError(f"{env_id}: the space of the feature {name!r}: {error.errors()[0]['msg']}") from error
 
 
 def episode_limit(env: gymnasium.Env) -> int:
     """Primitive steps after which a made environment ends its episode; its constructor's arguments can change it."""
-    assert env.spec is not None  # `make` gives one to whatever it makes
+    assert env.spec is not None
     return env.spec.max_episode_steps or environment(env.spec.id).max_episode_steps
 
 
-def observation_dim(env: gymnasium.Env) -> int:
-    """O: leading entries of a made environment's observations that networks may see, state and pixels.
-
-    Raises:
-        SpirlError: the environment has been made without the frames that its facts promise.
-    """
-    assert env.spec is not None
-    facts = environment(env.spec.id)
-    if facts.view is None:
-        return facts.state_dim
-    assert env.observation_space.shape is not None
-    size = env.observation_space.shape[0]
-    if size <= facts.view.pixels:
-        raise SpirlError(f"{facts.id} has been made without its camera, but its frames are needed here")
-    return size
+def _entry(env_id: str) -> EnvironmentEntry:
+    found: object = ENVIRONMENTS[env_id]
+    if not isinstance(found, EnvironmentEntry) or found.spec.id != env_id:
+        raise SpirlError(
+            f"The entry point {env_id!r} of {GROUP} must be an EnvironmentEntry whose spec has that id, not {found!r}."
+        )
+    return found
 
 
-def state_dim(env: gymnasium.Env) -> int:
-    """S of a made environment; its constructor's arguments can change it where there is a view."""
-    assert env.spec is not None
-    view = environment(env.spec.id).view
-    return observation_dim(env) - (view.pixels if view is not None else 0)
+def _gymnasium_spec(entry: EnvironmentEntry) -> EnvSpec:
+    """What Gymnasium needs to make the environment, its time limit included."""
+    try:
+        return EnvSpec(entry.spec.id, entry_point=entry.make, max_episode_steps=entry.spec.max_episode_steps)
+    except gymnasium.error.Error as error:
+        raise SpirlError(f"{entry.spec.id!r} is no environment id that Gymnasium takes: {error}") from error
+
+
+register_environment(blocks.SPEC, "spirl_ray.envs.blocks.env:BlockStackingEnv")
+register_environment(kitchen.SPEC, "spirl_ray.envs.kitchen.env:KitchenEnv")
+register_environment(maze.SPEC, "spirl_ray.envs.maze.env:MazeEnv")
+register_environment(point_pads.SPEC, "spirl_ray.envs.point_pads.env:PointPadsEnv")

@@ -1,15 +1,17 @@
-"""What the rest of the program knows about an environment, and the table of those it ships."""
+"""What the rest of the program knows about an environment."""
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
+from spirl_ray.episodes.features import Features, Observation
 from spirl_ray.errors import SpirlError
 
 
@@ -21,58 +23,32 @@ class PositionTarget:
     leaves the target where the demonstration had it.
     """
 
+    feature: str
+    """Name of the vector feature that holds q."""
     positions: tuple[int, ...]
-    """Entries of the state that hold q, one for each action dimension."""
+    """Entries of that feature, one for each action dimension."""
     gain: tuple[float, ...]
-    """Position units for an action of 1, one for each action dimension."""
-    objects: tuple[int, ...] = ()
-    """Entries of the state that are not under direct control and may be perturbed without relabelling."""
+    """Position units that an action of 1 moves the target by, one for each action dimension."""
+    objects: tuple[str, ...] = ()
+    """Names of features that are not under direct control and may be perturbed without relabelling."""
 
 
-Frames = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.uint8]]
-"""Episode numbers [B] and states [B, S] -> grey frames uint8 [B, N, N]."""
-
-
-@dataclass(frozen=True)
-class ViewSpec:
-    """The environment shows images: its observation is the state, then the newest frames, oldest first, and no more.
-
-    Skills and prior see frames and egocentric entries, so the rest of the state may have another size in the target
-    (`spirl_ray.envs.state_dim`) than in the data.
-    """
-
-    frames: int
-    """Frames in an observation, of successive primitive steps."""
-    size: int
-    """Pixels N of a frame's side."""
-    egocentric: tuple[int, ...]
-    """State entries of the agent itself that mean the same in the target as in the data, such as its velocity."""
-    renderer: Callable[[Sequence[Mapping[str, Any]]], Frames] | None = None
-    """From the metadata of episodes to what renders their frames. None: episodes hold them (`Episode.frames`)."""
-
-    @property
-    def pixels(self) -> int:
-        return self.frames * self.size * self.size
-
-
-@dataclass(frozen=True)
-class ObjectSpec:
-    """The state lists alike objects in an order that tells nothing; see `spirl_ray.rl.objects`."""
-
-    agent: tuple[int, ...]
-    """State entries with the agent's position."""
-    first: int
-    """From this entry on, the state holds nothing but the objects' positions, in the agent's coordinates."""
-    up: int
-    """Which of these coordinates is the height."""
-    size: float
-    """Of an object, in these coordinates."""
+Renderer = Callable[[NDArray[np.int64], Observation], NDArray[np.uint8]]
+"""Episode numbers [B] and, by name, the stored features [B, ...] of these steps that are no images -> images uint8
+[B, height, width, channels]."""
+MakeRenderer = Callable[[Sequence[Mapping[str, Any]]], Renderer]
+"""The metadata of episodes -> what renders a feature of these episodes; they are numbered as in the sequence."""
+RenderRecorded = Callable[[Mapping[str, Any], Observation, Sequence[int]], list[NDArray[np.uint8]]]
+"""The metadata of an episode, its stored features [T+1, ...] by name, and some of its steps -> a picture of each of
+these steps, uint8 [height, width, 3]."""
 
 
 @dataclass(frozen=True)
 class FloorPlan:
-    """Where an agent can be: the positions are the first two entries of the state, in cells."""
+    """Where an agent can be, for environments in which it moves over a floor of cells."""
 
+    feature: str
+    """Name of the vector feature whose first two entries are the agent's position, in cells."""
     walls: NDArray[np.bool_]
     """[X, Y]; cell (i, j) spans positions from i - 0.5 to i + 0.5 and from j - 0.5 to j + 0.5."""
     start: tuple[int, int] | None
@@ -80,17 +56,18 @@ class FloorPlan:
     goal_radius: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EnvironmentSpec:
     """Facts about one environment id that data, skills and training share.
 
-    An observation starts with the state. With a view, the pixels of its frames (0 to 255) follow; without, what
-    follows (a constant goal) is not shown to networks.
+    Raises:
+        SpirlError: the facts contradict each other; the message names the environment and the field.
     """
 
     id: str
-    state_dim: int
-    """S of the states in datasets."""
+    features: Features
+    """The features of an observation by name, with their shapes in datasets. An environment that is made with other
+    arguments may have another number of objects, see `spirl_ray.envs.observed_features`."""
     action_dim: int
     """Actions are float32 in [-1, 1]."""
     max_episode_steps: int
@@ -103,19 +80,44 @@ class EnvironmentSpec:
     """What the literature calls the number of completed subtasks, plus `score_before`."""
     score_before: int = 0
     """The score where none is complete."""
-    view: ViewSpec | None = None
     position_target: PositionTarget | None = None
-    objects: ObjectSpec | None = None
     expert: str | None = None
     """What `generate` gives, as "module:function"; imported when it is asked for."""
-    pictures: Callable[[Mapping[str, Any], NDArray[np.float32], Sequence[int]], list[NDArray[np.uint8]]] | None = None
-    """From an episode's metadata, states [T+1, S] and some of its steps to pictures uint8 [N, N, 3] of these steps."""
+    renderers: Mapping[str, MakeRenderer] = field(default_factory=dict)
+    """What renders the features that episodes do not store, by their names."""
+    render_recorded: RenderRecorded | None = None
+    """Draws recorded episodes for people, in contact sheets and videos."""
     floor_plan: Callable[[Any], FloorPlan] | None = None
     """The plan of an environment that has been made, where exploration can be drawn."""
-    minari_states: Callable[[Any], Any] | None = None
-    """Maps the observations of a Minari episode (array [T+1, ·] or dict of them) to states float32 [T+1, S]."""
-    completed: Callable[[NDArray[np.float32]], list[str]] | None = None
-    """Subtasks completed along recorded states [T+1, S], in order, for sources that do not tell."""
+    minari_observations: Callable[[Any], Observation] | None = None
+    """Maps the observations of a Minari episode (array [T+1, ·] or dict of them) to the stored features by name, each
+    [T+1, *shape]."""
+    completed: Callable[[Observation], list[str]] | None = None
+    """The subtasks completed along recorded features [T+1, ...] by name, in order, for sources that do not tell."""
+
+    def __post_init__(self) -> None:
+        for name in self.features:
+            if self.features[name].stored == (name in self.renderers):
+                raise self._wrong(f"features: {name!r} must be either stored or have a renderer")
+        if unknown := sorted(set(self.renderers) - set(self.features)):
+            raise self._wrong(f"renderers: there is no feature {unknown[0]!r}")
+        for name, feature in self.features.items():
+            if feature.objects is not None:
+                self._vector("objects.agent of " + name, feature.objects.agent, feature.shape[1])
+        if (target := self.position_target) is not None:
+            self._vector("position_target.feature", target.feature, 1 + max(target.positions, default=0))
+            for name in target.objects:
+                if name not in self.features or self.features[name].is_image:
+                    raise self._wrong(f"position_target.objects: {name!r} is not the name of a feature of numbers")
+            if not len(target.positions) == len(target.gain) == self.action_dim:
+                raise self._wrong(f"position_target: needs a position and a gain for each of {self.action_dim} actions")
+
+    def _vector(self, where: str, name: str, entries: int) -> None:
+        if name not in self.features or len(shape := self.features[name].shape) != 1 or shape[0] < entries:
+            raise self._wrong(f"{where}: {name!r} is not the name of a vector feature of {entries} or more entries")
+
+    def _wrong(self, what: str) -> SpirlError:
+        return SpirlError(f"environment {self.id!r}: {what}")
 
     @property
     def generate(self) -> Callable[..., Iterator[Any]]:
@@ -131,7 +133,19 @@ class EnvironmentSpec:
         found: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.expert)
         return found
 
-    @property
-    def stored_frames(self) -> int | None:
-        """Pixels of a side of the frames that episodes hold; None where there are none, or they are rendered."""
-        return self.view.size if self.view is not None and self.view.renderer is None else None
+
+def observation_space(features: Features, limit: float = np.inf) -> spaces.Dict:
+    """The space of an observation with these features: a Box of `Feature.observed_shape` for each.
+
+    Args:
+        features: by name.
+        limit: numbers are between -limit and limit; image entries always are from 0 to 255.
+    """
+    return spaces.Dict(
+        {
+            name: spaces.Box(0, 255, feature.observed_shape, np.uint8)
+            if feature.is_image
+            else spaces.Box(-limit, limit, feature.observed_shape, np.float32)
+            for name, feature in features.items()
+        }
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -87,3 +87,13 @@ class Feature(BaseModel):
 
 Features = Mapping[str, Feature]
 """The features of an environment or a dataset, in the order in which they are declared."""
+
+
+def stack_observations(observations: Sequence[Observation]) -> dict[str, Array]:
+    """The features of successive observations, each [T, ...], by name."""
+    return {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
+
+
+def stored_features(features: Features) -> dict[str, Feature]:
+    """Those that episodes hold."""
+    return {name: feature for name, feature in features.items() if feature.stored}

@@ -20,14 +20,14 @@ from spirl_ray.envs.blocks.world import (
     BLOCK_HALF,
     BLOCK_SIDE,
     DENSITIES,
-    ROBOT_STATE,
-    STATE_LIMIT,
+    OBSERVATION_LIMIT,
     STEP_SECONDS,
     BlockWorld,
     Touches,
 )
 from spirl_ray.envs.offscreen import OffscreenCamera
-from spirl_ray.envs.spec import EnvironmentSpec, ObjectSpec, ViewSpec
+from spirl_ray.envs.spec import EnvironmentSpec, observation_space
+from spirl_ray.episodes.features import Array, Feature, Features, ObjectSet, Observation
 from spirl_ray.errors import SpirlError
 
 Reward = Literal["dense", "sparse"]
@@ -40,7 +40,7 @@ PLACE_SPREAD = 0.01  # m, half-width of the uniform displacement of each block a
 HAND_SPREAD = 0.1  # m, likewise of the hand
 HAND_START = 0.35  # m
 
-FRAMES, VIEW_SIZE = 2, 32
+VIEW_SIZE = 32
 PICTURE_SHAPE = 5 / 3  # width over height
 
 GRASP_STEPS = 5
@@ -106,12 +106,22 @@ class Building:
         return Progress(tower, lifted, delivered)
 
 
-class BlockStackingEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+def features(n_blocks: int, camera: bool = True) -> Features:
+    """The features of an observation, see `BlockStackingEnv`."""
+    numbers = {
+        "hand": Feature(shape=(3,)),
+        "gripper": Feature(shape=(6,), role="proprioception"),
+        "blocks": Feature(shape=(n_blocks, 3), objects=ObjectSet(agent="hand", up=2, size=BLOCK_SIDE)),
+    }
+    image = Feature(shape=(VIEW_SIZE, VIEW_SIZE, 1), role="image", frames=2)
+    return {**numbers, "camera": image} if camera else numbers
+
+
+class BlockStackingEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
     """Build a high tower; the episode ends by its time limit alone.
 
-    Observation, float32 [8 + 3 n + 2 · 32 · 32]: hand position (m), velocity (m/s), angle (rad), opening (0 closed to
-    1 open) and the positions of the n blocks (m), clipped to ±2, then grey frames (0 to 255) of the step before and
-    of now, from a camera that moves with the hand.
+    Observation: "hand", "gripper" and "blocks" (`BlockWorld.observe`), and "camera" uint8 [2, 32, 32, 1], grey images of
+    the step before and of now, from a camera that moves with the hand.
     Action, float32 [3] in [-1, 1]: velocity along y and z, 1 is 0.05 m a step; then the grip, above 0.5 closed, below
     -0.5 open and half open between, where magnitudes from 0.3 to 0.7 keep what was.
     Reward: see `Progress.reward`. ``info["completed"]`` names the heights of towers that have stood, and
@@ -120,12 +130,12 @@ class BlockStackingEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     Args:
         n_blocks: 1 to 20.
         reward: "dense" or "sparse" (the height alone).
-        camera: False leaves the frames out of the observation, and needs no OpenGL.
+        camera: False leaves the images out of the observation, and needs no OpenGL.
         render_mode: None or "rgb_array".
         render_width: of a picture, pixels.
 
     Raises:
-        SpirlError: an argument out of range; from `reset` on, where frames are wanted and OpenGL does not work.
+        SpirlError: an argument out of range; from `reset` on, where images are wanted and OpenGL does not work.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / STEP_SECONDS}  # noqa: RUF012
@@ -149,18 +159,14 @@ class BlockStackingEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.render_width = render_width
         self._eye: AgentCamera | None = None
         self._picture: OffscreenCamera | None = None
-        self._frame = np.zeros((VIEW_SIZE, VIEW_SIZE), np.uint8)
+        self._frame = np.zeros((VIEW_SIZE, VIEW_SIZE, 1), np.uint8)
         self._building = Building(n_blocks)
-        dim = ROBOT_STATE + 3 * n_blocks
-        low = np.full(dim + FRAMES * VIEW_SIZE**2 * camera, -STATE_LIMIT, np.float32)
-        high = -low
-        low[dim:], high[dim:] = 0.0, 255.0
-        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+        self.observation_space = observation_space(features(n_blocks, camera), OBSERVATION_LIMIT)
         self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
         super().reset(seed=seed)
         n = self.world.n_blocks
         row = SPACING * (n - 1)
@@ -173,7 +179,7 @@ class BlockStackingEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             self._frame = self._look()
         return self._observe(), self._info(self._follow())
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         """One step of 0.1 s; raises `SpirlError` for an action that is not three finite numbers."""
         self.world.advance(action)
         progress = self._follow()
@@ -210,12 +216,12 @@ class BlockStackingEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             self._eye = AgentCamera(self.world)
         return self._eye.frame()
 
-    def _observe(self) -> NDArray[np.float32]:
-        state = self.world.state()
+    def _observe(self) -> dict[str, Array]:
+        numbers = self.world.observe()
         if not self.camera:
-            return state
+            return {**numbers}
         before, self._frame = self._frame, self._look()
-        return np.concatenate([state, before.ravel(), self._frame.ravel()], dtype=np.float32)
+        return {**numbers, "camera": np.stack([before, self._frame])}
 
 
 class AgentCamera:
@@ -227,20 +233,21 @@ class AgentCamera:
         self._camera = OffscreenCamera(world.model, VIEW_SIZE, VIEW_SIZE, "agent", sky=False)
 
     def frame(self) -> NDArray[np.uint8]:
-        """What it sees now, grey uint8 [32, 32]."""
-        return self._camera.picture(self._world.data).mean(axis=-1).astype(np.uint8)
+        """What it sees now, grey uint8 [32, 32, 1]."""
+        return self._camera.picture(self._world.data).mean(axis=-1, keepdims=True).astype(np.uint8)
 
     def close(self) -> None:
         self._camera.close()
 
 
-def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """The scene at some steps of recorded states, see `EnvironmentSpec.pictures`."""
-    n_blocks = (states.shape[1] - ROBOT_STATE) // 3
-    env = BlockStackingEnv(n_blocks, camera=False, render_mode="rgb_array", render_width=400)
+def render_recorded(
+    metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
+) -> list[NDArray[np.uint8]]:
+    """Pictures of the scene at some steps of an episode, see `RenderRecorded`."""
+    env = BlockStackingEnv(observations["blocks"].shape[1], camera=False, render_mode="rgb_array", render_width=400)
     frames = []
     for step in steps:
-        env.world.show(states[step])
+        env.world.show({name: values[step] for name, values in observations.items()})
         frames.append(env.render())
     env.close()
     return [frame for frame in frames if frame is not None]
@@ -248,15 +255,13 @@ def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Se
 
 SPEC = EnvironmentSpec(
     id="spirl/BlockStacking-v0",
-    state_dim=ROBOT_STATE + 3 * DATA_BLOCKS,
+    features=features(DATA_BLOCKS),
     action_dim=3,
     max_episode_steps=TARGET_STEPS,
     subtasks=subtasks(TARGET_BLOCKS),
     target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
     score="tower_height",
     score_before=1,
-    view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(1, *range(3, ROBOT_STATE))),
-    objects=ObjectSpec(agent=(0, 1, 2), first=ROBOT_STATE, up=2, size=BLOCK_SIDE),
     expert="spirl_ray.envs.blocks.expert:generate",
-    pictures=pictures,
+    render_recorded=render_recorded,
 )

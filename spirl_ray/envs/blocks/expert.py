@@ -33,10 +33,10 @@ from spirl_ray.envs.blocks.world import (
     TIP_BELOW_HAND,
     BlockWorld,
 )
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Array, stack_observations
 from spirl_ray.errors import SpirlError
 
-Array = NDArray[np.float64]
 Moves = Iterator[tuple[float, float, float]]
 """Actions y, z, grip; the world moves on between two of them."""
 Waypoint = Callable[[], tuple[float, float]]
@@ -179,12 +179,12 @@ def generate(
 
     Args:
         indices: of the episodes.
-        seed: of the data set; an episode depends on (seed, index, options) alone, its frames also on the OpenGL.
+        seed: of the data set; an episode depends on (seed, index, options) alone, its images also on the OpenGL.
         subgoal_noise: standard deviation (m) of the Gaussian displacement of way-points; one in seven is far off.
         action_noise: standard deviation of the Gaussian noise on y and z, which is part of the recorded actions.
 
     Yields:
-        Episodes with frames and dense rewards, until the last block is let go; None where the tower did not stand
+        Episodes with images and dense rewards, until the last block is let go; None where the tower did not stand
         after 250 steps or has fallen.
         ``metadata``: "tower" (the blocks of the planned tower from below), "done" (how many lie on others at the
         start), "completed" (heights that have been reached since).
@@ -220,12 +220,11 @@ def demonstrate(
     subgoal_noise: float,
     action_noise: float,
 ) -> Episode | None:
-    """One episode of `generate`, with that id; without frames if there is no camera."""
+    """One episode of `generate`, with that id; without images if there is no camera."""
     order, done = _begin(world, rng)
     goal = done + 1 + STACKS_TO_DO
     building = Building(DATA_BLOCKS)
-    states = [world.state()]
-    frames = [camera.frame()] if camera is not None else []
+    observations = [_observe(world, camera)]
     actions: list[NDArray[np.float32]] = []
     rewards: list[float] = []
     for move in _moves(_Builder(world, rng, subgoal_noise), order, done):
@@ -235,9 +234,7 @@ def demonstrate(
         actions.append(np.clip(move + noise, -1.0, 1.0).astype(np.float32))
         world.advance(actions[-1])
         rewards.append(building.follow(world.touches(), world.positions[:, 2]).reward("dense"))
-        states.append(world.state())
-        if camera is not None:
-            frames.append(camera.frame())
+        observations.append(_observe(world, camera))
     # Waiting for the tower to stand is no part of the demonstration: skills would learn to idle at finished towers.
     for _ in range(STANDING_STEPS):
         world.advance(_WAIT)
@@ -246,14 +243,17 @@ def demonstrate(
         return None
     return Episode(
         id=name,
-        states=np.stack(states),
+        observations=stack_observations(observations),
         actions=np.stack(actions),
         rewards=np.array(rewards, np.float32),
         terminated=False,
         truncated=True,
         metadata={"tower": order[:goal], "done": done, "completed": list(subtasks(building.highest)[done:])},
-        frames=np.stack(frames) if frames else None,
     )
+
+
+def _observe(world: BlockWorld, camera: AgentCamera | None) -> dict[str, Array]:
+    return world.observe() | ({} if camera is None else {"camera": camera.frame()})
 
 
 def _moves(builder: _Builder, order: Sequence[int], done: int) -> Moves:

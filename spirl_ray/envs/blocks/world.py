@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spirl_ray.envs.offscreen import load_mujoco
+from spirl_ray.episodes.features import Observation
 from spirl_ray.errors import SpirlError
 
 Array = NDArray[np.float64]
@@ -26,10 +27,8 @@ TABLE_HALF = (0.6, 1.2, 0.4)
 MOST_BLOCKS = 20
 """So many fit on the table with a finger's width between them."""
 
-ROBOT_STATE = 8
-"""Leading entries of a state: position 3 (m), velocity 3 (m/s), angle (rad), opening (0 closed, 1 open)."""
-STATE_LIMIT = 2.0
-"""States are clipped to ± this."""
+OBSERVATION_LIMIT = 2.0
+"""Observed numbers are clipped to ± this."""
 
 TIP_BELOW_HAND = 0.13
 """Between the fingertips is the point that grasps, below the hand, whose position the state tells."""
@@ -234,20 +233,28 @@ class BlockWorld:
         """Centres [n, 3] of the blocks."""
         return self.data.qpos[_JOINTS:].reshape(self.n_blocks, 7)[:, :3].copy()
 
-    def state(self) -> NDArray[np.float32]:
-        """float32 [8 + 3 n], see `ROBOT_STATE`, then the blocks' positions; clipped to ±2."""
+    def observe(self) -> dict[str, NDArray[np.float32]]:
+        """What can be told in numbers, float32, clipped to ±2.
+
+        "hand" [3] is its position (m); "gripper" [6] is its place along the table (y, m), its velocity (3, m/s), angle
+        (rad) and opening (0 closed, 1 open); "blocks" [n, 3] are the positions of the blocks' centres (m).
+        """
         data = self.data
         opening = data.qpos[4:_JOINTS].mean() / FINGER_TRAVEL
-        entries = (data.qpos[:3], data.qvel[:3], data.qpos[3:4], (opening,), self.positions.ravel())
-        return np.clip(np.concatenate(entries), -STATE_LIMIT, STATE_LIMIT).astype(np.float32)
+        gripper = np.concatenate([data.qpos[1:2], data.qvel[:3], data.qpos[3:4], (opening,)])
+        found = {"hand": data.qpos[:3], "gripper": gripper, "blocks": self.positions}
+        return {
+            name: np.clip(values, -OBSERVATION_LIMIT, OBSERVATION_LIMIT).astype(np.float32)
+            for name, values in found.items()
+        }
 
-    def show(self, state: NDArray[np.floating]) -> None:
-        """Puts everything where a state [8 + 3 n] has it, upright, for states do not tell how blocks lie."""
-        data, robot = self.data, np.asarray(state[:ROBOT_STATE], np.float64)
-        data.qpos[:3], data.qpos[3], data.qpos[4:_JOINTS] = robot[:3], robot[6], robot[7] * FINGER_TRAVEL
+    def show(self, observation: Observation) -> None:
+        """Puts everything where `observe` saw it, upright, because observations do not tell how blocks lie."""
+        data, (hand, gripper, blocks) = self.data, (observation[name] for name in ("hand", "gripper", "blocks"))
+        data.qpos[:3], data.qpos[3], data.qpos[4:_JOINTS] = hand, gripper[4], gripper[5] * FINGER_TRAVEL
         poses = data.qpos[_JOINTS:].reshape(self.n_blocks, 7)
         poses[:] = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
-        poses[:, :3] = np.reshape(state[ROBOT_STATE:], (self.n_blocks, 3))
+        poses[:, :3] = blocks
         self._mujoco.mj_forward(self.model, data)
 
     @contextmanager

@@ -21,12 +21,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from spirl_ray.envs.offscreen import OffscreenCamera, load_mujoco
-from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
+from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
+from spirl_ray.episodes.features import Feature, Observation
 from spirl_ray.errors import SpirlError
 
 DEFAULT_TASKS = ("microwave", "kettle", "light switch", "slide cabinet")
 
-# Entries of the 30-d state (joint positions) that a subtask is about, and the values that solve it.
+# Entries of the 30 joint positions (the robot's 9, then the objects' 21) that a subtask is about, and the values that
+# solve it.
 GOALS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
     "microwave": ((22,), (-0.75,)),
     "kettle": ((23, 24, 25, 26, 27, 28, 29), (-0.23, 0.75, 1.62, 0.99, 0.0, 0.0, -0.06)),
@@ -39,8 +41,9 @@ GOALS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
 SUCCESS_DISTANCE = 0.3
 """A subtask is complete within this Euclidean distance of its goal, over its own entries (rad and m)."""
 
-STATE_DIM = 30
-ROBOT_DIM = 9
+ROBOT_DIM, OBJECT_DIM = 9, 21
+JOINTS = ROBOT_DIM + OBJECT_DIM
+FEATURES = {"robot": Feature(shape=(ROBOT_DIM,), role="proprioception"), "objects": Feature(shape=(OBJECT_DIM,))}
 SUBSTEPS = 40  # of 2 ms each: one step is 0.08 s
 STEP_SECONDS = 0.08
 VELOCITY_AT_FULL_ACTION = 2.0  # rad/s for the arm, m/s for the fingers: all nine actions scale alike
@@ -50,7 +53,7 @@ GAIN = VELOCITY_AT_FULL_ACTION * STEP_SECONDS
 TARGET_LOW = np.array([-2.9, -1.8, -2.9, -3.1, -2.9, 0.0, -2.9, 0.0, 0.0])
 TARGET_HIGH = np.array([2.9, 1.8, 2.9, 0.0, 2.9, 3.8, 2.9, 0.04, 0.04])
 
-# Half-width of the uniform sensor noise at a noise ratio of 1 (franka_config.xml, in the order of the state).
+# Half-width of the uniform sensor noise at a noise ratio of 1 (franka_config.xml, in the order of the joints).
 # FrankaKitchen-v1 reads the object part one entry too early; D4RL, and so this module, does not.
 NOISE_AMPLITUDE = np.array(
     [0.1] * 9 + [0.005] * 2 + [0.0005] * 6 + [0.005] * 3 + [0.1] * 3 + [0.005] * 3 + [0.1] * 3 + [0.005]
@@ -67,15 +70,15 @@ INITIAL_POSITIONS = np.array([
 # fmt: on
 
 
-def minari_states(observations: Any) -> NDArray[np.float32]:
-    """The 30-d states of a Minari ``D4RL/kitchen`` episode.
+def minari_observations(observations: Any) -> Observation:
+    """The features of a Minari ``D4RL/kitchen`` episode.
 
     Args:
         observations: array [T+1, 59] or a mapping that holds it under "observation": robot positions 9, robot
             velocities 9, object positions 21, object velocities 20.
 
     Returns:
-        float32 [T+1, 30]: robot positions and object positions.
+        "robot" float32 [T+1, 9] and "objects" float32 [T+1, 21], the positions.
 
     Raises:
         SpirlError: the observations are not those of the Franka kitchen.
@@ -89,35 +92,50 @@ def minari_states(observations: Any) -> NDArray[np.float32]:
     array = np.asarray(observations)
     if array.ndim != 2 or array.shape[1] != 59:
         raise SpirlError(f"kitchen observations must have shape [T+1, 59], these have {list(array.shape)}")
-    return np.concatenate([array[:, :9], array[:, 18:39]], axis=1).astype(np.float32)
+    return split_joints(np.concatenate([array[:, :9], array[:, 18:39]], axis=1))
 
 
-def goal_distance(states: NDArray[np.floating], task: str) -> NDArray[np.float64]:
-    """Distance [...] of states [..., 30] from a subtask's goal, over its own entries (rad and m)."""
+def split_joints(positions: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
+    """The features float32 [..., 9] and [..., 21] of joint positions [..., 30]."""
+    robot, objects = np.split(positions.astype(np.float32), [ROBOT_DIM], axis=-1)
+    return {"robot": robot, "objects": objects}
+
+
+def joint_positions(observation: Observation) -> NDArray[np.float32]:
+    """Inverse of `split_joints`."""
+    return np.concatenate([observation["robot"], observation["objects"]], axis=-1, dtype=np.float32)
+
+
+def goal_distance(positions: NDArray[np.floating], task: str) -> NDArray[np.float64]:
+    """Distance [...] of joint positions [..., 30] from a subtask's goal, over its own entries (rad and m)."""
     indices, values = GOALS[task]
-    difference: NDArray[np.float64] = states[..., list(indices)] - np.array(values)
+    difference: NDArray[np.float64] = positions[..., list(indices)] - np.array(values)
     return np.sqrt((difference**2).sum(-1))
 
 
-def completed_subtasks(states: NDArray[np.floating]) -> list[str]:
-    """Subtasks that are completed along the states [T+1, 30] of an episode, in the order of their completion.
+def completed_subtasks(observations: Observation) -> list[str]:
+    """Subtasks that are completed along the features [T+1, ...] of an episode, in the order of their completion.
 
     One that is complete at the start is not among them. Of the same step, they come in the order of `GOALS`.
     """
+    positions = joint_positions(observations)
     firsts: list[tuple[int, str]] = []
     for task in GOALS:
-        complete = goal_distance(states, task) < SUCCESS_DISTANCE
+        complete = goal_distance(positions, task) < SUCCESS_DISTANCE
         if complete.any() and not complete[0]:
             firsts.append((int(complete.argmax()), task))
     return [task for _, task in sorted(firsts, key=lambda first: first[0])]
 
 
-def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """The kitchen at some steps of recorded states, see `EnvironmentSpec.pictures`."""
+def render_recorded(
+    metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
+) -> list[NDArray[np.uint8]]:
+    """Pictures of the kitchen at some steps of an episode, see `RenderRecorded`."""
+    positions = joint_positions(observations)
     env = KitchenEnv(render_mode="rgb_array", render_size=240)
     frames = []
     for step in steps:
-        env.data.qpos[:] = states[step]
+        env.data.qpos[:] = positions[step]
         env._mujoco.mj_forward(env.model, env.data)
         frames.append(env.render())
     env.close()
@@ -126,28 +144,32 @@ def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Se
 
 SPEC = EnvironmentSpec(
     id="spirl/Kitchen-v0",
-    state_dim=STATE_DIM,
+    features=FEATURES,
     action_dim=ROBOT_DIM,
     max_episode_steps=280,
     subtasks=tuple(GOALS),
     target=lambda kwargs: kwargs.get("tasks", DEFAULT_TASKS),
     position_target=PositionTarget(
+        feature="robot",
         positions=tuple(range(ROBOT_DIM)),
         gain=(GAIN,) * ROBOT_DIM,
-        objects=tuple(range(ROBOT_DIM, STATE_DIM)),
+        objects=("objects",),
     ),
     expert="spirl_ray.envs.kitchen.experts:generate",
-    pictures=pictures,
-    minari_states=minari_states,
+    render_recorded=render_recorded,
+    minari_observations=minari_observations,
     completed=completed_subtasks,
 )
 
 
-class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+Sensed = dict[str, NDArray[np.float32]]
+
+
+class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
     """D4RL's kitchen: a Franka arm that has to bring some of seven objects to their goals, in any order.
 
-    Observation, float32 [60]: noisy joint positions of the robot (7 arm joints in rad, 2 fingers in m) and of
-    the objects (21, rad or m), then the goal (30), which is zero outside the entries of the target subtasks.
+    Observation: the noisy joint positions of the robot ("robot", float32 [9]: 7 arm joints in rad, 2 fingers in m)
+    and of the objects ("objects", float32 [21], rad or m). The goal is not in it, because it never changes.
     Action, float32 [9] in [-1, 1]: position target = *noisy* robot position + 0.16 · action, held for 0.08 s.
     The fingers have the arm's gain, but their target is clipped to 0–4 cm, so they open or close at once.
     Reward: +1 for each target subtask that is newly complete, judged on the noisy object positions.
@@ -184,26 +206,22 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.enforce_order = enforce_order
         self.render_mode = render_mode
         self.render_size = render_size
-        self.observation_space = spaces.Box(-np.inf, np.inf, (2 * STATE_DIM,), np.float32)
+        self.observation_space = observation_space(FEATURES)
         self.action_space = spaces.Box(-1.0, 1.0, (ROBOT_DIM,), np.float32)
 
         self._mujoco = mujoco = load_mujoco()
         self.model = mujoco.MjModel.from_xml_path(str(scene_path()))
         self.data = mujoco.MjData(self.model)
         self._noise = NOISE_AMPLITUDE * np.r_[[robot_noise] * 9, [object_noise] * 21]
-        self._goal = np.zeros(STATE_DIM, dtype=np.float32)
         self._targets: list[tuple[str, NDArray[np.intp], NDArray[np.float64]]] = []
         for task in self.tasks:
             indices, values = np.array(GOALS[task][0]), np.array(GOALS[task][1])
-            self._goal[indices] = values
             self._targets.append((task, indices, values))
         self._sensed = INITIAL_POSITIONS.copy()
         self._completed: tuple[str, ...] = ()
         self._camera: OffscreenCamera | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Sensed, dict[str, Any]]:
         super().reset(seed=seed)
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] = INITIAL_POSITIONS
@@ -211,7 +229,7 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._completed = ()
         return self._sense(), {"completed": self._completed}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Sensed, float, bool, bool, dict[str, Any]]:
         """One step of 0.08 s; raises `SpirlError` for an action that is not nine finite numbers."""
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (ROBOT_DIM,) or not np.isfinite(command).all():
@@ -243,10 +261,10 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             self._camera.close()
             self._camera = None
 
-    def _sense(self) -> NDArray[np.float32]:
-        noise = self._noise * self.np_random.uniform(-1.0, 1.0, STATE_DIM)
+    def _sense(self) -> Sensed:
+        noise = self._noise * self.np_random.uniform(-1.0, 1.0, JOINTS)
         self._sensed = self.data.qpos + noise
-        return np.concatenate([self._sensed.astype(np.float32), self._goal])
+        return split_joints(self._sensed)
 
     def _newly_completed(self) -> tuple[str, ...]:
         newly: list[str] = []

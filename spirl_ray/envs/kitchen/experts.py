@@ -17,12 +17,13 @@ from spirl_ray.envs.kitchen.env import (
     GOALS,
     ROBOT_DIM,
     SPEC,
-    STATE_DIM,
     KitchenEnv,
+    Sensed,
     checked_tasks,
     goal_distance,
 )
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import stack_observations
 from spirl_ray.errors import SpirlError
 
 CHAIN_LENGTH = 4
@@ -250,11 +251,11 @@ def generate(
         keep_failures: yield the first attempt even if it failed, instead of trying again.
 
     Yields:
-        Episodes with the environment's noisy states, its rewards for all seven subtasks, and the executed actions;
-        None for a chain that failed in every attempt. ``metadata``: "tasks" (the chain), "completed" (all seven
+        Episodes with the environment's noisy observations, its rewards for all seven subtasks, and the executed
+        actions; None for a chain that failed in every attempt. ``metadata``: "tasks" (the chain), "completed" (all seven
         subtasks count, in order), "solved" (whether the chain is among them), "failed_attempts" (what the attempts
-        before this one completed), "environment_seed" (of the reset; the actions replayed after it give the same
-        states).
+        before this one completed), "environment_seed" (of the reset; the actions replayed after it give the
+        same observations).
 
     Raises:
         SpirlError: unknown or repeated subtasks, negative noise.
@@ -300,19 +301,19 @@ class _Recording:
     env: KitchenEnv
     chain: tuple[str, ...]
     environment_seed: int
-    states: list[NDArray[np.float32]] = field(default_factory=list)
+    observations: list[Sensed] = field(default_factory=list)
     actions: list[NDArray[np.float32]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     completed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         observation, _ = self.env.reset(seed=self.environment_seed)
-        self.states.append(observation[:STATE_DIM])
+        self.observations.append(observation)
 
     def step(self, action: Vector) -> None:
         executed = np.clip(action, -1.0, 1.0).astype(np.float32)
         observation, reward, _, _, info = self.env.step(executed)
-        self.states.append(observation[:STATE_DIM])
+        self.observations.append(observation)
         self.actions.append(executed)
         self.rewards.append(reward)
         self.completed = info["completed"]
@@ -328,7 +329,7 @@ class _Recording:
     def episode(self, name: str, failed_attempts: Sequence[tuple[str, ...]]) -> Episode:
         return Episode(
             id=name,
-            states=np.stack(self.states),
+            observations=stack_observations(self.observations),
             actions=np.stack(self.actions),
             rewards=np.array(self.rewards, np.float32),
             terminated=False,

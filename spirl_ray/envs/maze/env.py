@@ -7,7 +7,7 @@ corridors in the one finds its way in the other. Physics as in D4RL's maze (Fu e
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from spirl_ray.envs.maze import layout as maze_layout
 from spirl_ray.envs.maze.layout import VIEW_SIZE, Cell, Layout, LayoutViews
-from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, Frames, ViewSpec
+from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, Renderer, observation_space
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Array, Feature, Observation
 from spirl_ray.errors import SpirlError
 
-if TYPE_CHECKING:
-    from spirl_ray.episodes.dataset import Episode
-
-STATE_DIM = 4
-FRAMES = 2
+FEATURES = {
+    "position": Feature(shape=(2,)),
+    "velocity": Feature(shape=(2,), role="proprioception"),
+    "view": Feature(shape=(VIEW_SIZE, VIEW_SIZE, 1), role="image", frames=2, stored=False),
+}
 TARGET_LAYOUT = 209
 """Seed whose 40 × 40 layout has, as the paper's, a shortest path of 34 cells from start to goal.
 
@@ -92,11 +94,11 @@ def scene_xml(walls: Layout) -> str:
     )
 
 
-class MazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
     """Reach the goal and stay there; the episode ends by its time limit alone.
 
-    Observation, float32 [4 + 2 · 32 · 32]: position (cells), velocity (cells/s), then the views (0 to 255, see
-    `maze_layout.LayoutViews`) of the step before and of now.
+    Observation: "position" float32 [2] (cells), "velocity" float32 [2] (cells/s), and "view" uint8 [2, 32, 32, 1], what
+    is around the agent (`maze_layout.LayoutViews`) at the step before and now.
     Action, float32 [2] in [-1, 1]: force along x and y; the speed along each axis is held to 5 cells/s.
     Reward: 1 for each step within ``goal_radius`` of the goal. ``info["completed"]`` is ("goal",) from then on.
 
@@ -149,17 +151,16 @@ class MazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.model = mujoco.MjModel.from_xml_string(scene_xml(self.walls))
         self.data = mujoco.MjData(self.model)
         self._views = LayoutViews([self.walls])
-        self._view = np.zeros((VIEW_SIZE, VIEW_SIZE), np.uint8)
+        self._view = np.zeros((VIEW_SIZE, VIEW_SIZE, 1), np.uint8)
         self.goal: Cell = self.fixed_goal or TARGET_GOAL
         self._completed: tuple[str, ...] = ()
         self._path: list[tuple[float, float]] = []
-        dim = STATE_DIM + FRAMES * VIEW_SIZE * VIEW_SIZE
-        self.observation_space = spaces.Box(-np.inf, np.inf, (dim,), np.float32)
+        self.observation_space = observation_space(FEATURES)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
         super().reset(seed=seed)
         start = self.fixed_start or self._draw_cell()
         self.goal = self.fixed_goal or self._draw_cell()
@@ -168,10 +169,10 @@ class MazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._completed = ()
         self._path = [self._position()]
         state = self._state()
-        self._view = self._views(np.zeros(1, np.int64), state[None])[0]
+        self._view = self._look(state)
         return self._observe(state), {"completed": self._completed}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         """One step of 0.01 s; raises `SpirlError` for an action that is not two finite numbers."""
         state = self.advance(action)
         reward = 0.0
@@ -182,7 +183,7 @@ class MazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self._observe(state), reward, False, False, {"completed": self._completed}
 
     def advance(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Physics alone: the state [4] after one step."""
+        """Physics alone: position and velocity, float32 [4], after one step."""
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (2,) or not np.isfinite(command).all():
             raise SpirlError(f"a maze action is two finite numbers in [-1, 1], not {action!r}")
@@ -227,9 +228,12 @@ class MazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def _state(self) -> NDArray[np.float32]:
         return np.concatenate([self.data.qpos, self.data.qvel], dtype=np.float32, casting="same_kind")
 
-    def _observe(self, state: NDArray[np.float32]) -> NDArray[np.float32]:
-        before, self._view = self._view, self._views(np.zeros(1, np.int64), state[None])[0]
-        return np.concatenate([state, before.ravel(), self._view.ravel()], dtype=np.float32)
+    def _look(self, state: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return self._views(np.zeros(1, np.int64), state[None, :2])[0, ..., None]
+
+    def _observe(self, state: NDArray[np.float32]) -> dict[str, Array]:
+        before, self._view = self._view, self._look(state)
+        return {"position": state[:2], "velocity": state[2:], "view": np.stack([before, self._view])}
 
 
 def _checked_cell(name: str, cell: Sequence[int], walls: Layout, seed: int) -> Cell:
@@ -283,8 +287,6 @@ def generate(
 
 
 def _demonstration(rng: np.random.Generator, name: str, size: int, reach: float, push_rate: float) -> Episode:
-    from spirl_ray.episodes.dataset import Episode
-
     while True:
         layout_seed = int(rng.integers(2**31))
         walls = maze_layout.layout(layout_seed, size)
@@ -298,7 +300,7 @@ def _demonstration(rng: np.random.Generator, name: str, size: int, reach: float,
     bits = np.packbits(walls).tobytes().hex()
     return Episode(
         id=name,
-        states=states,
+        observations={"position": states[:, :2].copy(), "velocity": states[:, 2:].copy()},
         actions=actions,
         rewards=np.zeros(len(actions), np.float32),
         terminated=False,
@@ -310,7 +312,10 @@ def _demonstration(rng: np.random.Generator, name: str, size: int, reach: float,
 def _follow(
     env: MazeEnv, path: Sequence[Cell], rng: np.random.Generator, reach: float, push_rate: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """States [T+1, 4] and the controller's actions [T, 2] along a path; one step too many if it takes too long."""
+    """Positions and velocities [T+1, 4] and the controller's actions [T, 2] along a path.
+
+    If it takes too long, there is one step too many.
+    """
     env.reset(seed=int(rng.integers(2**31)))
     state = env._state()
     states = [state]
@@ -333,8 +338,10 @@ def _follow(
     return np.stack(states), np.reshape(np.array(actions, np.float32), (-1, 2))
 
 
-def _frames(metadata: Sequence[Mapping[str, Any]]) -> Frames:
-    return LayoutViews([stored_layout(facts) for facts in metadata])
+def view_renderer(metadata: Sequence[Mapping[str, Any]]) -> Renderer:
+    """Renders the views of episodes from their layouts and positions, see `Renderer`."""
+    views = LayoutViews([stored_layout(facts) for facts in metadata])
+    return lambda episodes, observation: views(episodes, np.asarray(observation["position"], np.float32))[..., None]
 
 
 def stored_layout(metadata: Mapping[str, Any]) -> Layout:
@@ -351,13 +358,16 @@ def stored_layout(metadata: Mapping[str, Any]) -> Layout:
         raise SpirlError(f"a maze episode's metadata must hold its layout: {type(error).__name__}: {error}") from error
 
 
-def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """The layout with the path up to some steps, see `EnvironmentSpec.pictures`."""
+def render_recorded(
+    metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
+) -> list[NDArray[np.uint8]]:
+    """Pictures of the layout with the path up to some steps of an episode, see `RenderRecorded`."""
+    positions = observations["position"]
     env = MazeEnv(metadata["layout_seed"], metadata["size"], metadata["start"], metadata["goal"], 0.5, "rgb_array")
     frames = []
     for step in steps:
-        env._path = [(float(x), float(y)) for x, y in states[: step + 1, :2]]
-        env.data.qpos[:] = states[step, :2]
+        env._path = [(float(x), float(y)) for x, y in positions[: step + 1]]
+        env.data.qpos[:] = positions[step]
         frames.append(env.render())
     return [frame for frame in frames if frame is not None]
 
@@ -366,18 +376,18 @@ def floor_plan(env: gymnasium.Env[Any, Any]) -> FloorPlan:
     """Walls, start and goal of a made maze."""
     maze = env.unwrapped
     assert isinstance(maze, MazeEnv)
-    return FloorPlan(maze.walls, maze.fixed_start, maze.fixed_goal, maze.goal_radius)
+    return FloorPlan("position", maze.walls, maze.fixed_start, maze.fixed_goal, maze.goal_radius)
 
 
 SPEC = EnvironmentSpec(
     id="spirl/Maze-v0",
-    state_dim=STATE_DIM,
+    features=FEATURES,
     action_dim=2,
     max_episode_steps=2000,
     subtasks=("goal",),
     target=lambda kwargs: ("goal",),
-    view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(2, 3), renderer=_frames),
     expert="spirl_ray.envs.maze.env:generate",
-    pictures=pictures,
+    renderers={"view": view_renderer},
+    render_recorded=render_recorded,
     floor_plan=floor_plan,
 )

@@ -153,14 +153,14 @@ class LayoutViews:
         for index, walls in enumerate(layouts):
             self._free[index, _MARGIN : _MARGIN + walls.shape[0], _MARGIN : _MARGIN + walls.shape[1]] = ~walls
 
-    def __call__(self, scenes: NDArray[np.int64], states: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def __call__(self, scenes: NDArray[np.int64], positions: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Views uint8 [B, 32, 32], 255 for floor and 0 for wall; x runs to the right and y up.
 
         Args:
             scenes: index of the layout [B].
-            states: positions are the first two entries [B, >= 2].
+            positions: of the agent [B, 2], in cells.
         """
-        weights, firsts = zip(*(_pixel_weights(states[:, axis]) for axis in (0, 1)), strict=True)
+        weights, firsts = zip(*(_pixel_weights(positions[:, axis]) for axis in (0, 1)), strict=True)
         cells = np.arange(_PATCH)
         # Outside the layout all is wall, wherever the agent has been put.
         rows = np.clip(firsts[0][:, None] + cells + _MARGIN, 0, self._free.shape[1] - 1)

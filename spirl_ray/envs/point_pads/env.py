@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
+from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Feature, Observation, stack_observations
 from spirl_ray.errors import SpirlError
-
-if TYPE_CHECKING:
-    from spirl_ray.episodes.dataset import Episode
 
 PADS: dict[str, tuple[float, float]] = {
     "north": (0.0, 0.8),
@@ -44,14 +43,19 @@ START_SPREAD = 0.05  # half-width of the uniform start
 AGENT_RADIUS = 0.04
 GAIN = 0.09  # distance from the sensed position to the target for an action of 1
 LAG = 0.8  # part of the way to the target that one step covers
-STATE_DIM = 8
+FEATURES = {
+    "position": Feature(shape=(2,), role="proprioception"),
+    "velocity": Feature(shape=(2,), role="proprioception"),
+    "lamps": Feature(shape=(len(PADS),)),
+}
+Sensed = dict[str, NDArray[np.float32]]
 
 
-class PointPadsEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+class PointPadsEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
     """Visit the pads, in any order.
 
-    Observation, float32 [12]: sensed position 2, velocity 2 (displacement of the last step over `GAIN`), a
-    lamp for each pad (north, east, south, west; 1 once visited), then the goal: 1 for each target pad.
+    Observation, float32: the sensed "position" [2], the "velocity" [2] (displacement of the last step over `GAIN`)
+    and "lamps" [4], one for each pad (north, east, south, west), 1 once visited.
     Action, float32 [2] in [-1, 1]: target = *sensed* position + 0.09 · action; the point covers 0.8 of the
     way to it and slides along walls.
     Reward: +1 for each target pad visited for the first time.
@@ -80,9 +84,8 @@ class PointPadsEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise SpirlError(f"point pads render_mode must be 'rgb_array' or none, not {render_mode!r}")
         self.position_noise = position_noise
         self.render_mode = render_mode
-        self.observation_space = spaces.Box(-np.inf, np.inf, (STATE_DIM + len(PADS),), np.float32)
+        self.observation_space = observation_space(FEATURES)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self._goal = tuple(float(pad in self.tasks) for pad in PADS)
         self.position = START
         self._velocity = (0.0, 0.0)
         self._sensed = START
@@ -90,9 +93,7 @@ class PointPadsEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._completed: tuple[str, ...] = ()
         self._path: list[tuple[float, float]] = []
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Sensed, dict[str, Any]]:
         super().reset(seed=seed)
         offset = self.np_random.uniform(-START_SPREAD, START_SPREAD, 2).tolist()
         self.position = (START[0] + offset[0], START[1] + offset[1])
@@ -102,7 +103,7 @@ class PointPadsEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._path = [self.position]
         return self._sense(), {"completed": self._completed}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Sensed, float, bool, bool, dict[str, Any]]:
         """One step; raises `SpirlError` for an action that is not two finite numbers."""
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (2,) or not (math.isfinite(command[0]) and math.isfinite(command[1])):
@@ -162,10 +163,11 @@ class PointPadsEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
                 reward += 1.0
         return reward
 
-    def _sense(self) -> NDArray[np.float32]:
+    def _sense(self) -> Sensed:
         noise = self.np_random.uniform(-self.position_noise, self.position_noise, 2).tolist()
         self._sensed = (self.position[0] + noise[0], self.position[1] + noise[1])
-        return np.array([*self._sensed, *self._velocity, *self._lamps, *self._goal], dtype=np.float32)
+        values = {"position": self._sensed, "velocity": self._velocity, "lamps": self._lamps}
+        return {name: np.array(value, dtype=np.float32) for name, value in values.items()}
 
 
 def _target(sensed: float, command: float) -> float:
@@ -220,7 +222,7 @@ def generate(indices: Iterable[int], seed: int, *, noise: float = 0.1, pads: int
             than 1 of 100 episodes) at the time limit.
 
     Yields:
-        Episodes; their states are the sensed ones, ``metadata["completed"]`` names the visited pads in order.
+        Episodes; their positions are the sensed ones, ``metadata["completed"]`` names the visited pads in order.
 
     Raises:
         SpirlError: ``pads`` or ``noise`` out of range.
@@ -235,12 +237,10 @@ def generate(indices: Iterable[int], seed: int, *, noise: float = 0.1, pads: int
 
 
 def _demonstration(environment: PointPadsEnv, index: int, seed: int, noise: float, pads: int) -> Episode:
-    from spirl_ray.episodes.dataset import Episode
-
     rng = np.random.default_rng((seed, index))
     order = rng.permutation(list(PADS))[:pads].tolist()
     observation, info = environment.reset(seed=int(rng.integers(2**31)))
-    states: list[NDArray[np.float32]] = [observation[:STATE_DIM]]
+    observations = [observation]
     actions: list[NDArray[np.float32]] = []
     rewards: list[float] = []
     terminated = False
@@ -248,12 +248,12 @@ def _demonstration(environment: PointPadsEnv, index: int, seed: int, noise: floa
     while len(info["completed"]) < pads and len(actions) < SPEC.max_episode_steps:
         action = np.clip(next(expert) + noise * rng.normal(size=2), -1.0, 1.0).astype(np.float32)
         observation, reward, terminated, _, info = environment.step(action)
-        states.append(observation[:STATE_DIM])
+        observations.append(observation)
         actions.append(action)
         rewards.append(reward)
     return Episode(
         id=f"point-pads-{seed}-{index:06d}",
-        states=np.stack(states),
+        observations=stack_observations(observations),
         actions=np.stack(actions),
         rewards=np.array(rewards, dtype=np.float32),
         terminated=terminated,
@@ -307,25 +307,27 @@ def _leg(
         yield pace * np.array([cos * heading[0] - sin * heading[1], sin * heading[0] + cos * heading[1]])
 
 
-def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Pads and path up to some steps, see `EnvironmentSpec.pictures`."""
+def render_recorded(
+    metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
+) -> list[NDArray[np.uint8]]:
+    """Pictures of pads and path up to some steps of an episode, see `RenderRecorded`."""
     env = PointPadsEnv(render_mode="rgb_array")
     frames = []
     for step in steps:
-        env._path = [(float(x), float(y)) for x, y in states[: step + 1, :2]]
-        env.position, env._lamps = env._path[-1], [float(lamp) for lamp in states[step, 4:STATE_DIM]]
+        env._path = [(float(x), float(y)) for x, y in observations["position"][: step + 1]]
+        env.position, env._lamps = env._path[-1], observations["lamps"][step].tolist()
         frames.append(env.render())
     return [frame for frame in frames if frame is not None]
 
 
 SPEC = EnvironmentSpec(
     id="spirl/PointPads-v0",
-    state_dim=STATE_DIM,
+    features=FEATURES,
     action_dim=2,
     max_episode_steps=120,
     subtasks=tuple(PADS),
     target=lambda kwargs: kwargs.get("tasks", tuple(PADS)),
-    position_target=PositionTarget(positions=(0, 1), gain=(GAIN, GAIN)),
+    position_target=PositionTarget(feature="position", positions=(0, 1), gain=(GAIN, GAIN)),
     expert="spirl_ray.envs.point_pads.env:generate",
-    pictures=pictures,
+    render_recorded=render_recorded,
 )
