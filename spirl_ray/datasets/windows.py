@@ -1,96 +1,99 @@
-"""Windows: H consecutive (state, action) pairs cut from an episode, the unlabelled samples of stage 1."""
+"""Windows: H consecutive observations and actions cut from an episode, the unlabelled samples of stage 1."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spirl_ray.envs.spec import ViewSpec
-from spirl_ray.episodes.dataset import Episode
-from spirl_ray.episodes.frames import FrameArray
+from spirl_ray.envs.spec import MakeRenderer
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Array, Feature, Features
 from spirl_ray.errors import SpirlError
 
-_FRAMES_AT_A_TIME = 8192
+Batch = tuple[dict[str, Tensor], Tensor]
+"""Of B windows: observations [B, n, *feature.observed_shape] by name (float32, images uint8), and actions [B, H, A]."""
+_IMAGES_AT_A_TIME = 8192
 
 
 class WindowTable:
-    """All windows of a set of episodes, held as two flat tensors and an index of their first rows.
+    """All windows of a set of episodes, held as flat tensors and an index of their first rows.
 
-    Every offset of every episode is one window, T - H + 1 of them, and none crosses the end of an episode.
+    Every offset of every episode is one window, T - H + 1 of them, and none crosses the end of an episode. Images that
+    are stored are looked up in the episodes: joined into one array, they would for a moment be in memory twice.
 
     Args:
         episodes: what to cut windows from.
         horizon: H, primitive steps in a window.
-        view: of the environment; when given, frames follow the states, as stored or rendered from the states.
-        observed: of how many steps of a window to return the observations; None is all H. Frames are costly, and an
+        features: those that windows are to have, by name; no other feature of the episodes is touched, but for what
+            renderers need.
+        renderers: what renders the features that episodes do not store (`EnvironmentSpec.renderers`).
+        observed: of how many steps n of a window to return the observations; None is all H. Images are costly, and an
             open-loop model sees the first alone.
-        frame_cache_bytes: frames that are rendered are so once and kept if they fit, and otherwise for each batch.
+        frame_cache_bytes: images that are rendered are so once and kept if they fit, and otherwise for each batch.
 
     Raises:
-        SpirlError: no window at all, or no frames where the view has them stored.
+        SpirlError: no window at all, or a feature that episodes do not hold and nothing renders.
     """
 
     def __init__(
         self,
         episodes: Iterable[Episode],
         horizon: int,
+        features: Features,
         *,
-        view: ViewSpec | None = None,
+        renderers: Mapping[str, MakeRenderer] | None = None,
         observed: int | None = None,
         frame_cache_bytes: float = 0,
     ) -> None:
-        states, actions, starts, row = [], [], [], 0
-        lengths: list[int] = []
-        metadata: list[Mapping[str, Any]] = []
-        stored: list[FrameArray | None] = []
-        for episode in episodes:
-            length = len(episode.actions)
-            states.append(episode.states[:length])
-            actions.append(episode.actions)
-            starts.append(np.arange(row, row + length - horizon + 1))
-            lengths.append(length)
-            metadata.append(episode.metadata)
-            stored.append(episode.frames)
-            row += length
-        self.horizon = horizon
+        kept = list(episodes)
+        lengths = np.array([episode.length for episode in kept], np.int64)
+        firsts = np.cumsum(lengths) - lengths
+        starts = [np.arange(first, first + n - horizon + 1) for first, n in zip(firsts, lengths, strict=True)]
+        self.horizon, self.features = horizon, dict(features)
         self.starts = torch.from_numpy(np.concatenate(starts) if starts else np.zeros(0, np.int64))
         if not len(self.starts):
             raise SpirlError(
                 f"No episode has a window of {horizon} steps: lower skills.horizon, or import longer episodes "
                 "(a worker's share needs at least one)."
             )
-        self.states = torch.from_numpy(np.concatenate(states))
-        self.actions = torch.from_numpy(np.concatenate(actions))
+        self.actions = torch.from_numpy(np.concatenate([episode.actions for episode in kept]))
         self._offsets = torch.arange(horizon)
         self._observed = horizon if observed is None else observed
-        self._frames: _EpisodeFrames | None = None
-        if view is not None:
-            self._frames = _EpisodeFrames(
-                view, lengths, _source(view, self.states.numpy(), lengths, metadata, stored, frame_cache_bytes)
-            )
+        self._episode, self._first = np.repeat(np.arange(len(kept)), lengths), firsts
+        self.numbers: dict[str, Tensor] = {}
+        """The features that are no images, float32 [rows, *shape], without the observations after the last actions."""
+        self._images: dict[str, ImageSource] = {}
+        for name, feature in self.features.items():
+            if not feature.stored:
+                make = (renderers or {}).get(name)
+                if make is None:
+                    raise SpirlError(f"The feature {name!r} is not stored, and nothing renders it.")
+                source = _Rendered(feature, make, kept, frame_cache_bytes)
+                frame_cache_bytes -= source.cached_bytes
+                self._images[name] = source
+            elif feature.is_image:
+                self._images[name] = _Stored(_recorded(kept, name))
+            else:
+                self.numbers[name] = torch.from_numpy(np.concatenate(_recorded(kept, name)))
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def rows(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows by number [B] -> observations [B, observed, S + pixels], actions [B, H, A], float32."""
+    def rows(self, windows: Tensor) -> Batch:
+        """Windows by number [B] -> their observations and actions."""
         rows = self.starts[windows].unsqueeze(1) + self._offsets
         seen = rows[:, : self._observed]
-        states = self.states[seen]
-        if self._frames is not None:
-            states = torch.cat([states, self._frames.stacked(seen)], dim=-1)
-        return states, self.actions[rows]
+        return {name: self._observations(name, seen) for name in self.features}, self.actions[rows]
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Uniform over all windows, with replacement."""
         return self.rows(torch.randint(len(self), (batch_size,), generator=generator))
 
-    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Every window once in random order; a short rest is topped up with random windows."""
         order = torch.randperm(len(self), generator=generator)
         for first in range(0, len(order), batch_size):
@@ -100,55 +103,86 @@ class WindowTable:
                 chosen = torch.cat([chosen, extra])
             yield self.rows(chosen)
 
-
-FrameSource = Callable[[NDArray[np.int64]], FrameArray]
-"""Rows [B] of the flat states -> the frames seen there, uint8 [B, N, N]."""
-
-
-class _EpisodeFrames:
-    """The newest frames at any row of the flat states."""
-
-    def __init__(self, view: ViewSpec, lengths: Sequence[int], source: FrameSource) -> None:
-        self._view, self._source = view, source
-        self._first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-
-    def stacked(self, rows: Tensor) -> Tensor:
-        """Rows [...] -> pixels float32 [..., frames * N * N], oldest frame first; an episode's first is repeated."""
-        flat = rows.numpy().ravel()
-        ages = np.arange(self._view.frames - 1, -1, -1)
-        wanted = np.maximum(flat[:, None] - ages, self._first[flat][:, None])
-        frames = self._source(wanted.ravel())
-        return torch.from_numpy(frames).reshape(*rows.shape, self._view.pixels).float()
+    def _observations(self, name: str, rows: Tensor) -> Tensor:
+        """A feature in the successive rows [B, n]; images with those before them, the newest last."""
+        if name in self.numbers:
+            return self.numbers[name][rows]
+        frames = self.features[name].frames
+        before = np.arange(1 - frames, rows.shape[1])
+        episode = self._episode[rows[:, 0].numpy()]
+        # Before an episode's first image there is none, so that is repeated.
+        steps = np.maximum(rows[:, :1].numpy() + before - self._first[episode][:, None], 0)
+        images = torch.from_numpy(self._images[name](episode, steps))
+        return images.unfold(1, frames, 1).movedim(-1, 2).contiguous()
 
 
-def _source(
-    view: ViewSpec,
-    states: NDArray[np.float32],
-    lengths: Sequence[int],
-    metadata: Sequence[Mapping[str, Any]],
-    stored: Sequence[FrameArray | None],
-    cache_bytes: float,
-) -> FrameSource:
-    episode = np.repeat(np.arange(len(lengths)), lengths)
-    if view.renderer is None:
-        # Looked up where they are: joined into one array, they would for a moment be in memory twice.
-        frames = [part[:length] for part, length in zip(stored, lengths, strict=True) if part is not None]
-        if len(frames) < len(lengths):
-            raise SpirlError("Episodes without their frames: the dataset is not of this environment, or was cut down.")
-        offset = np.arange(len(states)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-        return lambda rows: np.stack(
-            [frames[e][t] for e, t in zip(episode[rows].tolist(), offset[rows].tolist(), strict=True)]
+ImageSource = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]
+"""Episode numbers [B] and steps in them [B, n], each a run of successive ones that may begin with repeated zeros ->
+images uint8 [B, n, height, width, channels]."""
+
+
+def _recorded(episodes: Sequence[Episode], name: str) -> list[Array]:
+    """A feature of each episode [T, *shape], without what follows the last action."""
+    if missing := [episode.id for episode in episodes if name not in episode.observations]:
+        raise SpirlError(
+            f"Episode {missing[0]!r} does not hold the feature {name!r}: the dataset is not of this environment, or "
+            "was cut down."
         )
-    render = view.renderer(metadata)
+    return [episode.observations[name][: episode.length] for episode in episodes]
 
-    def rendered(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return render(episode[rows], states[rows])
 
-    if len(states) * view.size**2 > cache_bytes:
-        return rendered
-    parts = np.array_split(np.arange(len(states)), 1 + len(states) // _FRAMES_AT_A_TIME)
-    kept = np.concatenate([rendered(part) for part in parts])
-    return lambda rows: kept[rows]
+class _Stored:
+    """Images that episodes hold."""
+
+    def __init__(self, images: list[Array]) -> None:
+        self._images = images
+
+    def __call__(self, episodes: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.uint8]:
+        found = np.empty((*steps.shape, *self._images[0].shape[1:]), np.uint8)
+        repeated = (steps[:, :-1] == 0) & (steps[:, 1:] == 0)
+        lasts, skipped = (steps[:, -1] + 1).tolist(), repeated.sum(1).tolist()
+        for row, (episode, first, last, skip) in enumerate(
+            zip(episodes.tolist(), steps[:, 0].tolist(), lasts, skipped, strict=True)
+        ):
+            images = self._images[episode]
+            found[row, skip:] = images[first:last]
+            if skip:
+                found[row, :skip] = images[0]
+        return found
+
+
+class _Rendered:
+    """Images that are rendered, all of them at once if they are to be kept."""
+
+    def __init__(self, feature: Feature, make: MakeRenderer, episodes: Sequence[Episode], cache_bytes: float) -> None:
+        self._shape = feature.shape
+        self._render = make([episode.metadata for episode in episodes])
+        lengths = [episode.length for episode in episodes]
+        self._firsts = np.cumsum([0, *lengths[:-1]])
+        # Only rows of numbers: whoever stores images need not render any from them.
+        self._numbers = {
+            name: np.concatenate(_recorded(episodes, name))
+            for name, values in episodes[0].observations.items()
+            if values.dtype != np.uint8
+        }
+        self.cached_bytes = 0
+        self._kept: NDArray[np.uint8] | None = None
+        rows = sum(lengths)
+        if rows * feature.size <= cache_bytes:
+            parts = np.array_split(np.arange(rows), 1 + rows // _IMAGES_AT_A_TIME)
+            episode = np.repeat(np.arange(len(episodes)), lengths)
+            self._kept = np.concatenate([self._rows(episode[part], part) for part in parts])
+            self.cached_bytes = self._kept.nbytes
+
+    def __call__(self, episodes: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.uint8]:
+        rows = self._firsts[episodes][:, None] + steps
+        if self._kept is not None:
+            return self._kept[rows]
+        images = self._rows(np.repeat(episodes, steps.shape[1]), rows.ravel())
+        return images.reshape(*steps.shape, *self._shape)
+
+    def _rows(self, episodes: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._render(episodes, {name: values[rows] for name, values in self._numbers.items()})
 
 
 def stream_windows(
@@ -158,9 +192,10 @@ def stream_windows(
     generator: torch.Generator,
     buffer_bytes: int,
     *,
-    view: ViewSpec | None = None,
+    features: Features,
+    renderers: Mapping[str, MakeRenderer] | None = None,
     observed: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """One pass over episodes that do not fit in memory: shuffles within buffers of at most ``buffer_bytes``.
 
     An episode that is larger has a buffer to itself. Every window appears once a pass, up to the topping up of each
@@ -173,10 +208,11 @@ def stream_windows(
             continue
         added = episode.nbytes
         if buffer and size + added > buffer_bytes:
-            table = WindowTable(buffer, horizon, view=view, observed=observed)
+            table = WindowTable(buffer, horizon, features, renderers=renderers, observed=observed)
             buffer, size = [], 0
             yield from table.shuffled(batch_size, generator)
         buffer.append(episode)
         size += added
     if buffer:
-        yield from WindowTable(buffer, horizon, view=view, observed=observed).shuffled(batch_size, generator)
+        table = WindowTable(buffer, horizon, features, renderers=renderers, observed=observed)
+        yield from table.shuffled(batch_size, generator)

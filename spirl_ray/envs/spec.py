@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
-from spirl_ray.episodes.features import Features, Observation
+from spirl_ray.episodes.features import Feature, FeatureName, Features, Observation
 from spirl_ray.errors import SpirlError
 
 
@@ -96,6 +97,11 @@ class EnvironmentSpec:
     """The subtasks completed along recorded features [T+1, ...] by name, in order, for sources that do not tell."""
 
     def __post_init__(self) -> None:
+        try:
+            TypeAdapter(dict[FeatureName, Feature]).validate_python(dict(self.features))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise self._wrong(f"features: {fault['loc'][0]}: {fault['msg']}") from error
         for name in self.features:
             if self.features[name].stored == (name in self.renderers):
                 raise self._wrong(f"features: {name!r} must be either stored or have a renderer")

@@ -1,60 +1,26 @@
-"""Episodes, and the folder of Parquet files and one ``card.json`` that they are stored in."""
+"""A dataset: a folder of Parquet files with episodes, and one ``card.json`` that describes them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from spirl_ray.episodes.frames import FRAMES, FrameArray, frame_rows, frame_type, split_frames, stored_size
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Feature, FeatureName
+from spirl_ray.episodes.table import check_schema, table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.untrusted import CARD_LIMIT_BYTES, parse_json, read_plain_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CARD = "card.json"
 _ROWS_AT_A_TIME = 64
-
-FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class Episode:
-    """One trajectory: T actions between T + 1 states."""
-
-    id: str
-    """Unique within its dataset."""
-    states: FloatArray
-    """float32 [T+1, S]; the last row is the state after the last action."""
-    actions: FloatArray
-    """float32 [T, A] in [-1, 1]."""
-    rewards: FloatArray
-    """float32 [T], as the source recorded them."""
-    terminated: bool
-    """The task ended the episode."""
-    truncated: bool
-    """A time limit or the recording ended it."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """JSON-able facts; ``completed``, where present, lists the subtasks in the order of completion."""
-    frames: FrameArray | None = None
-    """uint8 [T+1, N, N], what the agent saw at each state, where that is not rendered from the states."""
-
-    @property
-    def length(self) -> int:
-        """Number of actions T."""
-        return len(self.actions)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of states, actions and frames."""
-        return self.states.nbytes + self.actions.nbytes + (self.frames.nbytes if self.frames is not None else 0)
+_LARGEST = 2**24
+"""Numbers in one value of a feature, or in an action; a card that says more is no description of real data."""
 
 
 class _Frozen(BaseModel):
@@ -75,10 +41,9 @@ class DatasetCard(_Frozen):
     format_version: int = FORMAT_VERSION
     environment: str
     """spirl id of the environment that the episodes belong to."""
-    state_dim: int
-    action_dim: int
-    frame_size: int | None = None
-    """Pixels N of a stored frame's side; None where episodes hold no frames."""
+    features: Annotated[dict[FeatureName, Feature], Field(min_length=1)]
+    """Those of the environment, by name; episodes hold the ones that are stored."""
+    action_dim: int = Field(gt=0, le=_LARGEST)
     episodes: int
     steps: int
     """Actions in all episodes together."""
@@ -89,6 +54,14 @@ class DatasetCard(_Frozen):
     """Hash of the episodes themselves, whatever the number, order and compression of the files."""
     files: dict[str, FileEntry]
     created_by: str
+
+    @field_validator("features")
+    @classmethod
+    def _possible_sizes(cls, features: dict[str, Feature]) -> dict[str, Feature]:
+        for name, feature in features.items():
+            if feature.size > _LARGEST:
+                raise ValueError(f"{name!r} has {feature.size} numbers in one value; at most {_LARGEST} are possible")
+        return features
 
     @field_validator("files")
     @classmethod
@@ -107,134 +80,6 @@ class EpisodeEntry(NamedTuple):
     """Number of actions T."""
     file: str
     """Absolute path of the Parquet file that holds the episode."""
-
-
-def schema(state_dim: int, action_dim: int, frame_size: int | None = None) -> pa.Schema:
-    """Arrow schema of a dataset file: one row an episode. Frames have a column only where they are stored."""
-    frames = [(FRAMES, frame_type(frame_size))] if frame_size is not None else []
-    return pa.schema(
-        [
-            ("episode_id", pa.string()),
-            ("length", pa.int32()),
-            ("states", pa.list_(pa.list_(pa.float32(), state_dim))),
-            ("actions", pa.list_(pa.list_(pa.float32(), action_dim))),
-            ("rewards", pa.list_(pa.float32())),
-            ("terminated", pa.bool_()),
-            ("truncated", pa.bool_()),
-            ("metadata", pa.string()),
-            *frames,
-        ]
-    )
-
-
-def episodes_to_table(
-    episodes: list[Episode], state_dim: int, action_dim: int, frame_size: int | None = None
-) -> pa.Table:
-    """One row an episode, in the given order.
-
-    Raises:
-        SpirlError: an array does not have the width that the dataset has, or metadata is not JSON-able.
-    """
-    for episode in episodes:
-        for name, array, width in (
-            ("states", episode.states, state_dim),
-            ("actions", episode.actions, action_dim),
-        ):
-            if array.ndim != 2 or array.shape[1] != width:
-                raise SpirlError(
-                    f"episode {episode.id!r}: {name} have shape {list(array.shape)}, expected [·, {width}]"
-                )
-    columns = [
-        pa.array([e.id for e in episodes], pa.string()),
-        pa.array([e.length for e in episodes], pa.int32()),
-        _rows([e.states for e in episodes], state_dim),
-        _rows([e.actions for e in episodes], action_dim),
-        _rows([e.rewards for e in episodes], None),
-        pa.array([bool(e.terminated) for e in episodes], pa.bool_()),
-        pa.array([bool(e.truncated) for e in episodes], pa.bool_()),
-        pa.array([metadata_json(e) for e in episodes], pa.string()),
-    ]
-    if frame_size is not None:
-        columns.append(frame_rows([_frames_of(e, frame_size) for e in episodes], frame_size))
-    return pa.Table.from_arrays(columns, schema=schema(state_dim, action_dim, frame_size))
-
-
-def metadata_json(episode: Episode) -> str:
-    """Metadata in the one form that is stored and hashed.
-
-    Raises:
-        SpirlError: it is not JSON-able.
-    """
-    try:
-        return json.dumps(episode.metadata, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise SpirlError(f"episode {episode.id!r}: metadata is not JSON-able: {error}") from error
-
-
-def table_to_episodes(table: pa.Table, *, where: str = "table") -> list[Episode]:
-    """Inverse of `episodes_to_table`, also for sliced, filtered or concatenated tables.
-
-    Args:
-        table: has every column of `schema`; the widths are those of its types.
-        where: what to call the table in an error, e.g. the file that it was read from.
-
-    Raises:
-        SpirlError: a column is missing, has another type, or holds nulls.
-    """
-    widths = [_width(table.schema, name) for name in ("states", "actions")]
-    frame_size = stored_size(table.schema)
-    check_schema(table.schema, widths[0], widths[1], frame_size, where=where)
-    columns = {name: _one_array(table, name, where) for name in schema(1, 1, frame_size).names}
-    states, actions, rewards = (_split(columns[name]) for name in ("states", "actions", "rewards"))
-    ids, metadata = columns["episode_id"].to_pylist(), columns["metadata"].to_pylist()
-    terminated, truncated = columns["terminated"].to_pylist(), columns["truncated"].to_pylist()
-    frames: Sequence[FrameArray | None] = [None] * len(ids)
-    if frame_size is not None:
-        frames = split_frames(columns[FRAMES], frame_size)
-    episodes = []
-    for row, identifier in enumerate(ids):
-        try:
-            facts = json.loads(metadata[row])
-        except (ValueError, RecursionError) as error:
-            raise SpirlError(f"{where}: metadata of episode {identifier!r} is not JSON: {error}") from error
-        episodes.append(
-            Episode(
-                id=identifier,
-                states=states[row],
-                actions=actions[row],
-                rewards=rewards[row],
-                terminated=terminated[row],
-                truncated=truncated[row],
-                metadata=facts,
-                frames=frames[row],
-            )
-        )
-    return episodes
-
-
-def check_schema(
-    found: pa.Schema, state_dim: int | None, action_dim: int | None, frame_size: int | None = None, *, where: str
-) -> None:
-    """Compare column types with those of a dataset; a width of None means that no right one was found.
-
-    Other columns are refused: Ray Data has a column type that holds pickles.
-
-    Raises:
-        SpirlError: names the file, the column, what was expected and what was found.
-    """
-    for expected in schema(state_dim or 0, action_dim or 0, frame_size):
-        index = found.get_field_index(expected.name)
-        if index < 0:
-            raise SpirlError(
-                f"{where}: column {expected.name!r} is missing (or there twice); found: {', '.join(found.names)}"
-            )
-        if not _same_type(found.field(index).type, expected.type):
-            raise SpirlError(
-                f"{where}: column {expected.name!r} must be {_plain(expected.type).replace('[0]', '[·]')}, "
-                f"found {_plain(found.field(index).type)}"
-            )
-    if unknown := sorted(set(found.names) - set(schema(1, 1, 1).names)):
-        raise SpirlError(f"{where}: column {unknown[0]!r} does not belong into a dataset")
 
 
 def read_card(path: str | Path) -> DatasetCard:
@@ -305,7 +150,7 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
     card = read_card(path)
     for file in dataset_files(path):
         for table in read_tables(file, card):
-            yield from table_to_episodes(table, where=file)
+            yield from table_to_episodes(table, card.features, card.action_dim, where=file)
 
 
 def read_tables(file: str, card: DatasetCard, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -316,95 +161,10 @@ def read_tables(file: str, card: DatasetCard, columns: list[str] | None = None) 
     """
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            check_schema(parquet.schema_arrow, card.state_dim, card.action_dim, card.frame_size, where=file)
+            check_schema(parquet.schema_arrow, card.features, card.action_dim, where=file)
             for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except FileNotFoundError:
         raise SpirlError(f"{file}: missing, but named in the dataset's {CARD}") from None
     except (pa.ArrowException, OSError) as error:
         raise SpirlError(f"{file}: not readable as Parquet (damaged or cut short): {error}") from error
-
-
-def _frames_of(episode: Episode, size: int) -> FrameArray:
-    frames = episode.frames
-    if frames is None or frames.shape[1:] != (size, size):
-        found = "no frames" if frames is None else f"frames have shape {list(frames.shape)}"
-        raise SpirlError(f"episode {episode.id!r}: {found}, expected [·, {size}, {size}]")
-    return frames
-
-
-def _rows(arrays: list[FloatArray], width: int | None) -> pa.ListArray:
-    """List array of float32 rows: one element an episode, `width` values a row (None: plain values)."""
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
-    flat = np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
-    values = pa.array(np.ascontiguousarray(flat, dtype=np.float32))
-    rows = values if width is None else pa.FixedSizeListArray.from_arrays(values, width)
-    return pa.ListArray.from_arrays(pa.array(offsets), rows)
-
-
-def _split(column: pa.Array) -> list[FloatArray]:
-    """Inverse of `_rows`; every array owns its memory and may be written to."""
-    ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
-    rows = column.flatten()
-    if pa.types.is_fixed_size_list(rows.type):
-        values = rows.flatten().to_numpy().reshape(-1, rows.type.list_size)
-    else:
-        values = rows.to_numpy()
-    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-    return [values[start:end].copy() for start, end in zip(starts, ends, strict=True)]
-
-
-def _one_array(table: pa.Table, name: str, where: str) -> pa.Array:
-    column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
-    if column.null_count or _nulls_within(column):
-        raise SpirlError(f"{where}: column {name!r} holds nulls")
-    return column
-
-
-def _nulls_within(column: pa.Array) -> bool:
-    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or _is_row(column.type):
-        column = column.flatten()
-        if column.null_count:
-            return True
-    return False
-
-
-def _is_row(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(kind)
-
-
-def _width(found: pa.Schema, name: str) -> int | None:
-    index = found.get_field_index(name)
-    if index < 0:
-        return None
-    kind = found.field(index).type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        return None
-    return kind.value_type.list_size if _is_row(kind.value_type) else None
-
-
-def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Equal but for the offsets' width and the names of list elements, which libraries change on the way."""
-    if pa.types.is_list(expected):
-        listed = pa.types.is_list(found) or pa.types.is_large_list(found)
-        return listed and _same_type(found.value_type, expected.value_type)
-    if _is_row(expected):
-        return (
-            _is_row(found)
-            and found.list_size == expected.list_size
-            and _same_type(found.value_type, expected.value_type)
-        )
-    if pa.types.is_string(expected):
-        return pa.types.is_string(found) or pa.types.is_large_string(found)
-    return found == expected
-
-
-def _plain(kind: pa.DataType) -> str:
-    """``list<float[9]>`` rather than Arrow's ``list<item: fixed_size_list<item: float>[9]>``."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return f"list<{_plain(kind.value_type)}>"
-    if _is_row(kind):
-        return f"{_plain(kind.value_type)}[{kind.list_size}]"
-    return str(kind)

@@ -15,6 +15,8 @@ Role = Literal["proprioception", "state", "image", "goal"]
 ``state`` is the rest of what it senses as numbers; ``image`` is a camera; ``goal`` says what is wanted, so that the
 policy and its critics see it, and skills and their prior do not."""
 
+FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+"""Letters, digits and underscores, because names are also those of columns and of parts of networks."""
 Array = npt.NDArray[np.generic]
 Observation = Mapping[str, Array]
 """One value, or a batch of values, for each feature by its name; see `Feature.observed_shape`."""

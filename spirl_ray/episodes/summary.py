@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from spirl_ray.episodes.dataset import DatasetCard, FloatArray, read_card, read_episodes
+from spirl_ray.episodes.dataset import DatasetCard, read_card, read_episodes
+from spirl_ray.episodes.features import Array, stored_features
 from spirl_ray.errors import SpirlError
 
 SATURATION = 0.99
@@ -22,7 +23,7 @@ Key = TypeVar("Key", str, tuple[str, ...])
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Minimum, maximum, mean and (population) standard deviation of each dimension, float64 [D]."""
+    """Minimum, maximum, mean and (population) standard deviation of each entry, float64 [*shape]."""
 
     minimum: Vector
     maximum: Vector
@@ -59,7 +60,8 @@ class DatasetSummary:
     One for each completed subtask or reached goal, both where the source pays once for it and where it goes
     on paying.
     """
-    states: Spread
+    observations: dict[str, Spread]
+    """By name, of the stored features that are no images."""
     actions: Spread
     saturated: Vector
     """Share of each action dimension's entries with a magnitude ≥ 0.99, float64 [A]."""
@@ -68,14 +70,14 @@ class DatasetSummary:
 class _Moments:
     """Running figures of rows that do not fit in memory together (Chan et al. 1979 for the variance)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         self.count = 0
-        self.minimum = np.full(width, np.inf)
-        self.maximum = np.full(width, -np.inf)
-        self.mean = np.zeros(width)
-        self.squares = np.zeros(width)
+        self.minimum = np.full(shape, np.inf)
+        self.maximum = np.full(shape, -np.inf)
+        self.mean = np.zeros(shape)
+        self.squares = np.zeros(shape)
 
-    def add(self, rows: FloatArray) -> None:
+    def add(self, rows: Array) -> None:
         values = rows.astype(np.float64)
         mean = values.mean(axis=0)
         total = self.count + len(values)
@@ -97,7 +99,8 @@ def summarize(path: str | Path) -> DatasetSummary:
         SpirlError: the dataset cannot be read, or holds no step.
     """
     card = read_card(path)
-    states, actions = _Moments(card.state_dim), _Moments(card.action_dim)
+    numbers = {n: _Moments(f.shape) for n, f in stored_features(card.features).items() if not f.is_image}
+    actions = _Moments((card.action_dim,))
     saturated = np.zeros(card.action_dim)
     lengths: list[int] = []
     subtasks: Counter[str] = Counter()
@@ -110,7 +113,8 @@ def summarize(path: str | Path) -> DatasetSummary:
         if not episode.length:
             continue  # validation's business
         lengths.append(episode.length)
-        states.add(episode.states)
+        for name, moments in numbers.items():
+            moments.add(episode.observations[name])
         actions.add(episode.actions)
         saturated += (np.abs(episode.actions) >= SATURATION).sum(axis=0)
         terminated += episode.terminated
@@ -142,7 +146,7 @@ def summarize(path: str | Path) -> DatasetSummary:
         orders=_ranked(orders),
         expert={task: (solved[task], tried[task]) for task in sorted(tried)},
         reward_rises=dict(sorted(rises.items())),
-        states=states.spread(),
+        observations={name: moments.spread() for name, moments in numbers.items()},
         actions=actions.spread(),
         saturated=saturated / actions.count,
     )

@@ -11,13 +11,12 @@ import numpy as np
 
 from spirl_ray.episodes.dataset import (
     CARD,
-    Episode,
-    FloatArray,
-    metadata_json,
     read_card,
     read_tables,
-    table_to_episodes,
 )
+from spirl_ray.episodes.episode import Episode, metadata_json
+from spirl_ray.episodes.features import Array, Features, stored_features
+from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.errors import SpirlError
 
 ACTION_TOLERANCE = 1e-6
@@ -32,38 +31,42 @@ class Problem(NamedTuple):
     episode: str
     """Id of the episode; empty where the whole file is meant."""
     field: str
+    """Name of the feature, or of another part of the episode or file."""
     message: str
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.episode, self.field, self.message) if part)
 
 
-def check_episode(
-    episode: Episode, state_dim: int, action_dim: int, frame_size: int | None = None
-) -> list[tuple[str, str]]:
+def check_episode(episode: Episode, features: Features, action_dim: int) -> list[tuple[str, str]]:
     """What is wrong with an episode, as pairs (field, what); an empty list for a good one.
 
-    Checked: T ≥ 1, T + 1 states, T actions and rewards, shapes, dtype float32, finiteness (first bad row and
-    column), actions within [-1, 1] up to 1e-6, not both terminated and truncated; T + 1 frames uint8 [N, N] if
-    ``frame_size`` is N, and none otherwise.
+    Checked: T ≥ 1; T + 1 values of each stored feature and of no other, T actions and rewards; shapes and types;
+    finiteness (first bad row and column); actions within [-1, 1] up to 1e-6; not both terminated and truncated.
     """
-    problems = []
+    problems: list[tuple[str, str]] = []
     steps = len(episode.actions)
     if steps < 1:
         problems.append(("actions", "no step: an episode needs at least one action"))
-    widths: tuple[tuple[str, FloatArray, int, tuple[int, ...]], ...] = (
-        ("states", episode.states, steps + 1, (state_dim,)),
-        ("actions", episode.actions, steps, (action_dim,)),
-        ("rewards", episode.rewards, steps, ()),
-    )
-    for name, array, rows, width in widths:
-        if array.dtype != np.float32:
-            problems.append((name, f"dtype {array.dtype}, expected float32"))
-        if array.ndim != 1 + len(width) or array.shape[1:] != width:
-            problems.append((name, f"shape {list(array.shape)}, expected {[rows, *width]}"))
+    parts: list[tuple[str, Array, list[int], type[np.generic]]] = []
+    for name, feature in stored_features(features).items():
+        if name in episode.observations:
+            parts.append((name, episode.observations[name], [steps + 1, *feature.shape], feature.dtype))
+        else:
+            problems.append((name, "missing: the environment has this feature"))
+    for name in sorted(set(episode.observations) - set(stored_features(features))):
+        problems.append((name, "not a feature that episodes of this environment hold"))
+    parts.append(("actions", episode.actions, [steps, action_dim], np.float32))
+    parts.append(("rewards", episode.rewards, [steps], np.float32))
+    for name, array, expected, dtype in parts:
+        found = list(array.shape)
+        if array.dtype != dtype:
+            problems.append((name, f"dtype {array.dtype}, expected {np.dtype(dtype)}"))
+        if len(found) != len(expected) or found[1:] != expected[1:]:
+            problems.append((name, f"shape {found}, expected {expected}"))
             continue
-        if len(array) != rows:
-            problems.append((name, f"{len(array)} rows, expected {rows} for {steps} actions"))
+        if len(array) != expected[0]:
+            problems.append((name, f"{len(array)} rows, expected {expected[0]} for {steps} actions"))
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             problems.append((name, f"{_place(bad[0])} is {array[tuple(bad[0])]} ({len(bad)} such values)"))
@@ -78,13 +81,6 @@ def check_episode(
                     f"{_place(outside[0])} is {value:g}, outside [-1, 1] ({len(outside)} such values)",
                 )
             )
-    frames = episode.frames
-    expected = None if frame_size is None else [steps + 1, frame_size, frame_size]
-    if (None if frames is None else list(frames.shape)) != expected or (
-        frames is not None and frames.dtype != np.uint8
-    ):
-        found = "none" if frames is None else f"{frames.dtype} {list(frames.shape)}"
-        problems.append(("frames", f"{found}, expected {'none' if expected is None else f'uint8 {expected}'}"))
     if episode.terminated and episode.truncated:
         problems.append(("terminated", "both terminated and truncated are set"))
     return problems
@@ -97,12 +93,11 @@ def episode_digest(episode: Episode) -> str:
     for text in (episode.id, flags, metadata_json(episode)):
         data = text.encode()
         digest.update(len(data).to_bytes(8, "little") + data)
-    for array in (episode.states, episode.actions, episode.rewards):
-        digest.update(np.asarray(array.shape, dtype="<i8").tobytes())
-        digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
-    if episode.frames is not None:
-        digest.update(np.asarray(episode.frames.shape, dtype="<i8").tobytes())
-        digest.update(np.ascontiguousarray(episode.frames).tobytes())
+    named = sorted((f"observation.{name}", values) for name, values in episode.observations.items())
+    for name, array in (*named, ("actions", episode.actions), ("rewards", episode.rewards)):
+        stored = np.ascontiguousarray(array, dtype="u1" if array.dtype == np.uint8 else "<f4")
+        digest.update(f"{name} {stored.dtype.str} {list(stored.shape)} ".encode())
+        digest.update(stored.tobytes())
     return digest.hexdigest()
 
 
@@ -139,8 +134,9 @@ def validate_dataset(path: str | Path) -> list[Problem]:
                 problems.append(Problem(file, "", "sha256", f"the bytes are not those that {CARD} names"))
             for table in read_tables(file, card):
                 lengths = table["length"].to_pylist()
-                for episode, length in zip(table_to_episodes(table, where=file), lengths, strict=True):
-                    found = check_episode(episode, card.state_dim, card.action_dim, card.frame_size)
+                episodes = table_to_episodes(table, card.features, card.action_dim, where=file)
+                for episode, length in zip(episodes, lengths, strict=True):
+                    found = check_episode(episode, card.features, card.action_dim)
                     problems += [Problem(file, episode.id, field, what) for field, what in found]
                     if length != episode.length:
                         what = f"column says {length}, there are {episode.length} actions"
@@ -176,4 +172,7 @@ def validate_dataset(path: str | Path) -> list[Problem]:
 
 
 def _place(index: np.ndarray) -> str:
-    return f"row {index[0]}" + (f", column {index[1]}" if len(index) > 1 else "")
+    row, *columns = index.tolist()
+    if not columns:
+        return f"row {row}"
+    return f"row {row}, column {columns[0] if len(columns) == 1 else columns}"

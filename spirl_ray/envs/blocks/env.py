@@ -120,8 +120,8 @@ def features(n_blocks: int, camera: bool = True) -> Features:
 class BlockStackingEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
     """Build a high tower; the episode ends by its time limit alone.
 
-    Observation: "hand", "gripper" and "blocks" (`BlockWorld.observe`), and "camera" uint8 [2, 32, 32, 1], grey images of
-    the step before and of now, from a camera that moves with the hand.
+    Observation: "hand", "gripper" and "blocks" (`BlockWorld.observe`), and "camera" uint8 [2, 32, 32, 1], grey images
+    of the step before and of now, from a camera that moves with the hand.
     Action, float32 [3] in [-1, 1]: velocity along y and z, 1 is 0.05 m a step; then the grip, above 0.5 closed, below
     -0.5 open and half open between, where magnitudes from 0.3 to 0.7 keep what was.
     Reward: see `Progress.reward`. ``info["completed"]`` names the heights of towers that have stood, and

@@ -252,9 +252,9 @@ def generate(
 
     Yields:
         Episodes with the environment's noisy observations, its rewards for all seven subtasks, and the executed
-        actions; None for a chain that failed in every attempt. ``metadata``: "tasks" (the chain), "completed" (all seven
-        subtasks count, in order), "solved" (whether the chain is among them), "failed_attempts" (what the attempts
-        before this one completed), "environment_seed" (of the reset; the actions replayed after it give the
+        actions; None for a chain that failed in every attempt. ``metadata``: "tasks" (the chain), "completed" (all
+        seven subtasks count, in order), "solved" (whether the chain is among them), "failed_attempts" (what the
+        attempts before this one completed), "environment_seed" (of the reset; the actions replayed after it give the
         same observations).
 
     Raises:
