@@ -79,6 +79,8 @@ class SkillPriorSACConfig(AlgorithmConfig):
 
             algo_class = SkillPriorSAC
         super().__init__(algo_class=algo_class)
+        self.env: Any
+        self.env_config: Any
         self.train: dict[str, Any] = {}
         """The settings of stage 2 that differ from the defaults, see `settings`."""
         self.skills_folder: str | None = None

@@ -15,8 +15,9 @@ from torch import Tensor
 from spirl_ray.config import PretrainSettings
 from spirl_ray.datasets.windows import WindowTable, stream_windows
 from spirl_ray.envs import environment
-from spirl_ray.episodes.dataset import read_card, table_to_episodes
+from spirl_ray.episodes.dataset import read_card
 from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.collectives import sum_over_workers
 from spirl_ray.skills.decoders import DECODERS
@@ -56,7 +57,8 @@ class Batches:
     def __init__(self, job: PretrainJob, files: list[str], batch_size: int, *, in_memory: bool) -> None:
         self.job, self.files, self.batch_size = job, files, batch_size
         self._stream: Iterator[Window] = iter(())
-        self._renderers = environment(read_card(job.dataset).environment).renderers
+        self._card = read_card(job.dataset)
+        self._renderers = environment(self._card.environment).renderers
         self._observed = DECODERS[job.spec.decoder].observed_steps(job.spec.horizon)
         self._numbers = [name for name, feature in job.spec.data_features.items() if not feature.is_image]
         kept: list[Episode] = []
@@ -155,7 +157,7 @@ class Batches:
         data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS)
         for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
-            yield from table_to_episodes(table)
+            yield from table_to_episodes(table, self._card.features, self._card.action_dim, where=self.job.dataset)
 
 
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:
