@@ -44,8 +44,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(file.read_bytes())
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-        + ["--disable-pip-version-check", "--target", str(folder), str(source)],
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"),
+            *("--no-deps", "--no-build-isolation", "--target", str(folder), str(source)),
+        ],
         check=True,
     )
     return folder
