@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spirl_ray.envs.metrics import Scores, undeclared
 from spirl_ray.errors import SpirlError
 
 
@@ -95,14 +96,9 @@ class EnvironmentSpec:
     """Actions are float32 in [-1, 1]."""
     max_episode_steps: int
     """Primitive steps."""
-    subtasks: tuple[str, ...]
-    """Names that may appear in ``info["completed"]``."""
-    target: Callable[[Mapping[str, Any]], Sequence[str]]
-    """From the constructor's arguments to those that make up the target."""
-    score: str = "subtasks"
-    """What the literature calls the number of completed subtasks, plus `score_before`."""
-    score_before: int = 0
-    """The score where none is complete."""
+    metrics: Callable[[Mapping[str, Any]], Scores] | None = None
+    """From the constructor's arguments to the metrics of an episode and the score (`spirl_ray.envs.metrics.declare`).
+    None: the return is the score, or success where the environment's info tells it."""
     view: ViewSpec | None = None
     position_target: PositionTarget | None = None
     objects: ObjectSpec | None = None
@@ -130,6 +126,10 @@ class EnvironmentSpec:
             raise SpirlError(f"environment {self.id!r} has no scripted expert to generate data with")
         found: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.expert)
         return found
+
+    def scores(self, kwargs: Mapping[str, Any]) -> Scores:
+        """The metrics of the environment's episodes when it is made with these arguments."""
+        return undeclared() if self.metrics is None else self.metrics(kwargs)
 
     @property
     def stored_frames(self) -> int | None:

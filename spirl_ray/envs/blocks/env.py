@@ -26,6 +26,7 @@ from spirl_ray.envs.blocks.world import (
     BlockWorld,
     Touches,
 )
+from spirl_ray.envs.metrics import EpisodeMetric, Scores, declare, subtask_metrics
 from spirl_ray.envs.offscreen import OffscreenCamera
 from spirl_ray.envs.spec import EnvironmentSpec, ObjectSpec, ViewSpec
 from spirl_ray.errors import SpirlError
@@ -246,15 +247,25 @@ def pictures(metadata: Mapping[str, Any], states: NDArray[np.float32], steps: Se
     return [frame for frame in frames if frame is not None]
 
 
+def scores(n_blocks: int) -> Scores:
+    """The highest tower that has stood in the episode, and for each height whether one has."""
+    height = EpisodeMetric(
+        name="tower_height",
+        meaning="Height in blocks of the highest tower that has stood for half a second in the episode",
+        unit="blocks",
+        range=(1.0, float(n_blocks)),
+        more_is_better=True,
+        of=lambda outcome: 1 + len(outcome.info.get("completed", ())),
+    )
+    return declare([height, *subtask_metrics(subtasks(n_blocks))], "tower_height")
+
+
 SPEC = EnvironmentSpec(
     id="spirl/BlockStacking-v0",
     state_dim=ROBOT_STATE + 3 * DATA_BLOCKS,
     action_dim=3,
     max_episode_steps=TARGET_STEPS,
-    subtasks=subtasks(TARGET_BLOCKS),
-    target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
-    score="tower_height",
-    score_before=1,
+    metrics=lambda kwargs: scores(kwargs.get("n_blocks", TARGET_BLOCKS)),
     view=ViewSpec(frames=FRAMES, size=VIEW_SIZE, egocentric=(1, *range(3, ROBOT_STATE))),
     objects=ObjectSpec(agent=(0, 1, 2), first=ROBOT_STATE, up=2, size=BLOCK_SIDE),
     expert="spirl_ray.envs.blocks.expert:generate",

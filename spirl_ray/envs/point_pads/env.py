@@ -22,6 +22,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from spirl_ray.envs.metrics import subtask_scores
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget
 from spirl_ray.errors import SpirlError
 
@@ -323,8 +324,7 @@ SPEC = EnvironmentSpec(
     state_dim=STATE_DIM,
     action_dim=2,
     max_episode_steps=120,
-    subtasks=tuple(PADS),
-    target=lambda kwargs: kwargs.get("tasks", tuple(PADS)),
+    metrics=lambda kwargs: subtask_scores(kwargs.get("tasks", tuple(PADS))),
     position_target=PositionTarget(positions=(0, 1), gain=(GAIN, GAIN)),
     expert="spirl_ray.envs.point_pads.env:generate",
     pictures=pictures,
