@@ -6,15 +6,18 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import EPISODE, Metric, register_metric, training_metrics
 
+Mode = Literal["deterministic", "sampled"]
 Values = Mapping[str, float]
 """Metrics by name; one that has no value is missing or NaN."""
 SCORE = "score"
 """Beside a metric's own name, the score is known by this name where a sweep asks for a metric."""
+MODES: tuple[Mode, ...] = ("deterministic", "sampled")
+"""How a policy acts in an evaluation: by its distribution's mode, or by samples."""
 _ALWAYS = ("return", "length")
 _RESERVED = frozenset(
     (
