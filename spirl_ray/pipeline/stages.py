@@ -169,7 +169,8 @@ def train(trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Ro
         total = trial.experiment.train.env_steps
         facts = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
     published, score = facts[facts["publish"]], facts["score"]
-    shown = {f"{score}, {mode}": published[mode][score] for mode in MODES if score in published[mode]}
+    label = score.replace("_", " ")
+    shown = {f"{label}, {mode}": published[mode][score] for mode in MODES if score in published[mode]}
     return StageResult(trial.policy, not done, {**facts, "scores": shown})
 
 
