@@ -78,17 +78,14 @@ def _listing(folder: Path) -> str:
     return ", ".join(names + ([f"{len(tables)} Parquet files"] if tables else []))
 
 
-_BRIEF = {
-    **{metric.name: metric.brief for metric in (*training_metrics("pretrain"), *training_metrics("train"))},
-    "steps": "steps",
-    "skipped": "left out",
-    "success_rate": "share of the expert's attempts",
-}
-"""Names of facts that are worth a place in a line: those of the table of metrics, and of the data."""
+_OF_THE_DATA = {"steps": "steps", "skipped": "left out", "success_rate": "share of the expert's attempts"}
 
 
 def _brief(facts: dict[str, Any]) -> str:
-    found = {name: facts[key] for key, name in _BRIEF.items() if name and isinstance(facts.get(key), int | float)}
+    """The facts that are worth a place in a line, by what the table of metrics calls them there."""
+    names = {metric.name: metric.brief for stage in ("pretrain", "train") for metric in training_metrics(stage)}
+    names |= _OF_THE_DATA
+    found = {name: facts[key] for key, name in names.items() if name and isinstance(facts.get(key), int | float)}
     found |= facts.get("scores", {})
     parts = [f"{name} {_number(value)}" for name, value in found.items()]
     for mode, means in facts.get("modes", {}).items():
