@@ -192,6 +192,8 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(default=10_000, ge=1)
     """Primitive steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    publish: Literal["best", "last"] = "best"
+    """Which snapshot becomes the policy: the best in the evaluations made during training, or the last one."""
 
     @model_validator(mode="after")
     def _one_alpha(self) -> TrainSettings:
@@ -207,6 +209,10 @@ class EvaluateSettings(Settings):
     """Rollouts of the bare prior, for each mode; 0 leaves them out."""
     videos: int = Field(default=2, ge=0)
     """Recorded episodes for each mode."""
+    metrics: tuple[str, ...] = ()
+    """Registered metrics that are measured besides those that the environment declares."""
+    score: str | None = None
+    """The metric by which policies are compared; None leaves it to the environment."""
     seed: int = 10_000
     video_fps: int = Field(default=25, ge=1)
 

@@ -218,6 +218,7 @@ class Trial:
                 "evaluate_episodes",
                 "checkpoint_every",
                 "keep_checkpoints",
+                "publish",
                 "target_divergence",
                 "latent_limit",
                 "policy_init",
@@ -263,4 +264,4 @@ class Trial:
     def _looks(self) -> dict[str, object]:
         """How episodes are chosen, whoever acts; not how many, nor how they are filmed."""
         evaluate = self.experiment.evaluate
-        return evaluate.model_dump(mode="json", exclude={"episodes", "videos", "video_fps", "prior_episodes"})
+        return evaluate.model_dump(mode="json", exclude={"episodes", "videos", "video_fps", "prior_episodes", "score"})

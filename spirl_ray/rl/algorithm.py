@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections import deque
@@ -18,7 +19,10 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
+from spirl_ray.envs import environment
+from spirl_ray.envs.metrics import EpisodeOutcome, undeclared
 from spirl_ray.errors import SpirlError
+from spirl_ray.metrics import learner_columns
 from spirl_ray.rl.checkpoint import (
     RestoreRandomState,
     cuda_random_state,
@@ -27,7 +31,6 @@ from spirl_ray.rl.checkpoint import (
     write_state,
 )
 from spirl_ray.rl.config import SkillPriorSACConfig
-from spirl_ray.rl.learner import LOGGED
 from spirl_ray.rl.methods import METHODS, MethodConfig
 from spirl_ray.rl.replay import DecisionReplay, RowSource, decisions
 
@@ -82,11 +85,15 @@ class SkillPriorSAC(Algorithm):
         self.rows: RowSource = self.replay if rows is None else rows(self)
         """Where the batches of updates come from."""
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
-        self.recent: deque[dict[str, Any]] = deque(maxlen=_RECENT_EPISODES)
+        env = self.config.env_config
+        self.scores = environment(env["env_id"]).scores(env.get("env_kwargs", {})) if "env_id" in env else undeclared()
+        """What is measured of the training episodes; a driver may set others before it trains."""
+        self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
+        """Metrics of the newest training episodes, by name."""
         self.learner_metrics: dict[str, float] = {}
         """The newest losses, divergences and alpha, by name."""
         self._owed_updates = 0.0
-        self._returns: dict[str, float] = {}
+        self._running: dict[str, tuple[float, int]] = {}
         self._sample_s = 0.0
         self._heard_at = time.monotonic()
         self.timings = {"sample_s": 0.0, "wait_s": 0.0, "learn_s": 0.0}
@@ -179,14 +186,18 @@ class SkillPriorSAC(Algorithm):
         self._owed_updates += count * self.settings.updates_per_decision
         for episode in episodes:
             infos = episode.get_infos()[1:]
-            self.counters["env_steps"] += int(sum(info["primitive_steps"] for info in infos))
-            total = self._returns.pop(episode.id_, 0.0) + float(sum(episode.get_rewards()))
-            if episode.is_done:
-                self.counters["episodes"] += 1
-                completed = infos[-1]["completed"] if infos else ()
-                self.recent.append({"episode_return": total, "completed": list(completed)})
-            else:
-                self._returns[episode.id_] = total
+            steps = int(sum(info["primitive_steps"] for info in infos))
+            self.counters["env_steps"] += steps
+            total, length = self._running.pop(episode.id_, (0.0, 0))
+            total, length = total + float(sum(episode.get_rewards())), length + steps
+            if not episode.is_done:
+                self._running[episode.id_] = total, length
+                continue
+            self.counters["episodes"] += 1
+            last = infos[-1] if infos else {}
+            outcome = EpisodeOutcome(total, length, bool(episode.is_terminated), bool(episode.is_truncated), last)
+            measured = self.scores.of(outcome)
+            self.recent.append({name: value for name, value in measured.items() if math.isfinite(value)})
 
     # --- learning ---
 
@@ -209,22 +220,14 @@ class SkillPriorSAC(Algorithm):
         self.counters["updates"] += updates
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         newest = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
-        values = {name: float(newest[name]) for name in LOGGED if name in newest}
+        values = {name: float(newest[name]) for name in learner_columns() if name in newest}
         self.learner_metrics.update({name: value for name, value in values.items() if value == value})
 
     # --- what a round has to tell ---
 
-    def episode_metrics(self) -> dict[str, Any]:
-        """Mean return and completed subtasks over the last 50 episodes."""
-        if not self.recent:
-            return {}
-        names = sorted({name for episode in self.recent for name in episode["completed"]})
-        count = len(self.recent)
-        return {
-            "episode_return": sum(episode["episode_return"] for episode in self.recent) / count,
-            "subtasks": sum(len(episode["completed"]) for episode in self.recent) / count,
-            **{f"subtask/{n}": sum(n in e["completed"] for e in self.recent) / count for n in names},
-        }
+    def episode_metrics(self) -> dict[str, float]:
+        """Means of the episode metrics over the last 50 training episodes; those without a value are left out."""
+        return self.scores.mean(self.recent)
 
     def policy_state(self) -> dict[str, torch.Tensor]:
         """State dict of the `PolicyNetwork`, from the (first) learner, for the policy artifact."""
@@ -275,7 +278,7 @@ class SkillPriorSAC(Algorithm):
             self.rows.restore(state["rows"])
         self.counters.update(state["counters"])
         self._owed_updates = state["owed_updates"]
-        self._returns.clear()
+        self._running.clear()
         self.recent.clear()
         self.recent.extend(state["recent"])
         self._iteration = state["iteration"]

@@ -13,25 +13,10 @@ from torch import Tensor
 
 from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.metrics import learner_metrics
 from spirl_ray.rl import losses
 from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
-
-PHASES = 3
-"""Divergence is logged for this many equal parts of the episode."""
-LOGGED = (
-    "critic_loss",
-    "policy_loss",
-    "alpha",
-    "q_mean",
-    "latent_std",
-    "divergence",
-    "divergence_p50",
-    "divergence_p90",
-    "divergence_p99",
-    *(f"divergence_phase_{phase}" for phase in range(PHASES)),
-)
-"""Names of the learner's metrics. The mean divergence hides local drift: quantiles and phases show it."""
 
 
 class SkillPriorSACLearner(TorchLearner):
@@ -141,23 +126,16 @@ class SkillPriorSACLearner(TorchLearner):
         policy: Tensor,
         alpha: Tensor,
     ) -> None:
-        divergence = forward["divergence"].detach()
-        levels = torch.quantile(divergence, torch.tensor([0.5, 0.9, 0.99], device=divergence.device))
-        values: dict[str, float] = {
-            "critic_loss": float(critic.detach()),
-            "policy_loss": float(policy.detach()),
-            "alpha": float(alpha),
-            "q_mean": float(forward["values"].detach().mean()),
-            "latent_std": float(forward["latent_std"].mean()),
-            "divergence": float(divergence.mean()),
-            "divergence_p50": float(levels[0]),
-            "divergence_p90": float(levels[1]),
-            "divergence_p99": float(levels[2]),
+        """Logs the metrics of `spirl_ray.metrics` that are computed in the learner."""
+        update = {
+            "critic_loss": critic,
+            "policy_loss": policy,
+            "alpha": alpha,
+            "values": forward["values"],
+            "latent_std": forward["latent_std"],
+            "divergence": forward["divergence"],
+            "phase": batch[PHASE],
         }
-        part = (batch[PHASE] * PHASES).long().clamp(max=PHASES - 1)
-        for phase in range(PHASES):
-            chosen = divergence[part == phase]
-            if len(chosen):
-                values[f"divergence_phase_{phase}"] = float(chosen.mean())
-        for name, value in values.items():
-            self.metrics.log_value((module_id, name), value, window=1)
+        with torch.no_grad():
+            for name, value in learner_metrics({key: tensor.detach() for key, tensor in update.items()}).items():
+                self.metrics.log_value((module_id, name), value, window=1)
