@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
 from spirl_ray.datasets.importing import import_dataset
-from spirl_ray.datasets.sources import Chunk, Description
+from spirl_ray.datasets.sources import Chunk, Description, Identity
 from spirl_ray.envs import environment
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.model import SkillModel, SkillSpec
 from spirl_ray.skills.pretrain import held_out, pretrain
@@ -60,7 +60,10 @@ class RandomEpisodes:
             rng = np.random.default_rng(index)
             yield Episode(
                 id=f"noise-{index}",
-                states=rng.standard_normal((self.steps + 1, spec.state_dim)).astype(np.float32),
+                observations={
+                    name: rng.standard_normal((self.steps + 1, *feature.shape)).astype(np.float32)
+                    for name, feature in spec.features.items()
+                },
                 actions=rng.uniform(-1.0, 1.0, (self.steps, spec.action_dim)).astype(np.float32),
                 rewards=np.zeros(self.steps, np.float32),
                 terminated=False,
@@ -69,6 +72,13 @@ class RandomEpisodes:
 
     def description(self) -> Description:
         return Description(f"noise episodes={self.episodes} steps={self.steps}", "Apache-2.0", "benchmark")
+
+    def identity(self) -> Identity:
+        return Identity("noise", {"episodes": self.episodes, "steps": self.steps})
+
+    @property
+    def attempts(self) -> int:
+        return 0
 
 
 def kitchen_skills() -> SkillSpec:
