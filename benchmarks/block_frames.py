@@ -3,7 +3,7 @@
 Two ways from nothing to frames in memory, in seconds of one core (`time.process_time`) for each episode:
 
 - ``stored``: rendered while the episode is simulated, and written to Parquet with it; a training reads them.
-- ``rendered``: not stored; each training renders them from the states when it starts. A state has the blocks'
+- ``rendered``: not stored; each training renders them from the numbers when it starts. These tell the blocks'
   positions and not how they are turned, so these frames are not quite the agent's: ``pixel_difference`` is the mean
   difference (0 to 255).
 
@@ -26,11 +26,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spirl_ray.envs.blocks.env import DATA_BLOCKS, SPEC, VIEW_SIZE, AgentCamera
+from spirl_ray.envs.blocks.env import DATA_BLOCKS, SPEC, AgentCamera, features
 from spirl_ray.envs.blocks.expert import demonstrate
-from spirl_ray.envs.blocks.world import FINGER_TRAVEL, ROBOT_STATE, BlockWorld
+from spirl_ray.envs.blocks.world import FINGER_TRAVEL, BlockWorld
 from spirl_ray.envs.offscreen import load_mujoco
-from spirl_ray.episodes.dataset import Episode, episodes_to_table, table_to_episodes
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Features, Observation
+from spirl_ray.episodes.table import episodes_to_table, table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.provenance import commit, hardware
 
@@ -39,8 +41,8 @@ _NOISE = (0.01, 0.05)  # of way-points and actions, the expert's defaults
 Row = dict[str, Any]
 
 
-class StateCamera:
-    """Frames from states alone, with all blocks upright."""
+class NumbersCamera:
+    """Renders frames from observed numbers alone, with all blocks upright."""
 
     def __init__(self) -> None:
         self.world = BlockWorld(DATA_BLOCKS)
@@ -48,11 +50,11 @@ class StateCamera:
         self.camera = AgentCamera(self.world)
         self._mujoco = load_mujoco()
 
-    def frame(self, state: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """uint8 [32, 32] of a state [23]."""
-        qpos = self.world.data.qpos
-        qpos[:3], qpos[3], qpos[4:6] = state[:3], state[6], state[7] * FINGER_TRAVEL
-        qpos[6:].reshape(DATA_BLOCKS, 7)[:, :3] = state[ROBOT_STATE:].reshape(DATA_BLOCKS, 3)
+    def frame(self, observation: Observation) -> NDArray[np.uint8]:
+        """uint8 [32, 32, 1] of one observation."""
+        qpos, gripper = self.world.data.qpos, observation["gripper"]
+        qpos[:3], qpos[3], qpos[4:6] = observation["hand"], gripper[4], gripper[5] * FINGER_TRAVEL
+        qpos[6:].reshape(DATA_BLOCKS, 7)[:, :3] = observation["blocks"]
         self._mujoco.mj_kinematics(self.world.model, self.world.data)
         self._mujoco.mj_camlight(self.world.model, self.world.data)
         return self.camera.frame()
@@ -69,9 +71,9 @@ def generated(count: int, *, frames: bool) -> list[Episode]:
     return episodes
 
 
-def written(episodes: list[Episode], file: Path, frame_size: int | None) -> float:
+def written(episodes: list[Episode], file: Path, kept: Features) -> float:
     """Writes as the import does; bytes for each step."""
-    table = episodes_to_table(episodes, SPEC.state_dim, SPEC.action_dim, frame_size)
+    table = episodes_to_table(episodes, kept, SPEC.action_dim)
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.stat().st_size / sum(episode.length for episode in episodes)
 
@@ -86,15 +88,19 @@ def measure(count: int) -> list[Row]:
             file = Path(folder) / "episodes.parquet"
             started = time.process_time()
             episodes = generated(count, frames=stored)
-            size = written(episodes, file, VIEW_SIZE if stored else None)
+            declared = features(DATA_BLOCKS, camera=stored)
+            size = written(episodes, file, declared)
             generate_s = (time.process_time() - started) / len(episodes)
-            eye = None if stored else StateCamera()
+            eye = None if stored else NumbersCamera()
             started = time.process_time()
-            loaded = table_to_episodes(pq.read_table(file))
+            loaded = table_to_episodes(pq.read_table(file), declared, SPEC.action_dim)
             if eye is not None:
-                kept[way] = [np.stack([eye.frame(state) for state in episode.states]) for episode in loaded]
+                kept[way] = [
+                    np.stack([eye.frame({n: v[t] for n, v in e.observations.items()}) for t in range(e.length + 1)])
+                    for e in loaded
+                ]
             else:
-                kept[way] = [episode.frames for episode in loaded if episode.frames is not None]
+                kept[way] = [np.asarray(e.observations["camera"], np.uint8) for e in loaded]
             load_s = (time.process_time() - started) / len(episodes)
         rows.append(
             {

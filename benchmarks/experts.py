@@ -20,7 +20,7 @@ import numpy as np
 from spirl_ray.envs.blocks import expert as blocks_expert
 from spirl_ray.envs.kitchen import experts as kitchen_experts
 from spirl_ray.envs.kitchen.env import GOALS
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.provenance import commit, hardware
 

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
 from spirl_ray.datasets.importing import import_dataset
-from spirl_ray.datasets.sources import Chunk, Description
+from spirl_ray.datasets.sources import Chunk, Description, Identity
 from spirl_ray.envs import environment
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.encoders import Observations
@@ -75,6 +75,13 @@ class RandomEpisodes:
 
     def description(self) -> Description:
         return Description(f"noise episodes={self.episodes} steps={self.steps}", "Apache-2.0", "benchmark")
+
+    def identity(self) -> Identity:
+        return Identity("noise", {"episodes": self.episodes, "steps": self.steps})
+
+    @property
+    def attempts(self) -> int:
+        return 0
 
 
 def kitchen_skills() -> SkillSpec:

@@ -45,8 +45,11 @@ class EnvSettings(Settings):
 
 
 class DataSettings(Settings):
-    source: Literal["minari", "generated", "both"] = "minari"
-    """Recorded demonstrations, a scripted expert's, or both in one dataset."""
+    source: str = "minari"
+    """``minari`` for recorded demonstrations, ``generated`` for a scripted expert's, ``both`` in one dataset, or what
+    `spirl_ray.datasets.sources.register_source` was told."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of a source that has been registered from outside."""
     dataset: str | None = None
     """Minari id, e.g. ``D4RL/kitchen/complete-v2``."""
     minari_root: Path | None = None

@@ -15,6 +15,8 @@ from toy_skills import save_toy_skills, toy_model
 POINT_PADS = "spirl/PointPads-v0"
 HORIZON, LATENT_DIM = 4, 3
 torch.set_num_threads(1)
+# Ray's workers and subprocesses find what stands beside this file, too: `toy_environments` and what it registers.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +16,7 @@ from spirl_ray.cli.terminal import console, print_next, print_table, shown
 from spirl_ray.errors import SpirlError
 
 if TYPE_CHECKING:
+    from spirl_ray.episodes.features import Feature
     from spirl_ray.episodes.summary import DatasetSummary, Spread
 
 data_app = typer.Typer(no_args_is_help=True, help="Import, inspect and validate offline trajectories.")
@@ -33,7 +35,7 @@ def inspect_data(
         Path | None, typer.Option(help="Write a contact sheet here: a PNG with some episodes of each.")
     ] = None,
 ) -> None:
-    """Shows what datasets hold: episodes, lengths, subtasks and their order, ranges of states and actions."""
+    """Shows what datasets hold: episodes, lengths, features, subtasks and their order, ranges of numbers."""
     from spirl_ray.episodes.summary import summarize
 
     with readable_errors():
@@ -41,8 +43,9 @@ def inspect_data(
         _print_facts(datasets, summaries)
         _print_subtasks(datasets, summaries)
         print_expert(datasets, summaries)
-        _print_ranges("state", datasets, [summary.states for summary in summaries])
-        _print_ranges("action", datasets, [summary.actions for summary in summaries])
+        for name in dict.fromkeys(name for summary in summaries for name in summary.observations):
+            _print_ranges(name, datasets, [summary.observations.get(name) for summary in summaries])
+        _print_ranges("actions", datasets, [summary.actions for summary in summaries])
         if sheet is not None:
             from spirl_ray.reports.contact_sheet import write_contact_sheet
 
@@ -67,6 +70,9 @@ def _print_facts(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) 
     table.add_row(
         "steps", *(f"{s.steps:,} of {size / s.steps:,.0f} bytes" for s, size in zip(summaries, sizes, strict=True))
     )
+    for name in dict.fromkeys(name for summary in summaries for name in summary.card.features):
+        known = [summary.card.features.get(name) for summary in summaries]
+        table.add_row(escape(name), *("" if feature is None else _feature(feature) for feature in known))
     table.add_row("length", *(f"{s.length_min} to {s.length_max}, mean {s.length_mean:.1f}" for s in summaries))
     table.add_row("saturated actions", *(f"{100 * s.saturated.mean():.1f} %" for s in summaries))
     print_table(table)
@@ -105,15 +111,28 @@ def print_expert(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) 
     print_table(table)
 
 
-def _print_ranges(name: str, datasets: Sequence[Path], spreads: Sequence[Spread]) -> None:
-    table = _columns(f"{name.capitalize()}s: from … to (mean ± deviation)", "dimension", datasets)
-    for i in range(max(len(spread.mean) for spread in spreads)):
-        cells = [
-            f"{s.minimum[i]:.3f} … {s.maximum[i]:.3f} ({s.mean[i]:.3f} ± {s.std[i]:.3f})" if i < len(s.mean) else ""
-            for s in spreads
-        ]
-        table.add_row(f"{name} {i}", *cells)
+def _print_ranges(name: str, datasets: Sequence[Path], spreads: Sequence[Spread | None]) -> None:
+    """A row for each entry that one of the datasets has; None stands for a dataset without the feature."""
+    table = _columns(f"{escape(name)}: from … to (mean ± deviation)", "entry", datasets)
+    cells = [dict(_entries(spread)) if spread is not None else {} for spread in spreads]
+    for entry in dict.fromkeys(entry for column in cells for entry in column):
+        table.add_row(f"{name} {', '.join(map(str, entry))}", *(column.get(entry, "") for column in cells))
     print_table(table)
+
+
+def _entries(spread: Spread) -> Iterator[tuple[tuple[int, ...], str]]:
+    for entry in np.ndindex(spread.mean.shape):
+        lowest, highest, mean, std = (x[entry] for x in (spread.minimum, spread.maximum, spread.mean, spread.std))
+        yield entry, f"{lowest:.3f} … {highest:.3f} ({mean:.3f} ± {std:.3f})"
+
+
+def _feature(feature: Feature) -> str:
+    kind = "RGB" if feature.shape[-1] == 3 else "grey"
+    size = " x ".join(map(str, feature.shape))
+    if not feature.is_image:
+        return f"{size}, {feature.role}"
+    height, width, _ = feature.shape
+    return f"{width} x {height} {kind} image, {'stored' if feature.stored else 'rendered'}"
 
 
 @data_app.command("validate")

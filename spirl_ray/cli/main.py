@@ -254,7 +254,7 @@ class _Session:
     def demonstrations(self) -> None:
         from spirl_ray.envs import environment
 
-        if self.experiment.evaluate.videos and environment(self.experiment.env.id).pictures is not None:
+        if self.experiment.evaluate.videos and environment(self.experiment.env.id).render_recorded is not None:
             run_stage("Film of the data", lambda _: self.pipeline.show_demonstrations(self.workspace))
 
     def require_data(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -20,17 +19,13 @@ import ray.data
 from ray.exceptions import RayError
 
 from spirl_ray import __version__
+from spirl_ray.config import fingerprint
 from spirl_ray.datasets.sources import Chunk, EpisodeSource
 from spirl_ray.envs import environment as environment_spec
-from spirl_ray.episodes.dataset import (
-    CARD,
-    DatasetCard,
-    Episode,
-    FileEntry,
-    episodes_to_table,
-    read_card,
-    schema,
-)
+from spirl_ray.episodes.dataset import CARD, FORMAT_VERSION, DatasetCard, FileEntry, read_card
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Features
+from spirl_ray.episodes.table import episodes_to_table, schema
 from spirl_ray.episodes.validation import Problem, check_episode, content_digest, episode_digest, file_digest
 from spirl_ray.errors import SpirlError
 
@@ -56,17 +51,16 @@ class _Shard:
     source: EpisodeSource
     indices: Chunk
     file: Path
-    state_dim: int
+    features: Features
     action_dim: int
-    frame_size: int | None
     skip_bad: bool
 
     @property
     def key(self) -> str:
         """Equal for shards of equal content."""
-        widths = (self.state_dim, self.action_dim, self.frame_size)
-        facts = (self.source.description().source, self.indices, widths, self.skip_bad)
-        return hashlib.sha256(repr((__version__, facts)).encode()).hexdigest()
+        features = {name: feature.model_dump(mode="json") for name, feature in self.features.items()}
+        facts = (self.source.identity().facts, self.indices, features, self.action_dim, self.skip_bad)
+        return fingerprint(FORMAT_VERSION, __version__, *facts)
 
     @property
     def result(self) -> Path:
@@ -92,7 +86,7 @@ def import_dataset(
     Args:
         source: where the episodes come from.
         out: folder to create. If it already is a dataset of the same content, that one is returned.
-        environment: spirl id; gives the widths of states and actions.
+        environment: spirl id; gives the features and the width of actions.
         skip_bad: leave bad episodes out and report them, instead of refusing the import.
         shards: number of Parquet files and of tasks, each of one CPU.
         progress: called with (episodes looked at, episodes in all) whenever a file is done.
@@ -116,9 +110,8 @@ def import_dataset(
                 source=source,
                 indices=tuple(index for chunk in chunks[number::count] for index in chunk),
                 file=partial / f"shard-{number:05d}",
-                state_dim=spec.state_dim,
+                features=spec.features,
                 action_dim=spec.action_dim,
-                frame_size=spec.stored_frames,
                 skip_bad=skip_bad,
             )
             for number in range(count)
@@ -140,9 +133,8 @@ def import_dataset(
         _refuse_twins(description.source, [identifier for identifier, _ in digests])
         card = DatasetCard(
             environment=environment,
-            state_dim=spec.state_dim,
+            features=dict(spec.features),
             action_dim=spec.action_dim,
-            frame_size=spec.stored_frames,
             episodes=len(digests),
             steps=sum(result["steps"] for result in results),
             source=description.source,
@@ -228,11 +220,11 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
     steps = 0
     # A task that Ray retries must not meet the file of an attempt that is still dying.
     attempt = shard.file.with_name(f"{shard.file.name}.{os.getpid()}")
-    widths = (shard.state_dim, shard.action_dim, shard.frame_size)
-    with pq.ParquetWriter(attempt, schema(*widths), compression="zstd", write_page_checksum=True) as writer:
+    kind = (shard.features, shard.action_dim)
+    with pq.ParquetWriter(attempt, schema(*kind), compression="zstd", write_page_checksum=True) as writer:
         waiting: list[Episode] = []
         for episode in shard.source.read(shard.indices):
-            found = check_episode(episode, *widths)
+            found = check_episode(episode, *kind)
             if found:
                 problems += [(episode.id, name, what) for name, what in found]
                 if not shard.skip_bad and len(problems) >= _SHOWN_PROBLEMS:
@@ -242,10 +234,10 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
             steps += episode.length
             waiting.append(episode)
             if len(waiting) == _EPISODES_A_ROW_GROUP:
-                writer.write_table(episodes_to_table(waiting, *widths))
+                writer.write_table(episodes_to_table(waiting, *kind))
                 waiting = []
         if waiting:
-            writer.write_table(episodes_to_table(waiting, *widths))
+            writer.write_table(episodes_to_table(waiting, *kind))
     os.replace(attempt, shard.file)
     entry = FileEntry(sha256=file_digest(shard.file), bytes=shard.file.stat().st_size, rows=len(digests))
     result = {"digests": digests, "problems": problems, "steps": steps, "file": entry.model_dump()}

@@ -166,5 +166,5 @@ def read_tables(file: str, card: DatasetCard, columns: list[str] | None = None) 
                 yield pa.Table.from_batches([batch])
     except FileNotFoundError:
         raise SpirlError(f"{file}: missing, but named in the dataset's {CARD}") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SpirlError(f"{file}: not readable as Parquet (damaged or cut short): {error}") from error

@@ -96,6 +96,15 @@ def stack_observations(observations: Sequence[Observation]) -> dict[str, Array]:
     return {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
 
 
+def recorded(observation: Observation, features: Features) -> dict[str, Array]:
+    """What an episode holds of an environment's observation: its stored features, and of several images the newest."""
+    return {
+        name: observation[name][-1] if feature.is_image else observation[name]
+        for name, feature in features.items()
+        if feature.stored
+    }
+
+
 def stored_features(features: Features) -> dict[str, Feature]:
     """Those that episodes hold."""
     return {name: feature for name, feature in features.items() if feature.stored}

@@ -201,6 +201,10 @@ def _one_array(table: pa.Table, name: str, where: str) -> pa.Array:
     column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
+    try:
+        column.validate(full=True)  # offsets within the data, text that is UTF-8
+    except pa.ArrowInvalid as error:
+        raise SpirlError(f"{where}: column {name!r} is damaged: {error}") from error
     if column.null_count or _nulls_within(column):
         raise SpirlError(f"{where}: column {name!r} holds nulls")
     return column

@@ -1,4 +1,4 @@
-"""A film of the demonstrations, drawn from their recorded states."""
+"""A video of the demonstrations, drawn from what was recorded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import ray
 
 from spirl_ray.envs import environment
-from spirl_ray.episodes.dataset import Episode, read_card, read_episodes
+from spirl_ray.episodes.dataset import read_card, read_episodes
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.session import finished_tasks
 from spirl_ray.pipeline.video import VideoWriter
@@ -40,18 +41,19 @@ def film_demonstrations(dataset: Path, video: Path, episodes: int, fps: float) -
         fps: primitive steps a second.
 
     Raises:
-        SpirlError: a dataset that cannot be read, or of an environment that cannot draw recorded states.
+        SpirlError: a dataset that cannot be read, or of an environment that cannot draw recorded episodes.
     """
     spec = environment(read_card(dataset).environment)
-    if spec.pictures is None:
-        raise SpirlError(f"{dataset}: {spec.id} cannot draw recorded states, so there is no film.")
+    if spec.render_recorded is None:
+        raise SpirlError(f"{dataset}: {spec.id} cannot draw recorded episodes, so there is no film.")
     shown = spread_episodes(dataset, episodes)
     stride = math.ceil(max(episode.length for episode in shown) / MOST_FRAMES)
     with VideoWriter(video, fps / stride) as film:
         for episode in shown:
             steps = list(range(0, episode.length + 1, stride))
             done = " > ".join(map(str, episode.metadata.get("completed", ())))
-            for step, picture in zip(steps, spec.pictures(episode.metadata, episode.states, steps), strict=True):
+            pictures = spec.render_recorded(episode.metadata, episode.observations, steps)
+            for step, picture in zip(steps, pictures, strict=True):
                 film.add(picture, f"{episode.id} · step {step} of {episode.length} · {done}")
 
 

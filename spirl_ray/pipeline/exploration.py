@@ -7,7 +7,7 @@ drawn from a flat action prior, and uniform random actions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import spirl_ray.envs as envs
 from spirl_ray.envs.spec import FloorPlan
+from spirl_ray.episodes.features import Array, stack_observations
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_atomically, write_json
 from spirl_ray.files.tables import write_csv
@@ -169,7 +170,7 @@ def explore(
 
     Episode i has environment seed ``seed + i``; the result depends on the episodes that share the call.
     """
-    model = load_skills(explorer.skills, env_id) if explorer.skills is not None else None
+    model = load_skills(explorer.skills) if explorer.skills is not None else None
     return explore_with(model, explorer.latents, env_id, env_kwargs, episodes, seed)
 
 
@@ -187,22 +188,23 @@ def explore_with(
     facts = envs.environment(env_id)
     generator = torch.Generator().manual_seed(seed + 7919 * episodes[0])
     running = [envs.make(env_id, **env_kwargs) for _ in episodes]
-    seen = np.stack([env.reset(seed=seed + number)[0] for env, number in zip(running, episodes, strict=True)])
+    assert facts.floor_plan is not None
+    place = facts.floor_plan(running[0]).feature
+    pairs = zip(running, episodes, strict=True)
+    observations = stack_observations([env.reset(seed=seed + number)[0] for env, number in pairs])
     execution = SkillExecution(model) if model is not None else None
-    visible = envs.observation_dim(running[0])
-    positions, ended = [seen[:, :2]], False
+    positions, ended = [observations[place][:, :2]], False
     actions: NDArray[np.float32]
     while not ended:
         if execution is None or model is None:
             actions = (2.0 * torch.rand(len(running), facts.action_dim, generator=generator) - 1.0).numpy()
         else:
-            observations = seen[:, :visible]
             if len(positions) == 1 or execution.finished:
                 execution.begin(_latents(model, latents, observations, generator))
             actions = execution.action(observations)
         steps = [env.step(action) for env, action in zip(running, actions, strict=True)]
-        seen = np.stack([step[0] for step in steps])
-        positions.append(seen[:, :2])
+        observations = stack_observations([step[0] for step in steps])
+        positions.append(observations[place][:, :2])
         ended = any(step[2] or step[3] for step in steps)
     for env in running:
         env.close()
@@ -210,8 +212,10 @@ def explore_with(
 
 
 def _latents(
-    model: SkillModel, latents: Latents, observations: NDArray[np.float32], generator: torch.Generator
+    model: SkillModel, latents: Latents, observations: Mapping[str, Array], generator: torch.Generator
 ) -> NDArray[np.float32]:
     if latents == "prior":
-        return model.prior_distribution(torch.from_numpy(observations)).sample(generator).numpy()
-    return torch.randn(len(observations), model.spec.latent_dim, generator=generator).numpy()
+        encoded = {name: torch.from_numpy(values) for name, values in observations.items()}
+        return model.prior_distribution(encoded).sample(generator).numpy()
+    count = len(next(iter(observations.values())))
+    return torch.randn(count, model.spec.latent_dim, generator=generator).numpy()

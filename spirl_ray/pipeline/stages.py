@@ -80,8 +80,8 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[Sta
     facts: Row = {"episodes": report.card.episodes, "steps": report.card.steps}
     if report.skipped:
         facts["skipped"] = len(report.skipped)
-    if data.source != "minari":
-        facts["success_rate"] = 1.0 - report.missing / data.episodes
+    if attempts := workspace.source.attempts:
+        facts["success_rate"] = 1.0 - report.missing / attempts
     return StageResult(out, True, facts), report
 
 

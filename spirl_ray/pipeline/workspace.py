@@ -7,6 +7,7 @@ folder is gone on with. Several processes may share it; each result has a lock.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spirl_ray.config import EnvSettings, Experiment, MethodName, TrainSettings, fingerprint
-from spirl_ray.datasets.sources import EpisodeSource, GeneratedSource, JoinedSource, MinariSource
+from spirl_ray.datasets.sources import EpisodeSource, episode_source
 from spirl_ray.envs import environment
-from spirl_ray.episodes.dataset import read_card
+from spirl_ray.episodes.dataset import FORMAT_VERSION, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
@@ -123,32 +124,17 @@ class Workspace:
 
     # --- data ---
 
-    @property
+    @cached_property
     def source(self) -> EpisodeSource:
-        data, env = self.experiment.data, self.experiment.env
-        parts: list[EpisodeSource] = []
-        if data.source != "minari":
-            parts.append(GeneratedSource(env.id, data.episodes, data.seed, data.generate))
-        if data.source != "generated":
-            if data.dataset is None:
-                raise SpirlError(
-                    f"data.source: {data.source} needs data.dataset, a Minari id such as D4RL/kitchen/complete-v2."
-                )
-            parts.append(MinariSource(data.dataset, data.minari_root, env.id))
-        return parts[0] if len(parts) == 1 else JoinedSource(tuple(parts))
+        """Where the dataset's episodes come from."""
+        return episode_source(self.experiment.data, self.experiment.env.id)
 
     @property
     def dataset(self) -> Path:
         """Folder of the imported dataset."""
-        data, env = self.experiment.data, self.experiment.env
-        names, facts = [], []
-        if data.source != "minari":
-            names.append(f"generated-{data.episodes}")
-            facts += [data.episodes, data.seed, data.generate]
-        if data.source != "generated":
-            names.append(str(data.dataset).replace("/", "-"))
-            facts += [data.dataset]
-        return self.folder / "data" / "-".join([*names, fingerprint(env.id, *facts, data.skip_bad)])
+        identity = self.source.identity()
+        key = fingerprint(FORMAT_VERSION, self.experiment.env.id, identity.facts, self.experiment.data.skip_bad)
+        return self.folder / "data" / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', identity.name)}-{key}"
 
     @property
     def demonstrations(self) -> Path:

@@ -26,7 +26,8 @@ def write_contact_sheet(datasets: Sequence[Path], path: Path) -> None:
     """Writes a PNG that shows evenly spread steps of evenly spread episodes of every dataset.
 
     Raises:
-        SpirlError: a dataset that cannot be read, or of an environment without pictures; a file that cannot be written.
+        SpirlError: a dataset that cannot be read, or of an environment that cannot draw recorded episodes; a file that
+            cannot be written.
     """
     rows = [row for dataset in datasets for row in _rows(dataset)]
     sheet = np.concatenate(rows)
@@ -38,15 +39,16 @@ def write_contact_sheet(datasets: Sequence[Path], path: Path) -> None:
 def _rows(dataset: Path) -> Iterator[np.ndarray]:
     card = read_card(dataset)
     spec = environment(card.environment)
-    if spec.pictures is None:
-        raise SpirlError(f"{dataset}: {card.environment} cannot draw recorded states, so there is no contact sheet.")
+    if spec.render_recorded is None:
+        raise SpirlError(f"{dataset}: {card.environment} cannot draw recorded episodes, so there is no contact sheet.")
     for episode in spread_episodes(dataset, EPISODES):
         steps = np.linspace(0, episode.length, COLUMNS).round().astype(int).tolist()
         captions = [f"step {step} of {episode.length}" for step in steps]
         captions[0] = f"{dataset.name} · {episode.id}"
         captions[-1] = " > ".join(map(str, episode.metadata.get("completed", ()))) or captions[-1]
         pictures = []
-        for picture, caption in zip(spec.pictures(episode.metadata, episode.states, steps), captions, strict=True):
+        drawn = spec.render_recorded(episode.metadata, episode.observations, steps)
+        for picture, caption in zip(drawn, captions, strict=True):
             height = round(PICTURE * picture.shape[0] / picture.shape[1])
             small = np.asarray(Image.fromarray(picture).resize((PICTURE, height)))
             pictures.append(captioned(small, caption))

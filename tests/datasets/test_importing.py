@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +18,22 @@ import ray
 from ray import cloudpickle
 
 from spirl_ray.datasets import importing
+from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.datasets.importing import import_dataset, spirl_error_within
-from spirl_ray.datasets.sources import Chunk, Description, GeneratedSource, MinariSource
-from spirl_ray.episodes.dataset import Episode, read_card, read_episodes
+from spirl_ray.datasets.minari import MinariSource
+from spirl_ray.datasets.sources import Chunk, Description, Identity
+from spirl_ray.envs.spec import EnvironmentSpec
+from spirl_ray.episodes.dataset import read_card, read_episodes
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Feature
 from spirl_ray.episodes.validation import validate_dataset
 from spirl_ray.errors import SpirlError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 PADS = "spirl/PointPads-v0"
-STATE_DIM, ACTION_DIM = 2, 2
+FEATURES = {"place": Feature(shape=(2,)), "camera": Feature(shape=(3, 4, 3), role="image")}
+ACTION_DIM = 2
 
 # Ray's workers cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -37,7 +44,10 @@ def good(index: int) -> Episode:
     length = 3 + index % 4
     return Episode(
         id=f"e{index:03d}",
-        states=rng.normal(size=(length + 1, STATE_DIM)).astype(np.float32),
+        observations={
+            "place": rng.normal(size=(length + 1, 2)).astype(np.float32),
+            "camera": rng.integers(0, 256, (length + 1, 3, 4, 3), dtype=np.uint8),
+        },
         actions=rng.uniform(-1, 1, (length, ACTION_DIM)).astype(np.float32),
         rewards=np.zeros(length, np.float32),
         terminated=True,
@@ -48,7 +58,7 @@ def good(index: int) -> Episode:
 
 def with_nan(index: int) -> Episode:
     episode = good(index)
-    episode.states[1, 0] = np.nan
+    episode.observations["place"][1, 0] = np.nan
     return episode
 
 
@@ -72,6 +82,13 @@ class MadeSource:
     def description(self) -> Description:
         return Description(self.name, "none", "nobody")
 
+    def identity(self) -> Identity:
+        return Identity(self.name, {"count": self.count})
+
+    @property
+    def attempts(self) -> int:
+        return 0
+
 
 def some_bad(index: int) -> Episode:
     return with_nan(index) if index in (2, 5) else good(index)
@@ -82,20 +99,11 @@ def load_all(folder: Path) -> dict[str, Episode]:
 
 
 @pytest.fixture(autouse=True)
-def _small_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: dict[str, Any] = {"max_episode_steps": 9, "subtasks": (), "target": lambda kwargs: ()}
+    spec = EnvironmentSpec(id="spirl/Test-v0", features=FEATURES, action_dim=ACTION_DIM, **facts)
     real = importing.environment_spec
-
-    def spec(env_id: str) -> object:
-        return _Widths(STATE_DIM, ACTION_DIM) if env_id == "spirl/Test-v0" else real(env_id)
-
-    monkeypatch.setattr(importing, "environment_spec", spec)
-
-
-@dataclass(frozen=True)
-class _Widths:
-    state_dim: int
-    action_dim: int
-    stored_frames: int | None = None
+    monkeypatch.setattr(importing, "environment_spec", lambda env_id: spec if env_id == spec.id else real(env_id))
 
 
 def test_an_import_is_a_valid_dataset_with_all_episodes(tmp_path: Path) -> None:
@@ -114,7 +122,9 @@ def test_an_import_is_a_valid_dataset_with_all_episodes(tmp_path: Path) -> None:
     assert (report.skipped, report.missing) == ([], 0)
     found = load_all(out)
     assert sorted(found) == [f"e{n:03d}" for n in range(7)]
-    np.testing.assert_array_equal(found["e004"].states, good(4).states)
+    for name, values in good(4).observations.items():
+        np.testing.assert_array_equal(found["e004"].observations[name], values)
+    assert report.card.features == FEATURES
     assert found["e004"].metadata == {"index": 4}
     assert len(seen) == 3
     assert seen[-1] == (7, 7)
@@ -237,8 +247,8 @@ def test_bad_episodes_are_listed_and_nothing_is_left(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert "skip_bad" in lines[0]
     assert lines[1:] == [
-        "  made: e002: states: row 1, column 0 is nan (1 such values)",
-        "  made: e005: states: row 1, column 0 is nan (1 such values)",
+        "  made: e002: place: row 1, column 0 is nan (1 such values)",
+        "  made: e005: place: row 1, column 0 is nan (1 such values)",
     ]
     assert list(tmp_path.iterdir()) == []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,16 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from spirl_ray.datasets.sources import GeneratedSource, JoinedSource, MinariSource
+from spirl_ray import registry
+from spirl_ray.config import DataSettings
+from spirl_ray.datasets.generated import GeneratedSource
+from spirl_ray.datasets.joined import JoinedSource
+from spirl_ray.datasets.minari import MinariSource
+from spirl_ray.datasets.sources import SOURCES, EpisodeSource, episode_source, register_source
 from spirl_ray.envs.kitchen.env import INITIAL_POSITIONS
+from spirl_ray.envs.kitchen.env import SPEC as KITCHEN_SPEC
 from spirl_ray.envs.point_pads import env as point_pads
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.validation import check_episode
 from spirl_ray.errors import SpirlError
 
@@ -65,18 +73,18 @@ def read_all(source: Any) -> list[Episode]:
     return [episode for chunk in source.chunks() for episode in source.read(chunk)]
 
 
-def test_a_minari_episode_keeps_its_states_actions_and_end(tmp_path: Path) -> None:
+def test_a_minari_episode_keeps_its_observations_actions_and_end(tmp_path: Path) -> None:
     buffers = [recorded(n, length=4 + n) for n in range(2)]
     expected = [np.array(buffer.observations) for buffer in buffers]
     source = MinariSource(MADE, make_root(tmp_path / "root", buffers), KITCHEN)
     first, second = read_all(source)
     assert (first.id, second.id) == ("made/kitchen-v0:00000", "made/kitchen-v0:00001")
-    states = np.concatenate([expected[1][:, :9], expected[1][:, 18:39]], axis=1)
-    np.testing.assert_allclose(second.states, states, rtol=1e-6)
+    np.testing.assert_allclose(second.observations["robot"], expected[1][:, :9], rtol=1e-6)
+    np.testing.assert_allclose(second.observations["objects"], expected[1][:, 18:39], rtol=1e-6)
     np.testing.assert_allclose(second.actions, np.array(buffers[1].actions), rtol=1e-6)
     np.testing.assert_array_equal(second.rewards, np.arange(5, dtype=np.float32))
     assert (second.terminated, second.truncated) == (False, True)
-    assert second.states.dtype == second.actions.dtype == second.rewards.dtype == np.float32
+    assert check_episode(second, KITCHEN_SPEC.features, 9) == []
 
 
 def test_joined_chunks_read_the_same_as_single_ones(tmp_path: Path) -> None:
@@ -84,21 +92,23 @@ def test_joined_chunks_read_the_same_as_single_ones(tmp_path: Path) -> None:
     source = pickle.loads(pickle.dumps(MinariSource(MADE, root, KITCHEN)))  # noqa: S301 (its own)
     joined = list(source.read(tuple(index for chunk in source.chunks() for index in chunk)))
     for one, other in zip(joined, read_all(source), strict=True):
-        np.testing.assert_array_equal(one.states, other.states)
+        np.testing.assert_array_equal(one.observations["objects"], other.observations["objects"])
 
 
 def test_an_action_out_of_range_is_left_for_validation_to_find(tmp_path: Path) -> None:
     buffer = recorded(0)
     buffer.actions[2][5] = 1.25
     (episode,) = read_all(MinariSource(MADE, make_root(tmp_path / "root", [buffer]), KITCHEN))
-    assert check_episode(episode, 30, 9) == [("actions", "row 2, column 5 is 1.25, outside [-1, 1] (1 such values)")]
+    assert check_episode(episode, KITCHEN_SPEC.features, 9) == [
+        ("actions", "row 2, column 5 is 1.25, outside [-1, 1] (1 such values)")
+    ]
 
 
 def test_a_value_too_large_for_float32_is_left_for_validation_to_find(tmp_path: Path) -> None:
     buffer = recorded(0)
     buffer.observations[1][20] = 1e300
     (episode,) = read_all(MinariSource(MADE, make_root(tmp_path / "root", [buffer]), KITCHEN))
-    assert check_episode(episode, 30, 9) == [("states", "row 1, column 11 is inf (1 such values)")]
+    assert check_episode(episode, KITCHEN_SPEC.features, 9) == [("objects", "row 1, column 2 is inf (1 such values)")]
 
 
 def test_an_unknown_dataset_states_its_author_and_no_licence(tmp_path: Path) -> None:
@@ -175,7 +185,7 @@ def test_the_human_demonstrations_are_complete_and_good(minari_root: Path) -> No
     episodes = read_all(source)
     assert len(episodes) == 19
     assert sum(episode.length for episode in episodes) == 4209
-    assert [check_episode(episode, 30, 9) for episode in episodes] == [[]] * 19
+    assert [check_episode(episode, KITCHEN_SPEC.features, 9) for episode in episodes] == [[]] * 19
     assert source.description().licence == "CC BY 4.0"
     assert "Gupta" in source.description().attribution
 
@@ -205,9 +215,10 @@ def test_a_generated_episode_depends_on_seed_and_index_alone() -> None:
     (alone,) = source.read((2,))
     _, _, among = source.read((0, 1, 2))
     (other,) = GeneratedSource(PADS, episodes=4, seed=4).read((2,))
-    np.testing.assert_array_equal(alone.states, among.states)
+    for name, values in alone.observations.items():
+        np.testing.assert_array_equal(values, among.observations[name])
     np.testing.assert_array_equal(alone.actions, among.actions)
-    assert not np.array_equal(alone.states[:5], other.states[:5])
+    assert not np.array_equal(alone.observations["position"][:5], other.observations["position"][:5])
 
 
 def test_options_reach_the_expert_and_the_card() -> None:
@@ -266,3 +277,69 @@ def test_an_environment_without_an_expert_says_so() -> None:
 def test_bad_generation_settings_are_refused_before_any_work(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(SpirlError, match=message):
         GeneratedSource(**arguments)
+
+
+# --- the table of sources ---
+
+
+def test_the_data_settings_name_a_source(tmp_path: Path) -> None:
+    settings = DataSettings(
+        source="both", dataset=HUMAN, minari_root=tmp_path, episodes=7, seed=2, generate={"keep_failures": True}
+    )
+    generated = GeneratedSource(KITCHEN, 7, 2, {"keep_failures": True})
+    recorded = MinariSource(HUMAN, tmp_path, KITCHEN)
+    assert episode_source(settings, KITCHEN) == JoinedSource((generated, recorded))
+    assert episode_source(settings.model_copy(update={"source": "minari"}), KITCHEN) == recorded
+    assert episode_source(settings.model_copy(update={"source": "generated"}), KITCHEN) == generated
+    assert [each.attempts for each in (JoinedSource((generated, recorded)), generated, recorded)] == [7, 7, 0]
+
+
+def test_an_identity_is_plain_data_of_what_decides_the_episodes_and_not_of_where_they_are(tmp_path: Path) -> None:
+    def facts(**changes: Any) -> str:
+        settings = DataSettings(**{"source": "both", "dataset": HUMAN, "minari_root": tmp_path, **changes})
+        return json.dumps(episode_source(settings, KITCHEN).identity().facts, sort_keys=True)
+
+    assert facts() == facts(minari_root=None) == facts(shards=3)
+    changes: list[dict[str, Any]] = [
+        {"source": "generated"},
+        {"source": "minari"},
+        {"dataset": "D4RL/kitchen/mixed-v2"},
+        {"episodes": 3},
+        {"seed": 1},
+        {"generate": {"keep_failures": True}},
+    ]
+    assert len({facts(**change) for change in changes} | {facts()}) == len(changes) + 1
+    # Renaming a class or a file must not lose anybody's data.
+    assert facts(source="generated", episodes=2) == '{"generated": {"episodes": 2, "options": {}, "seed": 0}}'
+    assert facts(source="minari") == f'{{"minari": "{HUMAN}"}}'
+
+
+def test_an_unknown_source_lists_the_known_ones() -> None:
+    with pytest.raises(SpirlError, match=r"data\.source.*'tape'.*both, generated, minari"):
+        episode_source(DataSettings(source="tape"), PADS)
+
+
+@pytest.mark.parametrize("source", ["generated", "minari", "both"])
+def test_options_that_a_source_does_not_have_are_refused(source: str) -> None:
+    with pytest.raises(SpirlError, match=rf"data\.options: speed.*'{source}'"):
+        episode_source(DataSettings(source=source, dataset=HUMAN, options={"speed": 1}), KITCHEN)
+
+
+def test_a_source_of_ones_own_gets_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SOURCES, "_entries", dict(SOURCES._entries))
+
+    def one(data: DataSettings, env_id: str) -> EpisodeSource:
+        return GeneratedSource(env_id, data.options["count"])
+
+    register_source("one", one)
+    assert episode_source(DataSettings(source="one", options={"count": 4}), PADS) == GeneratedSource(PADS, 4)
+    with pytest.raises(SpirlError, match="'generated' already"):
+        register_source("generated", one)
+
+
+def test_an_entry_point_brings_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("plain", "spirl_ray.datasets.generated:make", "spirl_ray.sources")
+    monkeypatch.setattr(SOURCES, "_entries", dict(SOURCES._entries))
+    monkeypatch.setattr(SOURCES, "_filled", False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == point.group else [])
+    assert episode_source(DataSettings(source="plain", episodes=4), PADS) == GeneratedSource(PADS, 4)

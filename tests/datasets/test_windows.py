@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,28 @@ from torch import Tensor
 
 from spirl_ray.datasets import windows as windows_module
 from spirl_ray.datasets.windows import WindowTable, stream_windows
-from spirl_ray.envs.spec import Frames, ViewSpec
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.envs.spec import Renderer
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Feature, Observation
 from spirl_ray.errors import SpirlError
 
 LENGTHS, HORIZON = (12, 5, 30, 4, 7), 5
 """One episode of exactly one window, one too short for any."""
 
 
+FEATURES = {"place": Feature(shape=(2,))}
+
+
+def places(number: int, length: int) -> NDArray[np.float32]:
+    return np.stack([np.full(length + 1, number), np.arange(length + 1)], axis=1).astype(np.float32)
+
+
 def make_episodes(lengths: Sequence[int] = LENGTHS) -> list[Episode]:
-    """State t of episode e is (e, t), its action (100 e + t)."""
+    """Place t of episode e is (e, t), its action (100 e + t); what is called "unused" must not be touched."""
     return [
         Episode(
             id=f"e{number}",
-            states=np.stack([np.full(length + 1, number), np.arange(length + 1)], axis=1).astype(np.float32),
+            observations={"place": places(number, length), "unused": np.zeros((1, 1), np.float32)},
             actions=(100.0 * number + np.arange(length, dtype=np.float32)).reshape(-1, 1),
             rewards=np.zeros(length, np.float32),
             terminated=False,
@@ -42,10 +51,11 @@ def all_windows(lengths: Sequence[int] = LENGTHS) -> set[tuple[int, int]]:
     return {(e, t) for e, length in enumerate(lengths) for t in range(length - HORIZON + 1)}
 
 
-def checked(states: Tensor, actions: Tensor) -> list[tuple[int, int]]:
+def checked(observations: dict[str, Tensor], actions: Tensor) -> list[tuple[int, int]]:
     """(episode, offset) of each window of a batch, each of which must be HORIZON steps on end of one episode."""
     found = []
-    for window, taken in zip(states, actions, strict=True):
+    assert list(observations) == ["place"]
+    for window, taken in zip(observations["place"], actions, strict=True):
         episode, first = (int(value) for value in window[0])
         steps = torch.arange(first, first + HORIZON)
         assert torch.equal(window, torch.stack([torch.full((HORIZON,), episode), steps], dim=1).float())
@@ -55,7 +65,7 @@ def checked(states: Tensor, actions: Tensor) -> list[tuple[int, int]]:
 
 
 def test_every_offset_is_one_window_within_one_episode() -> None:
-    table = WindowTable(make_episodes(), HORIZON)
+    table = WindowTable(make_episodes(), HORIZON, FEATURES)
     found = checked(*table.rows(torch.arange(len(table))))
     assert len(found) == len(table)
     assert set(found) == all_windows()
@@ -63,12 +73,12 @@ def test_every_offset_is_one_window_within_one_episode() -> None:
 
 
 def test_the_state_after_the_last_action_is_in_no_window() -> None:
-    states, _ = WindowTable(make_episodes((5,)), HORIZON).rows(torch.tensor([0]))
-    assert states[0, :, 1].tolist() == [0, 1, 2, 3, 4]
+    observations, _ = WindowTable(make_episodes((5,)), HORIZON, FEATURES).rows(torch.tensor([0]))
+    assert observations["place"][0, :, 1].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_sampling_is_uniform_over_all_windows() -> None:
-    table, generator = WindowTable(make_episodes(), HORIZON), torch.Generator().manual_seed(0)
+    table, generator = WindowTable(make_episodes(), HORIZON, FEATURES), torch.Generator().manual_seed(0)
     found = checked(*table.sample(8000, generator))
     counts = {window: 0 for window in all_windows()}
     for window in found:
@@ -77,13 +87,13 @@ def test_sampling_is_uniform_over_all_windows() -> None:
 
 
 def test_sampling_repeats_with_the_generator() -> None:
-    table = WindowTable(make_episodes(), HORIZON)
+    table = WindowTable(make_episodes(), HORIZON, FEATURES)
     (first, _), (second, _) = (table.sample(32, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert torch.equal(first, second)
+    assert torch.equal(first["place"], second["place"])
 
 
 def test_shuffled_gives_every_window_once_and_tops_up_the_rest() -> None:
-    table = WindowTable(make_episodes(), HORIZON)
+    table = WindowTable(make_episodes(), HORIZON, FEATURES)
     batches = [checked(*batch) for batch in table.shuffled(16, torch.Generator().manual_seed(0))]
     assert {len(batch) for batch in batches} == {16}
     found = [window for batch in batches for window in batch]
@@ -94,135 +104,197 @@ def test_shuffled_gives_every_window_once_and_tops_up_the_rest() -> None:
 
 def test_no_window_is_an_error_that_says_what_to_change() -> None:
     with pytest.raises(SpirlError, match=r"No episode has a window of 5 steps: lower skills\.horizon"):
-        WindowTable(make_episodes((4, 3)), HORIZON)
+        WindowTable(make_episodes((4, 3)), HORIZON, FEATURES)
     with pytest.raises(SpirlError):
-        WindowTable([], HORIZON)
+        WindowTable([], HORIZON, FEATURES)
 
 
 @pytest.mark.parametrize("buffer_bytes", [0, 500, 10**9])
 def test_streaming_gives_the_windows_that_memory_holds(buffer_bytes: int) -> None:
-    stream = stream_windows(make_episodes(), HORIZON, 4, torch.Generator().manual_seed(0), buffer_bytes)
+    stream = stream_windows(
+        make_episodes(), HORIZON, 4, torch.Generator().manual_seed(0), buffer_bytes, features=FEATURES
+    )
     found = [window for batch in stream for window in checked(*batch)]
     assert set(found) == all_windows()
     assert len(found) < len(all_windows()) + 4 * len(LENGTHS)  # but for topping up
 
 
 def test_streaming_without_a_window_ends_at_once() -> None:
-    assert not list(stream_windows(make_episodes((4, 3)), HORIZON, 4, torch.Generator(), 10**9))
+    assert not list(stream_windows(make_episodes((4, 3)), HORIZON, 4, torch.Generator(), 10**9, features=FEATURES))
 
 
 def test_buffers_stay_within_the_limit_but_for_an_episode_that_is_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     buffers: list[list[int]] = []
 
     class Recorded(WindowTable):
-        def __init__(self, episodes: Sequence[Episode], horizon: int, **options: Any) -> None:
+        def __init__(self, episodes: Sequence[Episode], *arguments: Any, **options: Any) -> None:
             buffers.append([episode.length for episode in episodes])
-            super().__init__(episodes, horizon, **options)
+            super().__init__(episodes, *arguments, **options)
 
     monkeypatch.setattr(windows_module, "WindowTable", Recorded)
-    lengths = (10, 10, 10, 60, 10, 25)
-
-    def size(length: int) -> int:
-        return 4 * (2 * (length + 1) + length)
-
-    list(stream_windows(make_episodes(lengths), HORIZON, 4, torch.Generator().manual_seed(0), size(10) * 3))
-    assert buffers == [[10, 10, 10], [60], [10], [25]]  # 10 and 25 need two states more than three times 10
+    episodes = make_episodes((10, 10, 10, 60, 10, 25))
+    limit = 3 * episodes[0].nbytes
+    list(stream_windows(episodes, HORIZON, 4, torch.Generator().manual_seed(0), limit, features=FEATURES))
+    assert buffers == [[10, 10, 10], [60], [10], [25]]
 
 
 def test_streaming_holds_no_more_episodes_than_a_buffer() -> None:
     read: list[str] = []
 
-    def episodes() -> object:
+    def episodes() -> Iterator[Episode]:
         for episode in make_episodes((10,) * 20):
             read.append(episode.id)
             yield episode
 
-    stream = stream_windows(episodes(), HORIZON, 4, torch.Generator().manual_seed(0), 2 * 4 * (2 * 11 + 10))
+    limit = 2 * make_episodes((10,))[0].nbytes
+    stream = stream_windows(episodes(), HORIZON, 4, torch.Generator().manual_seed(0), limit, features=FEATURES)
     next(stream)
     assert len(read) == 3  # two fill the buffer, the third shows that it is full
 
 
-# --- frames ---
+# --- images ---
 
-SIDE = 2
+SHAPE = (2, 3, 3)
 
 
-def renderer(metadata: Sequence[Mapping[str, Any]]) -> Frames:
-    """A frame's pixels are its episode's brightness plus the step's number, so that any mix-up shows."""
+def renderer(metadata: Sequence[Mapping[str, Any]]) -> Renderer:
+    """An image's entries are its episode's brightness plus the step's number, so that any mix-up shows."""
     brightness = np.array([facts["brightness"] for facts in metadata])
 
-    def frames(episodes: NDArray[np.int64], states: NDArray[np.float32]) -> NDArray[np.uint8]:
-        values = brightness[episodes] + states[:, 1].astype(np.int64)
-        return np.broadcast_to(values[:, None, None], (len(values), SIDE, SIDE)).astype(np.uint8)
+    def images(episodes: NDArray[np.int64], observation: Observation) -> NDArray[np.uint8]:
+        values = brightness[episodes] + observation["place"][:, 1].astype(np.int64)
+        return np.broadcast_to(values[:, None, None, None], (len(values), *SHAPE)).astype(np.uint8)
 
-    return frames
+    return images
 
 
 def seen_episodes() -> list[Episode]:
-    return [dataclasses.replace(e, metadata={"brightness": 50 * n}) for n, e in enumerate(make_episodes())]
+    """Episodes whose metadata say what is rendered; they also store that, under another name."""
+    episodes = [dataclasses.replace(e, metadata={"brightness": 50 * n}) for n, e in enumerate(make_episodes())]
+    render = renderer([episode.metadata for episode in episodes])
+    for number, episode in enumerate(episodes):
+        place = {"place": episode.observations["place"]}
+        stored = render(np.full(episode.length + 1, number), place)
+        object.__setattr__(episode, "observations", {**place, "stored": stored})
+    return episodes
 
 
-VIEW = ViewSpec(frames=2, size=SIDE, egocentric=(), renderer=renderer)
+RENDERERS = {"rendered": renderer}
+
+
+def image(name: str, frames: int) -> dict[str, Feature]:
+    return {name: Feature(shape=SHAPE, role="image", frames=frames, stored=name == "stored")}
 
 
 @pytest.mark.parametrize("cache", [0, 10**6])
-@pytest.mark.parametrize("observed", [1, None])
-def test_frames_of_the_step_before_and_of_now_follow_the_states(cache: int, observed: int | None) -> None:
-    table = WindowTable(seen_episodes(), HORIZON, view=VIEW, observed=observed, frame_cache_bytes=cache)
-    observations, actions = table.rows(torch.arange(len(table)))
-    plain, same = WindowTable(make_episodes(), HORIZON).rows(torch.arange(len(table)))
+@pytest.mark.parametrize("observed", [1, 3, None])
+@pytest.mark.parametrize("frames", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", ["stored", "rendered"])
+def test_an_image_comes_with_those_of_the_steps_before(
+    name: str, frames: int, observed: int | None, cache: int
+) -> None:
+    features = {**image(name, frames), **FEATURES}
+    table = WindowTable(
+        seen_episodes(), HORIZON, features, renderers=RENDERERS, observed=observed, frame_cache_bytes=cache
+    )
+    found, actions = table.rows(torch.arange(len(table)))
+    plain, same = WindowTable(make_episodes(), HORIZON, FEATURES).rows(torch.arange(len(table)))
     steps = observed or HORIZON
-    assert observations.shape == (len(table), steps, 2 + 2 * SIDE * SIDE)
+    assert list(found) == [name, "place"]
     assert torch.equal(actions, same)
-    assert torch.equal(observations[..., :2], plain[:, :steps])
-    episode, step = observations[..., 0], observations[..., 1]
-    older, newer = observations[..., 2:].chunk(2, dim=-1)
-    assert (newer == (50 * episode + step).unsqueeze(-1)).all()
-    assert (older == (50 * episode + (step - 1).clamp_min(0)).unsqueeze(-1)).all()
+    assert torch.equal(found["place"], plain["place"][:, :steps])
+    assert (found[name].dtype, found[name].shape) == (torch.uint8, (len(table), steps, frames, *SHAPE))
+    assert found[name].is_contiguous()
+    episode, step = found["place"][..., 0], found["place"][..., 1]
+    for age in range(frames):
+        expected = 50 * episode + (step - age).clamp_min(0)
+        assert (found[name][:, :, frames - 1 - age] == expected[..., None, None, None]).all()
 
 
-STORED = ViewSpec(frames=2, size=SIDE, egocentric=())
+def test_several_images_are_kept_apart_and_what_is_not_asked_for_is_not_rendered() -> None:
+    def black(metadata: Sequence[Mapping[str, Any]]) -> Renderer:
+        return lambda episodes, observation: np.zeros((len(episodes), 4, 4, 1), np.uint8)
+
+    def never(metadata: Sequence[Mapping[str, Any]]) -> Renderer:
+        raise AssertionError("nobody asked for it")
+
+    dark = {"dark": Feature(shape=(4, 4, 1), role="image", stored=False)}
+    renderers = {"rendered": renderer, "dark": black, "other": never}
+    features = {**image("rendered", 2), **dark, **image("stored", 1)}
+    table = WindowTable(seen_episodes(), HORIZON, features, renderers=renderers)
+    found, _ = table.sample(16, torch.Generator().manual_seed(0))
+    assert found["dark"].shape == (16, HORIZON, 1, 4, 4, 1)
+    assert torch.equal(found["stored"][:, :, 0], found["rendered"][:, :, 1])
+    assert not found["dark"].any()
 
 
-def with_stored_frames() -> list[Episode]:
-    """Episodes that hold what `renderer` would render, and one frame more for the last state."""
-    render = renderer([episode.metadata for episode in seen_episodes()])
-    return [
-        dataclasses.replace(e, frames=render(np.full(len(e.states), number), e.states))
-        for number, e in enumerate(seen_episodes())
-    ]
+def test_the_cache_has_room_for_some_images_only() -> None:
+    rendered: list[int] = []
+
+    def counted(metadata: Sequence[Mapping[str, Any]]) -> Renderer:
+        own = renderer(metadata)
+
+        def images(episodes: NDArray[np.int64], observation: Observation) -> NDArray[np.uint8]:
+            rendered.append(len(episodes))
+            return own(episodes, observation)
+
+        return images
+
+    rows, size = sum(LENGTHS), math.prod(SHAPE)
+    features = {name: Feature(shape=SHAPE, role="image", stored=False) for name in ("one", "two")}
+    for cache, expected in ((rows * size * 2 - 1, [rows, 3 * HORIZON]), (rows * size * 2, [rows, rows])):
+        rendered.clear()
+        table = WindowTable(
+            seen_episodes(), HORIZON, features, renderers=dict.fromkeys(features, counted), frame_cache_bytes=cache
+        )
+        table.rows(torch.arange(3))
+        assert rendered == expected
 
 
-@pytest.mark.parametrize("observed", [1, None])
-def test_stored_frames_are_those_that_rendering_gives(observed: int | None) -> None:
-    stored = WindowTable(with_stored_frames(), HORIZON, view=STORED, observed=observed)
-    rendered = WindowTable(seen_episodes(), HORIZON, view=VIEW, observed=observed)
-    every = torch.arange(len(stored))
-    for found, expected in zip(stored.rows(every), rendered.rows(every), strict=True):
-        assert torch.equal(found, expected)
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"leg": Feature(shape=(2,))}, "'e0' does not hold the feature 'leg'"),
+        ({"left": Feature(shape=SHAPE, role="image")}, "'e0' does not hold the feature 'left'"),
+        (image("rendered", 1), "'rendered' is not stored, and nothing renders it"),
+    ],
+)
+def test_features_that_are_nowhere_are_refused(features: dict[str, Feature], message: str) -> None:
+    with pytest.raises(SpirlError, match=message):
+        WindowTable(seen_episodes(), HORIZON, features)
 
 
-def test_a_view_without_its_stored_frames_is_refused() -> None:
-    with pytest.raises(SpirlError, match="without their frames"):
-        WindowTable(seen_episodes(), HORIZON, view=STORED)
-
-
-def test_stored_frames_count_towards_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_images_count_towards_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     buffers: list[int] = []
 
     class Recorded(WindowTable):
-        def __init__(self, episodes: Sequence[Episode], horizon: int, **options: Any) -> None:
+        def __init__(self, episodes: Sequence[Episode], *arguments: Any, **options: Any) -> None:
             buffers.append(len(episodes))
-            super().__init__(episodes, horizon, **options)
+            super().__init__(episodes, *arguments, **options)
 
     monkeypatch.setattr(windows_module, "WindowTable", Recorded)
-    pair = [dataclasses.replace(e, frames=np.zeros((11, SIDE, SIDE), np.uint8)) for e in make_episodes((10, 10))]
-    without_frames = sum(e.states.nbytes + e.actions.nbytes for e in pair)
-    list(stream_windows(pair, HORIZON, 4, torch.Generator().manual_seed(0), without_frames, view=STORED))
+    pair = make_episodes((10, 10))
+    without_images = sum(e.nbytes for e in pair)
+    for episode in pair:
+        seen = {**episode.observations, "stored": np.zeros((11, *SHAPE), np.uint8)}
+        object.__setattr__(episode, "observations", seen)
+    generator = torch.Generator().manual_seed(0)
+    list(stream_windows(pair, HORIZON, 4, generator, without_images, features=image("stored", 1)))
     assert buffers == [1, 1]
 
 
-def test_streamed_windows_have_frames_too() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for observations, _ in stream_windows(seen_episodes(), HORIZON, 4, generator, 200, view=VIEW, observed=1):
-        assert (observations[:, 0, -1] == 50 * observations[:, 0, 0] + observations[:, 0, 1]).all()
+def test_streamed_windows_have_images_too() -> None:
+    features = {**FEATURES, **image("rendered", 2)}
+    stream = stream_windows(
+        seen_episodes(),
+        HORIZON,
+        4,
+        torch.Generator().manual_seed(0),
+        200,
+        features=features,
+        renderers=RENDERERS,
+        observed=1,
+    )
+    for found, _ in stream:
+        place = found["place"][:, 0]
+        assert (found["rendered"][:, 0, 1, 0, 0, 0] == 50 * place[:, 0] + place[:, 1]).all()

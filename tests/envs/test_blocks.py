@@ -17,10 +17,10 @@ from spirl_ray.envs.blocks.env import (
     Progress,
 )
 from spirl_ray.envs.blocks.world import BLOCK_HALF, BLOCK_SIDE, BlockWorld, Touches
+from spirl_ray.episodes.features import stack_observations
 from spirl_ray.errors import SpirlError
 
 ID = "spirl/BlockStacking-v0"
-PIXELS = 2 * VIEW_SIZE**2
 STILL = np.array([0.0, 0.0, -1.0], np.float32)
 
 
@@ -50,33 +50,41 @@ def test_it_passes_the_checker_without_a_camera() -> None:
     check_env(made(n_blocks=2, camera=False), skip_render_check=True)
 
 
-@pytest.mark.parametrize(("n_blocks", "state_dim"), [(1, 11), (5, 23), (11, 41)])
-def test_sizes_follow_from_the_number_of_blocks(n_blocks: int, state_dim: int) -> None:
-    env = envs.make(ID, n_blocks=n_blocks)
-    assert envs.state_dim(env) == state_dim
-    assert envs.observation_dim(env) == state_dim + PIXELS == env.observation_space.shape[0]
-    assert made(n_blocks=n_blocks, camera=False).reset(seed=0)[0].shape == (state_dim,)
+@pytest.mark.parametrize("n_blocks", [1, 5, 11])
+def test_only_the_number_of_blocks_differs_from_the_data(n_blocks: int) -> None:
+    found = envs.observed_features(envs.make(ID, n_blocks=n_blocks))
+    declared = envs.environment(ID).features
+    assert found["blocks"].shape == (n_blocks, 3)
+    assert declared["blocks"].shape == (5, 3)
+    assert {**found, "blocks": declared["blocks"]} == declared
+    observation, _ = made(n_blocks=n_blocks, camera=False).reset(seed=0)
+    assert {name: value.shape for name, value in observation.items()} == {
+        "hand": (3,),
+        "gripper": (6,),
+        "blocks": (n_blocks, 3),
+    }
 
 
 def test_the_default_is_the_papers_target() -> None:
     env = made(camera=False)
     observation, info = env.reset(seed=0)
-    sides = observation[8:].reshape(11, 3)[:, 1]
+    sides = observation["blocks"][:, 1]
     assert np.abs(sides - np.arange(-1.0, 1.1, 0.2)).max() <= blocks.PLACE_SPREAD + 1e-6
     assert envs.make(ID).spec.max_episode_steps == 1000
     assert info == {"completed": (), "tower_height": 1}
     assert env.step(STILL)[1] == 0.0
 
 
-def test_frames_that_are_needed_and_missing_are_said_clearly() -> None:
-    with pytest.raises(SpirlError, match="without its camera"):
-        envs.state_dim(envs.make(ID, camera=False))
+def test_images_that_are_needed_and_missing_are_said_clearly() -> None:
+    with pytest.raises(SpirlError, match=f"{ID}.*'camera'.*blocks, gripper, hand"):
+        envs.observed_features(envs.make(ID, camera=False))
 
 
 def test_an_episode_follows_from_its_seed() -> None:
     def episode(seed: int) -> np.ndarray:
         env, rng = made(n_blocks=3, camera=False), np.random.default_rng(0)
-        return np.stack([env.reset(seed=seed)[0], *(env.step(rng.uniform(-1, 1, 3))[0] for _ in range(20))])
+        seen = [env.reset(seed=seed)[0], *(env.step(rng.uniform(-1, 1, 3))[0] for _ in range(20))]
+        return np.stack([np.concatenate([value.ravel() for value in each.values()]) for each in seen])
 
     np.testing.assert_array_equal(episode(3), episode(3))
     assert (episode(3)[0] != episode(4)[0]).any()
@@ -196,14 +204,13 @@ def test_a_higher_tower_completes_the_lower_heights_too() -> None:
 
 
 def test_observations_hold_the_frames_of_the_step_before_and_of_now(seeing: BlockStackingEnv) -> None:
-    first, _ = seeing.reset(seed=1)
-    frames = first[17:].reshape(2, VIEW_SIZE, VIEW_SIZE)
-    np.testing.assert_array_equal(frames[0], frames[1])
-    now = first
+    first = now = seeing.reset(seed=1)[0]["camera"]
+    assert (now.dtype, now.shape) == (np.uint8, (2, VIEW_SIZE, VIEW_SIZE, 1))
+    np.testing.assert_array_equal(now[0], now[1])
     for _ in range(3):
-        before, (now, *_) = now, seeing.step(np.array([1.0, -0.5, -1.0], np.float32))
-        np.testing.assert_array_equal(now[17:-1024], before[-1024:])
-    assert (now[-1024:] != first[-1024:]).mean() > 0.02
+        before, now = now, seeing.step(np.array([1.0, -0.5, -1.0], np.float32))[0]["camera"]
+        np.testing.assert_array_equal(now[0], before[1])
+    assert (now[1] != first[1]).mean() > 0.02
     seeing.close()
 
 
@@ -214,22 +221,29 @@ def test_the_camera_moves_with_the_hand(seeing: BlockStackingEnv) -> None:
         seeing.world.arrange([(side, BLOCK_HALF), (0.9, BLOCK_HALF), (-0.9, BLOCK_HALF)], (side, 0.3))
         views.append(seeing._look())
     np.testing.assert_array_equal(views[0], views[1])
-    bright = np.argwhere(views[0] > 180)
+    bright = np.argwhere(views[0][..., 0] > 180)
     assert len(bright) > 15
     assert abs(bright[:, 1].mean() - 15.5) < 1.0
     seeing.close()
 
 
-def test_skills_see_where_along_the_table_the_hand_is_and_no_block() -> None:
-    env, view = made(n_blocks=3, camera=False), envs.environment(ID).view
-    assert view is not None
+def test_proprioception_tells_where_along_the_table_the_hand_is_and_nothing_of_blocks() -> None:
+    env, declared = made(n_blocks=3, camera=False), envs.environment(ID).features
+    own = [name for name, feature in declared.items() if feature.role == "proprioception"]
+    assert own == ["gripper"]
     env.reset(seed=0)
-    own = list(view.egocentric)
     env.world.arrange([(-0.9, BLOCK_HALF), (0.0, BLOCK_HALF), (0.9, BLOCK_HALF)], (0.3, 0.5))
-    here = env.world.state()[own]
+    here = env.world.observe()["gripper"]
     assert np.count_nonzero(np.isclose(here, 0.3)) == 1
     env.world.arrange([(-0.7, BLOCK_HALF), (0.1, BLOCK_HALF), (0.6, BLOCK_HALF)], (0.3, 0.5))
-    np.testing.assert_allclose(env.world.state()[own], here, atol=1e-9)
+    np.testing.assert_allclose(env.world.observe()["gripper"], here, atol=1e-9)
+
+
+def test_blocks_are_a_set_of_objects_around_the_hand() -> None:
+    declared = envs.environment(ID).features
+    objects = declared["blocks"].objects
+    assert objects is not None
+    assert (objects.agent, objects.up, objects.size) == ("hand", 2, BLOCK_SIDE)
 
 
 def test_a_picture_shows_the_whole_scene_and_leaves_the_agents_view_alone(seeing: BlockStackingEnv) -> None:
@@ -248,11 +262,11 @@ def test_a_picture_shows_the_whole_scene_and_leaves_the_agents_view_alone(seeing
 
 def test_pictures_show_how_a_tower_grows() -> None:
     world = BlockWorld(2)
-    states = []
+    seen = []
     for places in ([(-0.3, BLOCK_HALF), (0.3, BLOCK_HALF)], [(-0.3, BLOCK_HALF), (-0.3, BLOCK_HALF + BLOCK_SIDE)]):
         world.arrange(places, (0.0, 0.8))
-        states.append(world.state())
-    apart, built = blocks.pictures({}, np.stack(states), [0, 1])
+        seen.append(world.observe())
+    apart, built = blocks.render_recorded({}, stack_observations(seen), [0, 1])
     assert apart.shape == (240, 400, 3)
     changed = np.abs(apart.astype(int) - built).max(-1) > 30
     assert changed[:, 200:].any(), "the right block is gone"

@@ -8,7 +8,7 @@ import pytest
 from spirl_ray.envs.blocks import expert as blocks_expert
 from spirl_ray.envs.blocks.env import DATA_BLOCKS, DATA_STEPS, SPEC
 from spirl_ray.envs.blocks.world import BLOCK_HALF, BLOCK_SIDE, REACH, BlockWorld
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.validation import check_episode
 from spirl_ray.errors import SpirlError
 
@@ -29,14 +29,14 @@ def test_most_attempts_succeed(attempts: list[Episode | None]) -> None:
 
 def test_episodes_are_valid_and_short_enough(attempts: list[Episode | None]) -> None:
     for episode in filter(None, attempts):
-        assert check_episode(episode, SPEC.state_dim, SPEC.action_dim, SPEC.stored_frames) == []
+        assert check_episode(episode, SPEC.features, SPEC.action_dim) == []
         assert episode.length <= DATA_STEPS
 
 
 def test_two_blocks_more_are_on_the_tower_at_the_end(attempts: list[Episode | None]) -> None:
     for episode in filter(None, attempts):
         tower, done = episode.metadata["tower"], episode.metadata["done"]
-        first, last = (episode.states[row, 8:].reshape(-1, 3)[tower] for row in (0, -1))
+        first, last = (episode.observations["blocks"][row, tower] for row in (0, -1))
         height = BLOCK_HALF + BLOCK_SIDE * np.arange(len(tower))
         np.testing.assert_allclose(first[: done + 1, 2], height[: done + 1], atol=0.02)
         assert first[-1, 2] < BLOCK_SIDE
@@ -48,7 +48,8 @@ def test_two_blocks_more_are_on_the_tower_at_the_end(attempts: list[Episode | No
 
 def test_nothing_is_recorded_after_the_last_block_is_let_go(attempts: list[Episode | None]) -> None:
     for episode in filter(None, attempts):
-        hand, block = episode.states[-1, :3], episode.states[-1, 8:].reshape(-1, 3)[episode.metadata["tower"][-1]]
+        hand = episode.observations["hand"][-1]
+        block = episode.observations["blocks"][-1, episode.metadata["tower"][-1]]
         assert abs(hand[1] - block[1]) < 2 * BLOCK_HALF
         assert hand[2] - block[2] < blocks_expert.TIP_BELOW_HAND + BLOCK_HALF
         assert np.isin(episode.actions[-2:, 2], blocks_expert.OPEN).all()
@@ -79,7 +80,7 @@ def test_demonstrations_begin_anywhere_and_with_a_block_in_the_hand_or_without()
     for _ in range(40):
         order, done = blocks_expert._begin(world, rng)
         heights.append(world.hand[2])
-        openings.append(world.state()[7])
+        openings.append(world.observe()["gripper"][5])
         grasped = world.touches().grasped
         held.append(grasped[order[done + 1]])
         assert sum(grasped) <= 1
@@ -101,7 +102,8 @@ def test_a_hand_astray_may_be_at_the_tables_end_wherever_the_blocks_are() -> Non
 
 def test_sideways_the_hand_goes_no_further_in_a_skill_than_the_camera_sees(attempts: list[Episode | None]) -> None:
     for episode in filter(None, attempts):
-        moved = np.abs(episode.states[10:, 1] - episode.states[:-10, 1]).max()
+        side = episode.observations["hand"][:, 1]
+        moved = np.abs(side[10:] - side[:-10]).max()
         assert moved < blocks_expert.SIDEWAYS + blocks_expert.AHEAD
 
 
@@ -116,12 +118,12 @@ def test_an_episode_depends_on_seed_and_index_alone(attempts: list[Episode | Non
     together, alone = attempts[index], next(blocks_expert.generate([index], 0))
     assert together is not None
     assert alone is not None
-    np.testing.assert_array_equal(together.states, alone.states)
     np.testing.assert_array_equal(together.actions, alone.actions)
-    assert together.frames is not None
-    assert alone.frames is not None
-    np.testing.assert_array_equal(together.frames, alone.frames)
-    assert (next(blocks_expert.generate([index], 1)).states[0] != alone.states[0]).any()  # type: ignore[union-attr]
+    assert set(together.observations) == {"hand", "gripper", "blocks", "camera"}
+    for name, values in alone.observations.items():
+        np.testing.assert_array_equal(together.observations[name], values)
+    other = next(blocks_expert.generate([index], 1))
+    assert other is None or (other.observations["blocks"][0] != alone.observations["blocks"][0]).any()
 
 
 def test_an_expert_that_fails_has_no_episode(monkeypatch: pytest.MonkeyPatch, attempts: list[Episode | None]) -> None:

@@ -13,8 +13,7 @@ from spirl_ray.envs.blocks.world import (
     BLOCK_SIDE,
     DENSITIES,
     FINGER_TRAVEL,
-    ROBOT_STATE,
-    STATE_LIMIT,
+    OBSERVATION_LIMIT,
     STEP_METRES,
     TABLE_HALF,
     TIP_BELOW_HAND,
@@ -53,7 +52,7 @@ def test_an_action_of_one_moves_the_hand_five_centimetres_a_step() -> None:
     do(world, 1.0, -0.5, OPEN)
     np.testing.assert_allclose(world.hand - before, [0.0, STEP_METRES, -0.5 * STEP_METRES], atol=1e-3)
     do(world, 0.0, 0.0, OPEN, 10)
-    assert np.abs(world.state()[3:6]).max() < 1e-3, "it stays where it is"
+    assert np.abs(world.observe()["gripper"][1:4]).max() < 1e-3, "it stays where it is"
 
 
 def test_the_hand_keeps_to_its_plane_when_a_block_pushes_it_aside() -> None:
@@ -62,7 +61,7 @@ def test_the_hand_keeps_to_its_plane_when_a_block_pushes_it_aside() -> None:
     do(world, 1.0, 0.0, CLOSED, 12)
     do(world, 0.0, 0.0, CLOSED, 10)
     assert abs(world.hand[0]) < 0.01
-    assert abs(world.state()[6]) < 0.05
+    assert abs(world.observe()["gripper"][4]) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -86,9 +85,9 @@ def test_fingers_reach_the_opening_of_each_level() -> None:
     world = arranged((1.0, ON_TABLE))
     for command, opening in ((1.0, 0.0), (0.0, 0.5), (-1.0, 1.0)):
         do(world, 0.0, 0.0, command, 5)
-        assert world.state()[7] == pytest.approx(opening, abs=0.02)
+        assert world.observe()["gripper"][5] == pytest.approx(opening, abs=0.02)
         do(world, 0.0, 0.0, 0.5, 2)
-        assert world.state()[7] == pytest.approx(opening, abs=0.02)
+        assert world.observe()["gripper"][5] == pytest.approx(opening, abs=0.02)
 
 
 @pytest.mark.parametrize("density", [DENSITIES[0], DENSITIES[-1]])
@@ -144,7 +143,7 @@ def test_a_tower_of_eleven_stands() -> None:
     world = arranged(*[(0.0, level(number)) for number in range(1, 12)], hand=(0.5, 1.2))
     do(world, 0.0, 0.0, OPEN, 10)
     assert max(world.touches().levels) == 11
-    assert world.state()[-1] < STATE_LIMIT
+    assert world.observe()["blocks"].max() < OBSERVATION_LIMIT
 
 
 def test_blocks_cannot_be_pushed_off_the_table() -> None:
@@ -159,12 +158,12 @@ def test_blocks_cannot_be_pushed_off_the_table() -> None:
     assert world.positions[:, 2].min() > 0.0
 
 
-def test_a_state_holds_robot_then_blocks_and_is_clipped() -> None:
-    world = arranged((0.3, 0.5), (-0.3, 2.5), hand=(0.2, 0.7))
-    state = world.state()
-    assert state.dtype == np.float32
-    np.testing.assert_allclose(state[:8], [0.0, 0.2, 0.7, 0.0, 0.0, 0.0, 0.0, 1.0], atol=1e-6)
-    np.testing.assert_allclose(state[8:], [0.0, 0.3, 0.5, 0.0, -0.3, 2.0], atol=1e-6)
+def test_an_observation_has_hand_gripper_and_blocks_and_is_clipped() -> None:
+    found = arranged((0.3, 0.5), (-0.3, 2.5), hand=(0.2, 0.7)).observe()
+    assert {values.dtype for values in found.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(found["hand"], [0.0, 0.2, 0.7], atol=1e-6)
+    np.testing.assert_allclose(found["gripper"], [0.2, 0.0, 0.0, 0.0, 0.0, 1.0], atol=1e-6)
+    np.testing.assert_allclose(found["blocks"], [[0.0, 0.3, 0.5], [0.0, -0.3, 2.0]], atol=1e-6)
 
 
 def test_heavier_blocks_weigh_more() -> None:
@@ -177,7 +176,7 @@ def test_what_is_no_action_is_refused(action: list[float]) -> None:
     world = arranged((0.0, ON_TABLE))
     with pytest.raises(SpirlError, match="three finite numbers"):
         world.advance(np.array(action))
-    assert np.isfinite(world.state()).all()
+    assert all(np.isfinite(values).all() for values in world.observe().values())
 
 
 @pytest.mark.parametrize("n_blocks", [0, -1, 21, 2.0, True, "5"])
@@ -221,16 +220,19 @@ def test_closed_fingers_stop_before_they_touch() -> None:
     assert world.data.qpos[4:6].min() > -0.1 * FINGER_TRAVEL
 
 
-def test_a_state_is_shown_as_it_was() -> None:
+def test_an_observation_is_shown_as_it_was() -> None:
     world = arranged((-0.2, ON_TABLE), (0.1, ON_TABLE), hand=(0.1, GRASP_HEIGHT))
     do(world, 0.0, 0.0, CLOSED, 5)
     do(world, 0.5, 0.5, CLOSED, 5)
-    state = world.state()
+    seen = world.observe()
     other = arranged((0.3, ON_TABLE), (0.5, ON_TABLE))
     do(other, 0.0, 0.0, OPEN, 5)
     assert other.data.ntree_awake == 1  # the robot
-    other.show(state)
-    moving = slice(3, 6)  # velocities have no picture
-    np.testing.assert_allclose(np.delete(other.state(), moving), np.delete(state, moving), atol=1e-6)
+    other.show(seen)
+    shown = other.observe()
+    seen["gripper"][1:4] = 0.0  # velocities have no picture
+    shown["gripper"][1:4] = 0.0
+    for name, values in seen.items():
+        np.testing.assert_allclose(shown[name], values, atol=1e-6)
     drawn = [other.data.geom(f"block{i}").xpos for i in range(2)]
-    np.testing.assert_allclose(drawn, state[ROBOT_STATE:].reshape(2, 3), atol=1e-6)
+    np.testing.assert_allclose(drawn, seen["blocks"], atol=1e-6)

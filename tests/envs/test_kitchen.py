@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from spirl_ray.envs import environment, make
+from spirl_ray.envs import make
 from spirl_ray.envs.kitchen.env import (
     DEFAULT_TASKS,
     GAIN,
@@ -26,7 +26,9 @@ from spirl_ray.envs.kitchen.env import (
     TARGET_LOW,
     KitchenEnv,
     completed_subtasks,
-    minari_states,
+    joint_positions,
+    minari_observations,
+    split_joints,
 )
 from spirl_ray.errors import SpirlError
 
@@ -72,7 +74,9 @@ def test_physics_equal_the_base_environment_without_noise() -> None:
         observation, *_ = env.step(action)
         theirs = base.step(action)[0]["observation"]
         np.testing.assert_array_equal(env.data.qpos, base.unwrapped.data.qpos)
-        np.testing.assert_array_equal(observation[:30], minari_states(theirs[None])[0])
+        np.testing.assert_array_equal(
+            joint_positions(observation), joint_positions(minari_observations(theirs[None]))[0]
+        )
 
 
 def test_goals_equal_the_base_environment() -> None:
@@ -85,21 +89,24 @@ def test_goals_equal_the_base_environment() -> None:
         assert values == tuple(kitchen_env.OBS_ELEMENT_GOALS[task])
 
 
-def test_observation_is_the_state_then_the_goal_of_the_targets_alone(kitchen: KitchenEnv) -> None:
+def test_an_observation_has_the_declared_features_and_no_goal(kitchen: KitchenEnv) -> None:
     observation, _ = kitchen.reset(seed=0)
-    assert observation.dtype == np.float32
-    assert observation.shape == (60,)
-    goal = observation[SPEC.state_dim :]
-    entries = [index for task in DEFAULT_TASKS for index in GOALS[task][0]]
-    np.testing.assert_allclose(goal[entries], [v for task in DEFAULT_TASKS for v in GOALS[task][1]], rtol=1e-6)
-    assert not np.delete(goal, entries).any()
+    assert {name: (value.dtype, value.shape) for name, value in observation.items()} == {
+        "robot": (np.float32, (9,)),
+        "objects": (np.float32, (21,)),
+    }
+    assert {name: (feature.shape, feature.role) for name, feature in SPEC.features.items()} == {
+        "robot": ((9,), "proprioception"),
+        "objects": ((21,), "state"),
+    }
+    np.testing.assert_allclose(joint_positions(observation), kitchen.data.qpos, atol=0.011)
 
 
 def test_noise_has_the_amplitude_of_each_joint_group(kitchen: KitchenEnv) -> None:
     noise = []
     for seed in range(300):
         observation, _ = kitchen.reset(seed=seed)
-        noise.append(observation[:30] - kitchen.data.qpos)
+        noise.append(joint_positions(observation) - kitchen.data.qpos)
     half_width = np.abs(noise).max(axis=0)
     groups = {
         0.01: [*range(9), 20, 21, 22, 26, 27, 28],
@@ -120,7 +127,7 @@ def test_action_sets_a_position_target_from_the_noisy_position(kitchen: KitchenE
     action = np.linspace(-0.6, 0.6, 9, dtype=np.float32)
     action[1] *= -1  # away from the limit of its joint
     kitchen.step(action)
-    wanted = sensed[list(target.positions)] + np.array(target.gain) * action
+    wanted = sensed[target.feature][list(target.positions)] + np.array(target.gain) * action
     np.testing.assert_allclose(kitchen.data.ctrl, np.clip(wanted, TARGET_LOW, TARGET_HIGH), atol=1e-6)
     assert (TARGET_LOW[:7] < wanted[:7]).all()
     assert (wanted[:7] < TARGET_HIGH[:7]).all(), "no arm joint may be clipped, or this would test no gain"
@@ -129,7 +136,7 @@ def test_action_sets_a_position_target_from_the_noisy_position(kitchen: KitchenE
 def test_gain_of_the_fingers_is_that_of_the_arm(kitchen: KitchenEnv) -> None:
     sensed, _ = kitchen.reset(seed=5)
     action = IDLE.copy()
-    action[7:] = (0.02 - sensed[7:9]) / GAIN  # to the middle of the fingers' 4 cm
+    action[7:] = (0.02 - sensed["robot"][7:]) / GAIN  # to the middle of the fingers' 4 cm
     kitchen.step(action)
     np.testing.assert_allclose(kitchen.data.ctrl[7:], 0.02, atol=1e-6)
 
@@ -179,7 +186,7 @@ def test_completion_is_judged_on_the_noisy_position() -> None:
     env.reset(seed=0)
     for _ in range(100):
         observation, reward, terminated, _, _ = env.step(IDLE)
-        assert reward == float(abs(observation[22] + 0.75) < 0.3)
+        assert reward == float(abs(joint_positions(observation)[22] + 0.75) < 0.3)
         if terminated:
             assert abs(env.data.qpos[22]) < 0.1, "the door itself never moved"
             return
@@ -206,7 +213,8 @@ def test_episode_is_truncated_at_280_steps() -> None:
 def test_reset_depends_on_the_seed_alone(kitchen: KitchenEnv) -> None:
     def rollout(seed: int) -> np.ndarray:
         action = np.full(9, 0.3, dtype=np.float32)
-        return np.stack([kitchen.reset(seed=seed)[0], *(kitchen.step(action)[0] for _ in range(20))])
+        seen = [kitchen.reset(seed=seed)[0], *(kitchen.step(action)[0] for _ in range(20))]
+        return np.stack([joint_positions(observation) for observation in seen])
 
     first = rollout(7)
     rollout(8)
@@ -241,11 +249,6 @@ def test_bad_actions_are_refused(kitchen: KitchenEnv, action: np.ndarray) -> Non
         kitchen.step(action)
 
 
-def test_unknown_environment_lists_the_known_ones() -> None:
-    with pytest.raises(SpirlError, match=r"known environments: .*spirl/Kitchen-v0, spirl/"):
-        environment("spirl/Garden-v0")
-
-
 def test_import_is_light_and_the_kitchen_prints_nothing() -> None:
     code = (
         "import sys, spirl_ray.envs as envs; assert not {'mujoco', 'torch', 'ray'} & set(sys.modules);"
@@ -255,16 +258,17 @@ def test_import_is_light_and_the_kitchen_prints_nothing() -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_minari_states_are_the_positions() -> None:
+def test_minari_observations_are_the_positions() -> None:
     observations = np.arange(2 * 59, dtype=np.float64).reshape(2, 59)
-    states = minari_states({"observation": observations})
-    assert states.dtype == np.float32
-    np.testing.assert_array_equal(states, observations[:, [*range(9), *range(18, 39)]])
-    np.testing.assert_array_equal(minari_states(observations), states)
+    found = minari_observations({"observation": observations})
+    assert {values.dtype for values in found.values()} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(found["robot"], observations[:, :9])
+    np.testing.assert_array_equal(found["objects"], observations[:, 18:39])
+    np.testing.assert_array_equal(minari_observations(observations)["objects"], found["objects"])
     with pytest.raises(SpirlError, match=r"\[T\+1, 59\].*\[2, 58\]"):
-        minari_states(observations[:, 1:])
+        minari_observations(observations[:, 1:])
     with pytest.raises(SpirlError, match="'observation'"):
-        minari_states({"image": observations})
+        minari_observations({"image": observations})
 
 
 @pytest.mark.slow
@@ -281,7 +285,8 @@ def test_human_demonstrations_replayed_open_loop_solve_the_task(monkeypatch: pyt
     for episode in episodes:
         start, info = env.reset(seed=0)
         # The recorded start is this one but for its sensor noise.
-        np.testing.assert_allclose(minari_states(episode.observations)[0], start[:30], atol=0.03)
+        first = joint_positions(minari_observations(episode.observations))[0]
+        np.testing.assert_allclose(first, joint_positions(start), atol=0.03)
         for action in episode.actions:
             _, _, terminated, _, info = env.step(action)
             if terminated:
@@ -329,33 +334,37 @@ def test_missing_opengl_is_said_clearly(monkeypatch: pytest.MonkeyPatch) -> None
         env.render()
 
 
-# --- subtasks in recorded states ---
+# --- subtasks in recorded positions ---
 
 
-def states_that_reach(*tasks: str) -> np.ndarray:
+def positions_that_reach(*tasks: str) -> np.ndarray:
     """The start, then one step for each subtask, after which it stays at its goal."""
-    states = [INITIAL_POSITIONS.copy()]
+    positions = [INITIAL_POSITIONS.copy()]
     for task in tasks:
-        states.append(states[-1].copy())
+        positions.append(positions[-1].copy())
         indices, values = GOALS[task]
-        states[-1][list(indices)] = values
-    return np.array(states, dtype=np.float32)
+        positions[-1][list(indices)] = values
+    return np.array(positions, dtype=np.float32)
+
+
+def completed(positions: np.ndarray) -> list[str]:
+    return completed_subtasks(split_joints(positions))
 
 
 def test_completed_subtasks_come_in_the_order_of_their_first_completion() -> None:
-    assert completed_subtasks(states_that_reach()) == []
+    assert completed(positions_that_reach()) == []
     order = ["light switch", "kettle", "microwave", "hinge cabinet", "top burner"]
-    assert completed_subtasks(states_that_reach(*order)) == order
+    assert completed(positions_that_reach(*order)) == order
 
 
 def test_a_subtask_that_is_undone_later_counts_and_one_that_is_complete_at_the_start_does_not() -> None:
-    states = states_that_reach("kettle", "light switch")
-    assert completed_subtasks(np.concatenate([states, states[:1]])) == ["kettle", "light switch"]
-    assert completed_subtasks(states[1:]) == ["light switch"]
+    positions = positions_that_reach("kettle", "light switch")
+    assert completed(np.concatenate([positions, positions[:1]])) == ["kettle", "light switch"]
+    assert completed(positions[1:]) == ["light switch"]
 
 
 def test_completed_subtasks_are_judged_by_the_environments_own_distance() -> None:
     for offset, expected in ((SUCCESS_DISTANCE - 0.01, ["microwave"]), (SUCCESS_DISTANCE + 0.01, [])):
-        states = states_that_reach("microwave")
-        states[1, 22] += offset
-        assert completed_subtasks(states) == expected
+        positions = positions_that_reach("microwave")
+        positions[1, 22] += offset
+        assert completed(positions) == expected

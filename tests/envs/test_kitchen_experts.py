@@ -11,9 +11,9 @@ import pytest
 from spirl_ray.envs import environment
 from spirl_ray.envs.kitchen import experts as kitchen_experts
 from spirl_ray.envs.kitchen.arm import OPEN, Actions, Arm, Matrix
-from spirl_ray.envs.kitchen.env import GOALS, SPEC, KitchenEnv, completed_subtasks
+from spirl_ray.envs.kitchen.env import GOALS, SPEC, KitchenEnv, completed_subtasks, joint_positions
 from spirl_ray.envs.kitchen.experts import EXPERTS, HELD_OUT, generate
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.validation import check_episode
 from spirl_ray.errors import SpirlError
 
@@ -54,7 +54,7 @@ def test_an_expert_solves_its_subtask_alone_and_nothing_else(task: str) -> None:
 def test_two_demonstrators_do_not_move_alike() -> None:
     first, second = made(2, seed=4, tasks=[QUICK], action_noise=0.0)
     length = min(first.length, second.length)
-    assert np.abs(first.states[length, :7] - second.states[length, :7]).max() > 0.05
+    assert np.abs(first.observations["robot"][length, :7] - second.observations["robot"][length, :7]).max() > 0.05
 
 
 # --- episodes ---
@@ -66,33 +66,33 @@ def test_an_episode_depends_on_seed_and_index_alone() -> None:
     other = next(generate([2], 6, tasks=[QUICK]))
     assert alone is not None
     assert other is not None
-    np.testing.assert_array_equal(among.states, alone.states)
+    np.testing.assert_array_equal(joint_positions(among.observations), joint_positions(alone.observations))
     np.testing.assert_array_equal(among.actions, alone.actions)
     assert (among.id, among.metadata) == (alone.id, alone.metadata)
-    assert (other.states[0] != alone.states[0]).any()
+    assert (other.observations["robot"][0] != alone.observations["robot"][0]).any()
     assert other.id != alone.id
 
 
 @pytest.mark.parametrize("action_noise", [0.0, 0.05])
-def test_recorded_actions_replayed_with_the_same_noise_give_the_same_states(action_noise: float) -> None:
+def test_recorded_actions_replayed_with_the_same_noise_give_the_same_observations(action_noise: float) -> None:
     (episode,) = made(1, seed=2, tasks=[QUICK, "bottom burner"], action_noise=action_noise)
     env = KitchenEnv(tasks=tuple(GOALS))
     observation, _ = env.reset(seed=episode.metadata["environment_seed"])
-    states, rewards = [observation[:30]], []
+    positions, rewards = [joint_positions(observation)], []
     for action in episode.actions:
         observation, reward, _, _, info = env.step(action)
-        states.append(observation[:30])
+        positions.append(joint_positions(observation))
         rewards.append(reward)
-    np.testing.assert_array_equal(np.array(states), episode.states)
+    np.testing.assert_array_equal(np.array(positions), joint_positions(episode.observations))
     np.testing.assert_array_equal(np.array(rewards, np.float32), episode.rewards)
     assert list(info["completed"]) == episode.metadata["completed"] == [QUICK, "bottom burner"]
 
 
 def test_episodes_are_valid_data_and_tell_what_was_asked_and_done() -> None:
     for episode in made(2, seed=3, tasks=[QUICK]):
-        assert check_episode(episode, SPEC.state_dim, SPEC.action_dim) == []
+        assert check_episode(episode, SPEC.features, SPEC.action_dim) == []
         assert episode.metadata["tasks"] == [QUICK]
-        assert episode.metadata["completed"] == [QUICK] == completed_subtasks(episode.states)
+        assert episode.metadata["completed"] == [QUICK] == completed_subtasks(episode.observations)
         assert episode.metadata["solved"] is True
         assert episode.rewards.sum() == 1.0
         assert (episode.terminated, episode.truncated) == (False, True)
@@ -109,7 +109,8 @@ def test_action_noise_is_part_of_the_recorded_actions() -> None:
 def test_the_environments_spec_generates_the_same_data() -> None:
     spec = environment("spirl/Kitchen-v0")
     ours = next(spec.generate([0], 5, tasks=[QUICK]))
-    np.testing.assert_array_equal(ours.states, made(1, seed=5, tasks=[QUICK])[0].states)
+    same = made(1, seed=5, tasks=[QUICK])[0]
+    np.testing.assert_array_equal(ours.observations["robot"], same.observations["robot"])
 
 
 # --- chains that fail ---
@@ -183,9 +184,9 @@ def test_play_episodes_solve_their_chains_in_time_and_never_hold_the_held_out_fo
     assert sum(episode.metadata["solved"] for episode in episodes) >= 16
     for episode in episodes:
         assert not set(episode.metadata["completed"]) >= HELD_OUT
-        assert completed_subtasks(episode.states) == episode.metadata["completed"]
+        assert completed_subtasks(episode.observations) == episode.metadata["completed"]
         assert episode.length <= 280
-        assert check_episode(episode, SPEC.state_dim, SPEC.action_dim) == []
+        assert check_episode(episode, SPEC.features, SPEC.action_dim) == []
     assert len({tuple(episode.metadata["tasks"]) for episode in episodes}) > 15
 
 

@@ -34,7 +34,7 @@ def test_the_default_is_the_papers_target() -> None:
     assert distances(env.walls, maze.TARGET_GOAL)[maze.TARGET_START] == 34
     assert envs.make("spirl/Maze-v0").spec.max_episode_steps == 2000
     observation, info = env.reset(seed=0)
-    assert np.abs(observation[:2] - maze.TARGET_START).max() <= maze.START_SPREAD
+    assert np.abs(observation["position"] - maze.TARGET_START).max() <= maze.START_SPREAD
     assert info["completed"] == ()
 
 
@@ -42,7 +42,8 @@ def test_an_episode_follows_from_its_seed() -> None:
     def episode(seed: int) -> np.ndarray:
         env = made(start=None, goal=None)
         rng = np.random.default_rng(0)
-        return np.stack([env.reset(seed=seed)[0], *(env.step(rng.uniform(-1, 1, 2))[0] for _ in range(20))])
+        seen = [env.reset(seed=seed)[0], *(env.step(rng.uniform(-1, 1, 2))[0] for _ in range(20))]
+        return np.stack([np.concatenate([np.ravel(value) for value in each.values()]) for each in seen])
 
     np.testing.assert_array_equal(episode(3), episode(3))
     assert (episode(3)[0] != episode(4)[0]).any()
@@ -52,7 +53,7 @@ def test_speed_is_held_to_five_cells_a_second_along_each_axis() -> None:
     env = made(size=40, layout_seed=0, start=None)
     for seed in range(5):
         env.reset(seed=seed)
-        speeds = [np.abs(env.step(np.ones(2, np.float32))[0][2:4]).max() for _ in range(40)]
+        speeds = [np.abs(env.step(np.ones(2, np.float32))[0]["velocity"]).max() for _ in range(40)]
         # Clipped before a step, a velocity gains at most one step's force.
         assert max(speeds) < maze.MAX_SPEED + 0.3
 
@@ -68,7 +69,7 @@ def test_walls_stop_the_agent_everywhere() -> None:
         for step in range(400):
             if step % 25 == 0:
                 force = rng.choice([-1.0, 1.0], 2)
-            x, y = env.step(force)[0][:2]
+            x, y = env.step(force)[0]["position"]
             assert not walls[round(float(x)), round(float(y))]
 
 
@@ -90,7 +91,7 @@ def test_reward_is_one_for_each_step_near_the_goal_and_nothing_ends() -> None:
     rewards, completed = [], []
     for _ in range(100):
         observation, reward, terminated, truncated, info = env.step(RIGHT)
-        near = np.hypot(*(observation[:2] - (16, 24))) < 1.0
+        near = np.hypot(*(observation["position"] - (16, 24))) < 1.0
         assert reward == float(near)
         assert not terminated
         assert not truncated
@@ -143,14 +144,26 @@ def test_a_goal_that_walls_cut_off_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_observations_hold_the_views_of_the_step_before_and_of_now() -> None:
     env = made()
-    first, _ = env.reset(seed=0)
-    frames = first[4:].reshape(2, VIEW_SIZE, VIEW_SIZE)
-    np.testing.assert_array_equal(frames[0], frames[1])
+    first = now = env.reset(seed=0)[0]["view"]
+    assert (now.dtype, now.shape) == (np.uint8, (2, VIEW_SIZE, VIEW_SIZE, 1))
+    np.testing.assert_array_equal(now[0], now[1])
     for _ in range(5):
-        before, (now, *_) = first, env.step(RIGHT)
-        np.testing.assert_array_equal(now[4 : 4 + VIEW_SIZE**2], before[4 + VIEW_SIZE**2 :])
-        first = now
-    assert (frames[1] != now[4 + VIEW_SIZE**2 :].reshape(VIEW_SIZE, VIEW_SIZE)).any()
+        before, now = now, env.step(RIGHT)[0]["view"]
+        np.testing.assert_array_equal(now[0], before[1])
+    assert (first[1] != now[1]).any()
+
+
+def test_views_are_rendered_from_recorded_positions_as_the_environment_shows_them() -> None:
+    episodes = [episode for episode in maze.generate(range(2), 0, size=8) if episode is not None]
+    render = maze.SPEC.renderers["view"]([episode.metadata for episode in episodes])
+    for number, episode in enumerate(episodes):
+        facts, positions = episode.metadata, episode.observations["position"]
+        env = made(layout_seed=facts["layout_seed"], size=facts["size"], start=facts["start"], goal=facts["goal"])
+        env.reset(seed=0)
+        env.data.qpos[:] = positions[7]
+        seen = env._observe(env._state())["view"][1]
+        rendered = render(np.full(len(positions), number), episode.observations)
+        np.testing.assert_array_equal(rendered[7], seen)
 
 
 _CAMERA = """
@@ -160,7 +173,7 @@ for seed in range(4):
     env = envs.make("spirl/Maze-v0", layout_seed=seed, start=None, goal=None).unwrapped
     renderer = mujoco.Renderer(env.model, 256, 256)
     for episode in range(5):
-        view = env.reset(seed=episode)[0][4 + 32 * 32 :].reshape(32, 32)
+        view = env.reset(seed=episode)[0]["view"][1, ..., 0]
         mujoco.mj_forward(env.model, env.data)
         renderer.update_scene(env.data, camera="above")
         image = renderer.render().astype(float)
@@ -211,10 +224,13 @@ def test_demonstrations_depend_on_seed_and_index_alone() -> None:
     alone = next(maze.generate([2], 5, push_rate=0.02))
     assert together[2] is not None
     assert alone is not None
-    np.testing.assert_array_equal(together[2].states, alone.states)
+    for name, values in alone.observations.items():
+        np.testing.assert_array_equal(together[2].observations[name], values)
     np.testing.assert_array_equal(together[2].actions, alone.actions)
     assert together[2].metadata == alone.metadata
-    assert (next(maze.generate([2], 6)).states[0] != alone.states[0]).any()
+    other = next(maze.generate([2], 6))
+    assert other is not None
+    assert (other.observations["position"][0] != alone.observations["position"][0]).any()
 
 
 @pytest.mark.parametrize("push_rate", [0.0, 0.02])
@@ -223,9 +239,9 @@ def test_demonstrations_reach_their_goal_through_free_cells(push_rate: float) ->
         assert episode is not None
         walls = maze.stored_layout(episode.metadata)
         assert (walls == layout(episode.metadata["layout_seed"], episode.metadata["size"])).all()
-        cells = np.rint(episode.states[:, :2]).astype(int)
+        cells = np.rint(episode.observations["position"]).astype(int)
         assert not walls[cells[:, 0], cells[:, 1]].any()
-        assert np.hypot(*(episode.states[-1, :2] - episode.metadata["goal"])) < 0.5 + 2 * maze.JITTER
+        assert np.hypot(*(episode.observations["position"][-1] - episode.metadata["goal"])) < 0.5 + 2 * maze.JITTER
         assert maze.SHORTEST_EPISODE <= episode.length <= maze.LONGEST_EPISODE
         assert np.abs(episode.actions).max() <= 1.0
 
@@ -237,9 +253,10 @@ def test_recorded_actions_replay_without_pushes_and_are_the_controllers_with_the
         facts = episode.metadata
         env = made(layout_seed=facts["layout_seed"], size=facts["size"], start=facts["start"], goal=facts["goal"])
         env.reset(seed=0)
-        env.data.qpos[:], env.data.qvel[:] = episode.states[0, :2], episode.states[0, 2:]
+        states = np.concatenate([episode.observations["position"], episode.observations["velocity"]], axis=1)
+        env.data.qpos[:], env.data.qvel[:] = np.split(states[0], 2)
         replayed = np.stack([env.advance(action) for action in episode.actions])
-        error = np.abs(replayed - episode.states[1:]).max()
+        error = np.abs(replayed - states[1:]).max()
         assert error < 1e-2 if push_rate == 0.0 else error > 0.1
 
 

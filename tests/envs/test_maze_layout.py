@@ -116,10 +116,10 @@ def test_views_show_motion_of_a_hundredth_of_a_cell() -> None:
 def test_views_of_several_layouts_are_those_of_each() -> None:
     layouts = [layout(seed, size) for seed, size in ((1, 20), (2, 12), (3, 20))]
     rng = np.random.default_rng(0)
-    scenes, states = rng.integers(3, size=50), rng.uniform(-3.0, 24.0, (50, 4)).astype(np.float32)
-    together = LayoutViews(layouts)(scenes, states)
-    for view, scene, state in zip(together, scenes, states, strict=True):
-        inside = np.clip(state[:2], -10, 30)
+    scenes, positions = rng.integers(3, size=50), rng.uniform(-3.0, 24.0, (50, 2)).astype(np.float32)
+    together = LayoutViews(layouts)(scenes, positions)
+    for view, scene, position in zip(together, scenes, positions, strict=True):
+        inside = np.clip(position, -10, 30)
         alone = LayoutViews([layouts[scene]])(np.zeros(1, np.int64), inside[None])
-        if (state[:2] < layouts[scene].shape[0] - 1).all() and (state[:2] > 0).all():
+        if (position < layouts[scene].shape[0] - 1).all() and (position > 0).all():
             np.testing.assert_array_equal(view, alone[0])

@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 from spirl_ray.envs import make
 from spirl_ray.envs.point_pads.env import AGENT_RADIUS, GAIN, LAG, PADS, SPEC, WALLS, PointPadsEnv, generate
+from spirl_ray.episodes.validation import check_episode
 from spirl_ray.errors import SpirlError
 
 IDLE = np.zeros(2, dtype=np.float32)
@@ -34,35 +35,38 @@ def test_follows_the_gymnasium_interface() -> None:
     check_env(make(SPEC.id).unwrapped, skip_render_check=True)
 
 
-def test_observation_is_position_velocity_lamps_and_goal() -> None:
+def test_observation_is_position_velocity_and_lamps_and_no_goal() -> None:
     env = PointPadsEnv(tasks=["east", "west"], position_noise=0.0)
     observation, info = env.reset(seed=0)
-    assert observation.dtype == np.float32
-    np.testing.assert_allclose(observation[:2], env.position, rtol=1e-6)
-    assert observation[2:].tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 0, 1]
+    assert {value.dtype for value in observation.values()} == {np.dtype(np.float32)}
+    assert list(observation) == ["position", "velocity", "lamps"] == list(SPEC.features)
+    np.testing.assert_allclose(observation["position"], env.position, rtol=1e-6)
+    assert observation["velocity"].tolist() == [0, 0]
+    assert observation["lamps"].tolist() == [0, 0, 0, 0]
     assert info["completed"] == ()
     put(env, *PADS["south"])
     observation, *_ = env.step(np.array([-0.5, 1.0], dtype=np.float32))
-    np.testing.assert_allclose(observation[2:4], [-0.5 * LAG, LAG], rtol=1e-5)
-    assert observation[4:8].tolist() == [0, 0, 1, 0], "the lamp of a pad that is no target lights too"
+    np.testing.assert_allclose(observation["velocity"], [-0.5 * LAG, LAG], rtol=1e-5)
+    assert observation["lamps"].tolist() == [0, 0, 1, 0], "the lamp of a pad that is no target lights too"
 
 
 def test_action_sets_a_position_target_from_the_noisy_position() -> None:
-    assert SPEC.position_target is not None
-    assert SPEC.position_target.gain == (GAIN, GAIN)
+    declared = SPEC.position_target
+    assert declared is not None
+    assert declared.gain == (GAIN, GAIN)
     env = PointPadsEnv(position_noise=0.05)
     sensed, _ = env.reset(seed=1)
     before = np.array(env.position)
-    assert np.abs(sensed[:2] - before).max() > 1e-3
+    assert np.abs(sensed["position"] - before).max() > 1e-3
     action = np.array([0.4, -0.7], dtype=np.float32)
     env.step(action)
-    target = sensed[list(SPEC.position_target.positions)] + np.array(SPEC.position_target.gain) * action
+    target = sensed[declared.feature][list(declared.positions)] + np.array(declared.gain) * action
     np.testing.assert_allclose(env.position, before + LAG * (target - before), atol=1e-6)
 
 
 def test_sensor_noise_is_uniform_within_its_half_width() -> None:
     env = PointPadsEnv(position_noise=0.02)
-    noise = np.array([env.reset(seed=seed)[0][:2] - env.position for seed in range(300)])
+    noise = np.array([env.reset(seed=seed)[0]["position"] - env.position for seed in range(300)])
     assert 0.018 < np.abs(noise).max() <= 0.02 * 1.001
     assert abs(noise.mean()) < 0.002
 
@@ -110,9 +114,8 @@ def test_episode_is_truncated_at_120_steps() -> None:
 
 def test_reset_depends_on_the_seed_alone() -> None:
     env = PointPadsEnv()
-    first = env.reset(seed=3)[0]
-    other = env.reset(seed=4)[0]
-    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
+    first, other, again = (env.reset(seed=seed)[0]["position"] for seed in (3, 4, 3))
+    np.testing.assert_array_equal(again, first)
     assert (other != first).any()
 
 
@@ -173,14 +176,10 @@ def test_demonstrations_visit_three_pads_in_every_order() -> None:
 
 def test_demonstrations_are_records_of_the_environment() -> None:
     (episode,) = generate([11], seed=4, noise=0.2)
-    steps = len(episode.actions)
-    assert episode.states.shape == (steps + 1, SPEC.state_dim)
-    assert episode.actions.shape == (steps, SPEC.action_dim)
-    assert episode.rewards.shape == (steps,)
-    assert {array.dtype for array in (episode.states, episode.actions, episode.rewards)} == {np.dtype(np.float32)}
+    assert check_episode(episode, SPEC.features, SPEC.action_dim) == []
     assert np.abs(episode.actions).max() <= 1
-    assert episode.rewards.sum() == len(episode.metadata["completed"]) == episode.states[-1, 4:].sum()
-    moved = np.diff(episode.states[:, :2], axis=0)
+    assert episode.rewards.sum() == len(episode.metadata["completed"]) == episode.observations["lamps"][-1].sum()
+    moved = np.diff(episode.observations["position"], axis=0)
     assert np.abs(moved).max() < LAG * GAIN + 0.05, "a jump"
 
 
@@ -189,10 +188,11 @@ def test_an_episode_depends_on_seed_and_index_alone() -> None:
     among_others = list(generate([2, 5], seed=9))[1]
     other_seed = next(generate([5], seed=10))
     assert alone.id == among_others.id
-    np.testing.assert_array_equal(alone.states, among_others.states)
+    for name, values in alone.observations.items():
+        np.testing.assert_array_equal(values, among_others.observations[name])
     np.testing.assert_array_equal(alone.actions, among_others.actions)
     assert alone.metadata == among_others.metadata
-    assert other_seed.states.shape != alone.states.shape or (other_seed.states != alone.states).any()
+    assert not np.array_equal(other_seed.observations["position"], alone.observations["position"])
 
 
 def test_all_four_pads_end_an_episode_as_solved() -> None:

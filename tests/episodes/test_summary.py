@@ -5,12 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from stored import write_dataset
 
-from spirl_ray.episodes.dataset import DatasetCard, Episode, FileEntry, episodes_to_table
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Feature
 from spirl_ray.episodes.summary import summarize
 from spirl_ray.errors import SpirlError
+
+FEATURES = {
+    "place": Feature(shape=(2,)),
+    "things": Feature(shape=(3, 2)),
+    "camera": Feature(shape=(2, 2, 1), role="image"),
+    "rendered": Feature(shape=(2, 2, 1), role="image", stored=False),
+}
 
 
 def episode(number: int, rewards: list[float], completed: list[str] | None = None) -> Episode:
@@ -18,7 +26,11 @@ def episode(number: int, rewards: list[float], completed: list[str] | None = Non
     steps = len(rewards)
     return Episode(
         id=str(number),
-        states=(100 + rng.normal(size=(steps + 1, 2))).astype(np.float32),
+        observations={
+            "place": (100 + rng.normal(size=(steps + 1, 2))).astype(np.float32),
+            "things": rng.normal(size=(steps + 1, 3, 2)).astype(np.float32),
+            "camera": np.zeros((steps + 1, 2, 2, 1), np.uint8),
+        },
         actions=rng.uniform(-1, 1, (steps, 1)).astype(np.float32),
         rewards=np.array(rewards, np.float32),
         terminated=number == 0,
@@ -28,27 +40,7 @@ def episode(number: int, rewards: list[float], completed: list[str] | None = Non
 
 
 def write(folder: Path, files: list[list[Episode]]) -> Path:
-    folder.mkdir()
-    entries = {}
-    for number, episodes in enumerate(files):
-        name = f"episodes-{number:05d}-of-{len(files):05d}.parquet"
-        pq.write_table(episodes_to_table(episodes, 2, 1), folder / name)
-        entries[name] = FileEntry(sha256="", bytes=0, rows=len(episodes))
-    card = DatasetCard(
-        environment="spirl/Test-v0",
-        state_dim=2,
-        action_dim=1,
-        episodes=0,
-        steps=0,
-        source="test",
-        licence="none",
-        attribution="nobody",
-        content_sha256="",
-        files=entries,
-        created_by="test",
-    )
-    (folder / "card.json").write_text(card.model_dump_json())
-    return folder
+    return write_dataset(folder, files, FEATURES, 1)
 
 
 def test_the_experts_success_counts_failed_attempts_and_no_subtask_after_the_failed_one(tmp_path: Path) -> None:
@@ -69,16 +61,19 @@ def test_counts_and_lengths(tmp_path: Path) -> None:
     assert (summary.terminated, summary.truncated) == (1, 2)
 
 
-def test_spreads_are_those_of_all_rows_together(tmp_path: Path) -> None:
+def test_spreads_are_those_of_all_rows_together_and_images_have_none(tmp_path: Path) -> None:
     episodes = [episode(n, [0] * (3 + 5 * n)) for n in range(4)]
     summary = summarize(write(tmp_path / "d", [episodes[:1], episodes[1:]]))
+    assert list(summary.observations) == ["place", "things"]
     for spread, rows in (
-        (summary.states, np.concatenate([e.states for e in episodes])),
+        (summary.observations["place"], np.concatenate([e.observations["place"] for e in episodes])),
+        (summary.observations["things"], np.concatenate([e.observations["things"] for e in episodes])),
         (summary.actions, np.concatenate([e.actions for e in episodes])),
     ):
+        assert spread.mean.shape == rows.shape[1:]
         np.testing.assert_allclose(spread.minimum, rows.min(axis=0))
         np.testing.assert_allclose(spread.maximum, rows.max(axis=0))
-        np.testing.assert_allclose(spread.mean, rows.mean(axis=0, dtype=np.float64), rtol=1e-12)
+        np.testing.assert_allclose(spread.mean, rows.mean(axis=0, dtype=np.float64), rtol=1e-9)
         np.testing.assert_allclose(spread.std, rows.std(axis=0, dtype=np.float64), rtol=1e-9)
 
 

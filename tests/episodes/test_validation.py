@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,47 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stored import rewrite_card, write_dataset
 
-from spirl_ray.episodes.dataset import DatasetCard, Episode, FileEntry, episodes_to_table
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Feature
 from spirl_ray.episodes.validation import (
     check_episode,
     content_digest,
     episode_digest,
-    file_digest,
     validate_dataset,
 )
 from spirl_ray.errors import SpirlError
 
-STATE_DIM, ACTION_DIM = 3, 2
+ACTION_DIM = 2
+FEATURES = {
+    "arm": Feature(shape=(3,)),
+    "things": Feature(shape=(2, 3)),
+    "camera": Feature(shape=(4, 4, 1), role="image"),
+    "rendered": Feature(shape=(2, 2, 1), role="image", stored=False),
+}
 
 
 def good(number: int = 0, length: int = 5) -> Episode:
     rng = np.random.default_rng(number)
     return Episode(
         id=f"e{number}",
-        states=rng.normal(size=(length + 1, STATE_DIM)).astype(np.float32),
+        observations={
+            "arm": rng.normal(size=(length + 1, 3)).astype(np.float32),
+            "things": rng.normal(size=(length + 1, 2, 3)).astype(np.float32),
+            "camera": rng.integers(0, 256, (length + 1, 4, 4, 1), dtype=np.uint8),
+        },
         actions=rng.uniform(-1, 1, (length, ACTION_DIM)).astype(np.float32),
         rewards=np.zeros(length, np.float32),
         terminated=False,
         truncated=True,
     )
+
+
+def observing(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The observations of `good`, with some replaced, added or, for None, left out."""
+    found = {**good().observations, **changes}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def changed(array: np.ndarray, place: tuple[int, ...], value: float) -> np.ndarray:
@@ -45,50 +61,24 @@ def changed(array: np.ndarray, place: tuple[int, ...], value: float) -> np.ndarr
 
 
 def dataset(folder: Path, episodes: list[Episode]) -> Path:
-    folder.mkdir()
-    file = folder / "episodes-00000-of-00001.parquet"
-    pq.write_table(episodes_to_table(episodes, STATE_DIM, ACTION_DIM), file)
-    card = DatasetCard(
-        environment="spirl/Test-v0",
-        state_dim=STATE_DIM,
-        action_dim=ACTION_DIM,
-        episodes=len(episodes),
-        steps=sum(episode.length for episode in episodes),
-        source="test",
-        licence="none",
-        attribution="nobody",
-        content_sha256=content_digest((episode.id, episode_digest(episode)) for episode in episodes),
-        files={file.name: FileEntry(sha256=file_digest(file), bytes=file.stat().st_size, rows=len(episodes))},
-        created_by="test",
-    )
-    (folder / "card.json").write_text(card.model_dump_json())
-    return folder
-
-
-def rewrite_card(folder: Path, **changes: Any) -> None:
-    card = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps(card | changes))
+    return write_dataset(folder, [episodes], FEATURES, ACTION_DIM)
 
 
 def test_a_good_episode_has_no_problem() -> None:
-    assert check_episode(good(), STATE_DIM, ACTION_DIM) == []
+    assert check_episode(good(), FEATURES, ACTION_DIM) == []
 
 
 def test_rounding_beyond_one_is_no_problem() -> None:
     episode = dataclasses.replace(good(), actions=np.full((5, 2), np.nextafter(np.float32(1), 2), np.float32))
-    assert check_episode(episode, STATE_DIM, ACTION_DIM) == []
+    assert check_episode(episode, FEATURES, ACTION_DIM) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "field", "message"),
     [
-        ({"states": good().states[:-1]}, "states", "5 rows, expected 6 for 5 actions"),
         ({"rewards": np.zeros(4, np.float32)}, "rewards", "4 rows, expected 5"),
         ({"rewards": np.zeros((5, 1), np.float32)}, "rewards", r"shape \[5, 1\], expected \[5\]"),
         ({"actions": np.zeros((5, 3), np.float32)}, "actions", r"shape \[5, 3\], expected \[5, 2\]"),
-        ({"states": good().states.astype(np.float64)}, "states", "dtype float64, expected float32"),
-        ({"states": changed(good().states, (3, 1), np.nan)}, "states", r"row 3, column 1 is nan \(1 such"),
-        ({"states": changed(good().states, (2, 0), np.inf)}, "states", "row 2, column 0 is inf"),
         ({"rewards": changed(good().rewards, (4,), np.nan)}, "rewards", "row 4 is nan"),
         ({"actions": changed(good().actions, (1, 1), -1.5)}, "actions", r"row 1, column 1 is -1.5, outside"),
         ({"actions": changed(good().actions, (0, 1), 1.00001)}, "actions", "row 0, column 1 is 1.00001"),
@@ -96,60 +86,63 @@ def test_rounding_beyond_one_is_no_problem() -> None:
     ],
 )
 def test_a_bad_episode_is_described_by_field_and_place(changes: dict[str, Any], field: str, message: str) -> None:
-    (problem,) = check_episode(dataclasses.replace(good(), **changes), STATE_DIM, ACTION_DIM)
+    (problem,) = check_episode(dataclasses.replace(good(), **changes), FEATURES, ACTION_DIM)
     assert problem[0] == field
     assert re.search(message, problem[1])
 
 
-FRAMES = np.zeros((6, 4, 4), np.uint8)
+ARM, THINGS, CAMERA = (good().observations[name] for name in ("arm", "things", "camera"))
 
 
 @pytest.mark.parametrize(
-    ("frames", "size", "message"),
+    ("feature", "values", "message"),
     [
-        (FRAMES, None, r"uint8 \[6, 4, 4\], expected none"),
-        (None, 4, r"none, expected uint8 \[6, 4, 4\]"),
-        (FRAMES[1:], 4, r"uint8 \[5, 4, 4\], expected"),
-        (FRAMES[:, 1:], 4, r"uint8 \[6, 3, 4\], expected"),
-        (FRAMES.astype(np.float32), 4, r"float32 \[6, 4, 4\], expected"),
+        ("arm", ARM[:-1], "5 rows, expected 6 for 5 actions"),
+        ("arm", ARM.astype(np.float64), "dtype float64, expected float32"),
+        ("arm", changed(ARM, (3, 1), np.nan), r"row 3, column 1 is nan \(1 such"),
+        ("arm", changed(ARM, (2, 0), np.inf), "row 2, column 0 is inf"),
+        ("things", changed(THINGS, (2, 1, 2), np.inf), r"row 2, column \[1, 2\] is inf"),
+        ("things", THINGS.reshape(6, 6), r"shape \[6, 6\], expected \[6, 2, 3\]"),
+        ("camera", None, "missing"),
+        ("camera", CAMERA[1:], "5 rows, expected 6"),
+        ("camera", CAMERA[:, 1:], r"shape \[6, 3, 4, 1\], expected \[6, 4, 4, 1\]"),
+        ("camera", CAMERA.astype(np.float32), "dtype float32, expected uint8"),
+        ("leg", ARM, "not a feature"),
+        ("rendered", CAMERA, "not a feature"),
     ],
 )
-def test_frames_must_be_those_that_the_environment_has(frames: Any, size: int | None, message: str) -> None:
-    assert check_episode(dataclasses.replace(good(), frames=FRAMES), STATE_DIM, ACTION_DIM, 4) == []
-    (problem,) = check_episode(dataclasses.replace(good(), frames=frames), STATE_DIM, ACTION_DIM, size)
-    assert problem[0] == "frames"
+def test_a_bad_feature_is_described_by_name_and_place(feature: str, values: np.ndarray | None, message: str) -> None:
+    episode = dataclasses.replace(good(), observations=observing(**{feature: values}))
+    (problem,) = check_episode(episode, FEATURES, ACTION_DIM)
+    assert problem[0] == feature
     assert re.search(message, problem[1])
 
 
-def test_the_digest_depends_on_the_frames() -> None:
-    digests = {
-        episode_digest(dataclasses.replace(good(), frames=frames))
-        for frames in (None, FRAMES, FRAMES + 1, FRAMES[:, :2])
-    }
-    assert len(digests) == 4
-
-
 def test_an_episode_without_a_step_is_bad() -> None:
-    problems = check_episode(good(length=0), STATE_DIM, ACTION_DIM)
+    problems = check_episode(good(length=0), FEATURES, ACTION_DIM)
     assert ("actions", "no step: an episode needs at least one action") in problems
 
 
 def test_an_episode_of_nothing_but_nan_actions_is_reported_once() -> None:
     episode = dataclasses.replace(good(), actions=np.full((5, 2), np.nan, np.float32))
-    assert check_episode(episode, STATE_DIM, ACTION_DIM) == [("actions", "row 0, column 0 is nan (10 such values)")]
+    assert check_episode(episode, FEATURES, ACTION_DIM) == [("actions", "row 0, column 0 is nan (10 such values)")]
 
 
 def test_the_digest_depends_on_every_part_of_an_episode() -> None:
     episode = good()
     changes: list[dict[str, Any]] = [
         {"id": "other"},
-        {"states": changed(episode.states, (0, 0), 9)},
+        {"observations": observing(arm=changed(ARM, (0, 0), 9))},
+        {"observations": observing(camera=CAMERA ^ 1)},
+        {"observations": observing(camera=None)},
+        {"observations": observing(camera=None, image=CAMERA)},
+        {"observations": observing(camera=CAMERA.reshape(6, 2, 8, 1))},
+        {"observations": observing(arm=ARM.reshape(-1, 1))},
         {"actions": changed(episode.actions, (0, 0), 0)},
         {"rewards": changed(episode.rewards, (0,), 9)},
         {"terminated": True},
         {"truncated": False},
         {"metadata": {"a": 1}},
-        {"states": episode.states.reshape(-1, 1)},
     ]
     digests = {episode_digest(dataclasses.replace(episode, **change)) for change in changes}
     assert len(digests | {episode_digest(episode)}) == len(changes) + 1
@@ -166,11 +159,11 @@ def test_a_good_dataset_has_no_problem(tmp_path: Path) -> None:
 
 
 def test_a_bad_episode_on_disk_is_found_with_file_and_id(tmp_path: Path) -> None:
-    bad = dataclasses.replace(good(1), states=changed(good(1).states, (3, 1), np.nan))
+    bad = dataclasses.replace(good(1), observations=observing(arm=changed(ARM, (3, 1), np.nan)))
     folder = dataset(tmp_path / "d", [good(0), bad])
     (problem,) = validate_dataset(folder)
     assert problem.file == str(folder / "episodes-00000-of-00001.parquet")
-    assert (problem.episode, problem.field) == ("e1", "states")
+    assert (problem.episode, problem.field) == ("e1", "arm")
     assert "row 3, column 1 is nan" in str(problem)
 
 
