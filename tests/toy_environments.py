@@ -16,6 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from spirl_ray.envs import register_environment
+from spirl_ray.envs.metrics import subtask_scores
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, Feature, Features, ObjectSet, stack_observations
@@ -186,8 +187,7 @@ def _spec(env_id: str, features: Features, axes: int, expert: str) -> Environmen
         features=features,
         action_dim=axes,
         max_episode_steps=STEPS,
-        subtasks=("reached",),
-        target=lambda kwargs: ("reached",),
+        metrics=lambda kwargs: subtask_scores("reached"),
         expert=f"toy_environments:{expert}",
     )
 
