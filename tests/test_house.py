@@ -29,7 +29,7 @@ STOREYS = (
 )
 """A room may import the rooms of the storeys below it, and none of its own storey."""
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
-EVERYBODYS = {"config", "errors", "registry"}
+EVERYBODYS = {"config", "errors", "registry", "metrics"}
 """Modules that every room may import and that may import no room."""
 EXCEPTIONS = {
     "cluster/jobs.py: cluster imports cli": "a job on a cluster is `python -m spirl_ray.cli` in a process of its own"
@@ -58,8 +58,8 @@ def _room(module: str) -> str:
 def _imports(module: str, path: Path, modules: dict[str, Path], *, named: bool) -> Iterator[str]:
     """The modules of the package that a file imports, also inside functions and for type checkers.
 
-    With ``named``, a string that is the name of a module counts as well, because that is how tables of kinds,
-    ``importlib`` and ``python -m`` import.
+    With ``named``, a string that is the name of a module ("package.module" or "package.module:object") counts as well,
+    because that is how tables of kinds, ``importlib`` and ``python -m`` import.
     """
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         names: list[str] = []
@@ -70,8 +70,9 @@ def _imports(module: str, path: Path, modules: dict[str, Path], *, named: bool) 
             above = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
             names = [f"{source}.{alias.name}" for alias in node.names]
-        elif named and isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in modules:
-            names = [node.value]
+        elif named and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value.partition(":")[0]
+            names = [name] if name in modules else []
         for name in names:
             while name and name not in modules:
                 name = name.rpartition(".")[0]
@@ -190,6 +191,11 @@ RULES: dict[str, tuple[Callable[[Path], list[str]], dict[str, str], str]] = {
     "a module's name as a string": (
         wrong_arrows,
         {"envs/a.py": "TABLE = Registry('x', modules=('spirl_ray.rl.b',))\n", "rl/b.py": ""},
+        "envs/a.py: envs imports rl",
+    ),
+    "an object's name as a string": (
+        wrong_arrows,
+        {"envs/a.py": "MAKE = 'spirl_ray.rl.b:Thing'\n", "rl/b.py": ""},
         "envs/a.py: envs imports rl",
     ),
     "rooms of one storey": (
