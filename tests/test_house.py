@@ -248,7 +248,6 @@ def test_no_modules_import_each_other() -> None:
     assert import_cycles(ROOT) == []
 
 
-@pytest.mark.xfail(strict=True, reason="datasets/importing.py and episodes/dataset.py are being rewritten")
 def test_no_file_is_long() -> None:
     assert long_files(ROOT) == []
 
@@ -262,8 +261,5 @@ def test_every_file_has_a_name_and_a_room() -> None:
     assert nondescript_files(ROOT) + unknown_rooms(ROOT) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="skills, rl, policy and pipeline carry these flags until named observations land"
-)
 def test_shared_code_knows_no_flags_of_one_environment() -> None:
     assert flags(ROOT) == []
