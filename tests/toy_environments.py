@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spirl_ray.envs import register_environment
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
 from spirl_ray.episodes.episode import Episode
-from spirl_ray.episodes.features import Array, Feature, Features, ObjectSet, stack_observations
+from spirl_ray.episodes.features import Array, Feature, Features, ObjectSet, recorded, stack_observations
 
 CAMERAS, OBJECTS, GOAL = "toy/Cameras-v0", "toy/Objects-v0", "toy/Goal-v0"
 SIDE = 64  # pixels
@@ -156,7 +156,6 @@ def _demonstrations(env: _Reach, name: str, indices: Iterable[int], seed: int, n
     for index in indices:
         rng = np.random.default_rng((seed, index))
         observation, _ = env.reset(seed=int(rng.integers(2**31)))
-        newest = {key: feature for key, feature in SPECS[name].features.items() if feature.is_image}
         seen, actions, rewards, there, completed = [observation], [], [], env.target, False
         for _ in range(DEMONSTRATED):
             if np.abs(env.position - there).max() < NEAR:
@@ -169,9 +168,7 @@ def _demonstrations(env: _Reach, name: str, indices: Iterable[int], seed: int, n
             rewards.append(reward)
         yield Episode(
             id=f"{name}-{seed}-{index:06d}",
-            observations=stack_observations(
-                [{k: v[-1] if k in newest else v for k, v in each.items()} for each in seen]
-            ),
+            observations=stack_observations([recorded(each, SPECS[name].features) for each in seen]),
             actions=np.stack(actions),
             rewards=np.array(rewards, np.float32),
             terminated=False,

@@ -36,7 +36,7 @@ def model(decoder: str) -> SkillModel:
 def test_coverage_counts_cells_episodes_and_ratios() -> None:
     walls = np.ones((6, 6), dtype=bool)
     walls[1:5, 1:5] = False  # 16 free cells
-    plan = FloorPlan(walls, (1, 1), (4, 4), 1.0)
+    plan = FloorPlan("position", walls, (1, 1), (4, 4), 1.0)
     still = np.full((2, 5, 2), 1.2, np.float32)
     walked = np.array([[[1, 1], [2, 1], [3.4, 1], [3, 1]], [[4, 1], [4, 2], [4, 3.2], [1, 1]]], np.float32)
     rows = {row["explorer"]: row for row in coverage_rows({"walks": walked, "stays": still}, plan)}
@@ -57,7 +57,7 @@ def test_agents_that_act_together_do_what_each_would_alone(decoder: str) -> None
     assert together.shape == (3, 13, 2)
     env = envs.make(MAZE, **kwargs)
     for number in range(3):
-        np.testing.assert_array_equal(together[number, 0], env.reset(seed=4 + number)[0][:2])
+        np.testing.assert_array_equal(together[number, 0], env.reset(seed=4 + number)[0]["position"])
     again = explore_with(skills, "prior", MAZE, kwargs, [0, 1, 2], seed=4)
     np.testing.assert_array_equal(together, again)
 
