@@ -7,9 +7,8 @@ makes ``benchmarks/results/<name>.csv`` (every evaluation point of every trial),
 priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them and named) and
 ``<name>.json`` (exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not
 have, for trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
-Where the target has one subtask, the share of episodes that complete it is called ``success``; elsewhere the number of
-those completed has the environment's name for it, such as ``tower_height``. An exploration gives
-``<name>_exploration.csv`` and ``<name>_exploration.png``.
+The metrics have the names that the environment declares. An exploration gives ``<name>_exploration.csv`` and
+``<name>_exploration.png``.
 """
 
 from __future__ import annotations
@@ -21,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.envs import environment
 from spirl_ray.files.atomic import write_atomically, write_json
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.reports.gather import gather
-from spirl_ray.reports.tables import load_trials, prior_scores, results_csv
+from spirl_ray.reports.tables import chosen_score, load_trials, prior_scores, results_csv
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,16 +33,17 @@ RESULTS = Path(__file__).parent / "results"
 def prior_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """One row for each bare prior of the experiment that has been rolled out."""
     record = gather(Workspace(experiment), "")
+    score = chosen_score(record, [])
     return [
         {
-            "skills": score.record.skill_label,
-            "augmentation": score.record.augmentation,
-            "seed": score.record.seed,
-            "mode": score.record.mode,
-            "subtasks": round(score.mean, 4),
-            "episodes": score.episodes,
+            "skills": prior.record.skill_label,
+            "augmentation": prior.record.augmentation,
+            "seed": prior.record.seed,
+            "mode": prior.record.mode,
+            score.name: round(prior.mean, 4),
+            "episodes": prior.episodes,
         }
-        for score in prior_scores(record.priors)
+        for prior in prior_scores(record.priors, record.scores, score)
     ]
 
 
@@ -57,14 +56,6 @@ def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -
         return [row for row in csv.DictReader(file) if tuple(row.get(key, "") for key in keys) not in new] + rows
 
 
-def named(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with ``subtasks`` under the name that the literature has for it in this environment."""
-    facts = environment(experiment.env.id)
-    name = "success" if len(facts.target(experiment.env.kwargs)) == 1 else facts.score
-    shifted = [{**row, "subtasks": float(row["subtasks"]) + facts.score_before} for row in rows]
-    return [{name if key == "subtasks" else key: value for key, value in row.items()} for row in shifted]
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,14 +66,14 @@ def main() -> None:
     options = parser.parse_args()
     experiment = load_experiment(options.config, options.set)
     name = experiment.name
-    text = results_csv(load_trials(gather(Workspace(experiment), "").trials))
+    record = gather(Workspace(experiment), "")
+    text = results_csv(load_trials(record.trials, record.scores), record.scores)
     trials: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
     priors = prior_rows(experiment)
     for variant in options.variant:
         rows = prior_rows(load_experiment(options.config, [*options.set, variant]))
         priors += [{**row, "variant": variant} for row in rows]
-    trials, priors = named(experiment, trials), named(experiment, priors)
-    exploration = gather(Workspace(experiment), "").exploration
+    exploration = record.exploration
     if exploration is not None:
         write_csv(RESULTS / f"{name}_exploration.csv", exploration.rows)
         write_atomically(RESULTS / f"{name}_exploration.png", exploration.figure.read_bytes())

@@ -22,11 +22,13 @@ from spirl_ray.config import EnvSettings, Experiment, TrainSettings
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.rl import losses
 from spirl_ray.rl.algorithm import SkillPriorSAC
-from spirl_ray.rl.methods import resolve
+from spirl_ray.rl.methods import method_config
 from spirl_ray.rl.module import SkillPriorModule
+from spirl_ray.rl.policy_network import PolicyNetwork
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.priors import SkillPrior
 
 _WARM_ROUNDS = 3
 
@@ -49,6 +51,8 @@ class BareLoop:
 
     def __init__(self, module: SkillPriorModule, batch: dict[str, Tensor], train: TrainSettings, target: float) -> None:
         assert module.prior is not None
+        self.policy: PolicyNetwork
+        self.prior: SkillPrior
         self.policy, self.prior = copy.deepcopy(module.policy), copy.deepcopy(module.prior)
         self.critics, self.targets = copy.deepcopy(module.critics), copy.deepcopy(module.critics)
         self.log_alpha = copy.deepcopy(module.log_alpha)
@@ -74,21 +78,23 @@ class BareLoop:
 
     def loss(self) -> Tensor:
         batch, alpha = self.batch, self.log_alpha.detach().exp()
-        states = self.policy.standardise(batch[Columns.OBS])
-        next_states = self.policy.standardise(batch[Columns.NEXT_OBS])
+        states, prior_parameters = self.policy.encode(batch[Columns.OBS])
+        next_states, next_prior_parameters = self.policy.encode(batch[Columns.NEXT_OBS])
+        assert prior_parameters is not None
+        assert next_prior_parameters is not None
+        head, prior = self.policy.head, self.prior.distribution(prior_parameters)
         with torch.no_grad():
-            next_policy = self.policy.head(next_states)
+            next_policy = head.distribution(head(next_states, next_prior_parameters))
             next_latent = next_policy.sample()
             target = losses.critic_target(
                 batch[Columns.REWARDS],
                 batch[DISCOUNTS],
                 batch[Columns.TERMINATEDS],
                 torch.minimum(*_values(self.targets, next_states, next_latent)),
-                losses.divergence_to_prior(next_policy, self.prior(next_states), next_latent),
+                losses.divergence_to_prior(next_policy, self.prior.distribution(next_prior_parameters), next_latent),
                 alpha,
             )
-            prior = self.prior(states)
-        policy = self.policy.head(states)
+        policy = head.distribution(head(states, prior_parameters))
         latent = policy.sample()
         divergence = losses.divergence_to_prior(policy, prior, latent)
         critic = losses.critic_loss(_values(self.critics, states, batch[Columns.ACTIONS]), target)
@@ -124,7 +130,7 @@ def measure_learning(folder: Path, plan: LearningPlan) -> dict[str, float | None
     """Updates per second, their ratio, and the ratio of a round's time to the longer of sampling and learning."""
     train = kitchen_training()
     experiment = Experiment(name="benchmark", env=EnvSettings(id=ENVIRONMENT), train=train)
-    method = resolve(experiment, "spirl_cl", kitchen_skills())
+    method = method_config("spirl_cl", train, kitchen_skills())
     run = TrainingRun(experiment, method, 0, random_skills(folder / "skills"), folder / "policy", "benchmark")
     algorithm: SkillPriorSAC = algorithm_config(run).build_algo()
     try:
@@ -224,9 +230,10 @@ def random_skills(folder: Path) -> Path:
 
 def random_decisions(count: int) -> dict[str, np.ndarray]:
     spec, rng = kitchen_skills(), np.random.default_rng(0)
+    seen = sum(feature.size for feature in spec.seen.values()) + 2 * spec.latent_dim
     shapes = {
-        Columns.OBS: (count, spec.state_dim),
-        Columns.NEXT_OBS: (count, spec.state_dim),
+        Columns.OBS: (count, seen),
+        Columns.NEXT_OBS: (count, seen),
         Columns.ACTIONS: (count, spec.latent_dim),
         Columns.REWARDS: (count,),
     }

@@ -19,9 +19,12 @@ from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.datasets.sources import Chunk, Description, Identity
 from spirl_ray.envs import environment
 from spirl_ray.episodes.episode import Episode
+from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills.batches import PretrainJob
-from spirl_ray.skills.model import SkillModel, SkillSpec
+from spirl_ray.skills.encoders import Observations
+from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.pretrain import held_out, pretrain
+from spirl_ray.skills.spec import SkillSpec
 
 ENVIRONMENT = "spirl/Kitchen-v0"
 BATCH = 128
@@ -84,9 +87,7 @@ class RandomEpisodes:
 def kitchen_skills() -> SkillSpec:
     """The closed-loop skill model of the kitchen at its default sizes."""
     spec = environment(ENVIRONMENT)
-    return SkillSpec(
-        decoder="closed_loop", state_dim=spec.state_dim, action_dim=spec.action_dim, settings=SkillSettings()
-    )
+    return skill_spec(SkillSettings(), "spirl_cl", spec.features, spec.action_dim)
 
 
 def measure_pretraining(folder: Path, plan: PretrainingPlan, cores: int) -> dict[str, float | None]:
@@ -193,8 +194,8 @@ def update_flops() -> int:
     return counter.get_total_flops()
 
 
-def _model_and_batch() -> tuple[SkillModel, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _model_and_batch() -> tuple[SkillModel, tuple[Observations, torch.Tensor, torch.Tensor]]:
     spec = kitchen_skills()
-    states = torch.randn(BATCH, spec.horizon, spec.state_dim)
+    observations = {name: torch.randn(BATCH, spec.horizon, *feature.shape) for name, feature in spec.seen.items()}
     actions = torch.rand(BATCH, spec.horizon, spec.action_dim) * 2.0 - 1.0
-    return SkillModel(spec), (states, actions, torch.randn(BATCH, spec.latent_dim))
+    return SkillModel(spec), (observations, actions, torch.randn(BATCH, spec.latent_dim))

@@ -31,7 +31,7 @@ from spirl_ray.pipeline.provenance import commit, hardware
 from spirl_ray.pipeline.session import ray_session
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.rl.algorithm import SkillPriorSAC
-from spirl_ray.rl.methods import resolve
+from spirl_ray.rl.methods import method_config
 
 MEASURED, PREDICTED = (1, 2, 4, 8), (64, 512)
 _WARM_ROUNDS, _FRAGMENTS, _UPDATES = 3, 48, 64
@@ -50,7 +50,7 @@ def measure(skills: Path, runners: int) -> Row:
     """One row for a number of env runners; updates are made before, not between, the rounds that are timed."""
     train = kitchen_training().model_copy(update={"env_runners": runners})
     experiment = Experiment(name="scale", env=EnvSettings(id=ENVIRONMENT), train=train)
-    method = resolve(experiment, "spirl_cl", kitchen_skills())
+    method = method_config("spirl_cl", experiment.train, kitchen_skills())
     run = TrainingRun(experiment, method, 0, skills, skills.parent / "policy", "scale")
     algorithm: SkillPriorSAC = algorithm_config(run).build_algo()
     try:

@@ -69,6 +69,15 @@ class DataSettings(Settings):
     """A worker's shard is drained into tensors up to this size and streamed beyond it."""
 
 
+class EncoderSettings(Settings):
+    """Which observation encoder a feature has."""
+
+    kind: str
+    """``vector``, ``image``, ``objects``, ``pretrained``, or one that a plugin has registered."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What the encoder takes, such as ``{path: weights.safetensors, channels: [8, 16, 32]}`` for ``pretrained``."""
+
+
 class SkillSettings(Settings):
     horizon: int = Field(default=10, ge=1)
     """H, primitive actions in a skill."""
@@ -77,8 +86,9 @@ class SkillSettings(Settings):
     decoder_layers: int = Field(default=5, ge=1, le=64)
     """Hidden layers of the closed-loop decoder."""
     prior_layers: int = Field(default=6, ge=1, le=64)
-    prior: Literal["gaussian", "mixture", "flow"] = "gaussian"
-    """The paper's is a Gaussian. A mixture suits demonstrators whose next move states and frames do not tell."""
+    prior: str = "gaussian"
+    """``gaussian`` (the paper's), ``mixture``, ``flow``, or one that a plugin has registered. A mixture suits
+    demonstrators whose next move the observation does not tell."""
     mixture_components: int = Field(default=5, ge=1)
     flow_layers: int = Field(default=4, ge=1, le=64)
     prior_loss: Literal["nll", "kl"] = "nll"
@@ -89,11 +99,13 @@ class SkillSettings(Settings):
     """Nats per dimension; when set, beta is tuned by dual gradient towards it."""
     state_std_floor: float = Field(default=0.05, gt=0.0)
     """States are standardised by the data's deviation, but by no less than this."""
-    view_channels: int = Field(default=8, ge=1)
-    """Environments with images: feature maps of the first of 3 convolutions; each further one has twice as many."""
-    egocentric_state: bool = True
-    """Environments with images: skills and prior see what the agent knows of itself, too, such as its velocity, which
-    two frames hardly show (`EnvironmentSpec.view.egocentric`). The paper's see the frames alone (false)."""
+    features: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names of the features that skills and prior see. None: where there are images, these and proprioception; else
+    everything but goals."""
+    encoders: dict[str, EncoderSettings] = Field(default_factory=dict)
+    """Observation encoders by feature, where the default does not fit: vector, image or objects, by the shape."""
+    image_channels: int = Field(default=8, ge=1)
+    """Feature maps of the first of the image encoder's 3 convolutions; each further one has twice as many."""
 
 
 class AugmentationSettings(Settings):
@@ -164,6 +176,12 @@ class TrainSettings(Settings):
     """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded."""
     policy_init: Literal["preset", "prior", "scratch"] = "preset"
     """Ablation of the preset's starting point."""
+    features: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names of the features that policy and critics see. None: all that are no images; of images alone, all. Images are
+    seen through the image encoder of the frozen skill prior."""
+    policy_head: str = "auto"
+    """``gaussian``, ``mixture``, ``residual`` (on the prior), or one that a plugin has registered. ``auto`` takes
+    gaussian where the policy starts from scratch, or as a Gaussian prior that sees what it sees; else residual."""
     env_runners: int = Field(default=1, ge=0)
     envs_per_runner: int = Field(default=2, ge=1)
     learners: int = Field(default=0, ge=0)
@@ -177,6 +195,8 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(default=10_000, ge=1)
     """Primitive steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    publish: Literal["best", "last"] = "best"
+    """Which snapshot becomes the policy: the best in the evaluations made during training, or the last one."""
 
     @model_validator(mode="after")
     def _one_alpha(self) -> TrainSettings:
@@ -192,6 +212,10 @@ class EvaluateSettings(Settings):
     """Rollouts of the bare prior, for each mode; 0 leaves them out."""
     videos: int = Field(default=2, ge=0)
     """Recorded episodes for each mode."""
+    metrics: tuple[str, ...] = ()
+    """Registered metrics that are measured besides those that the environment declares."""
+    score: str | None = None
+    """The metric by which policies are compared; None leaves it to the environment."""
     seed: int = 10_000
     video_fps: int = Field(default=25, ge=1)
 

@@ -16,7 +16,8 @@ from spirl_ray.errors import SpirlError
 
 Entry = TypeVar("Entry")
 PLUGINS = "spirl_ray.plugins"
-"""Entry points of this group are imported once, before any table is read; they call ``register_…`` themselves."""
+"""Entry points of this group are imported once, before any table is read. A module calls ``register_…`` while it is
+imported; a function is called once and does the same."""
 _loaded_plugins: set[str] = set()
 
 
@@ -96,7 +97,9 @@ def load_plugins() -> None:
     for point in entry_points(group=PLUGINS):
         if point.value not in _loaded_plugins:
             _loaded_plugins.add(point.value)
-            _load(point, "plugin")
+            plugin = _load(point, "plugin")
+            if callable(plugin):
+                plugin()
 
 
 def _load(point: object, kind: str) -> object:

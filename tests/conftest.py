@@ -7,14 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-
-from spirl_ray.config import SkillSettings
-from spirl_ray.skills.artifact import save_skills
-from spirl_ray.skills.model import SkillModel, SkillSpec, ViewShape
+from toy_skills import save_toy_skills, toy_model
 
 POINT_PADS = "spirl/PointPads-v0"
 HORIZON, LATENT_DIM = 4, 3
@@ -67,35 +63,17 @@ def make_skills(tmp_path: Path) -> Callable[..., Path]:
     """Writes an untrained skill artifact, for the point pads if not asked otherwise: ``make_skills(decoder=...)``."""
     import spirl_ray.envs as envs
 
-    def make(decoder: Any = "closed_loop", prior: Any = "gaussian", environment: str = POINT_PADS) -> Path:
-        settings = SkillSettings(
+    def make(decoder: str = "closed_loop", prior: str = "gaussian", environment: str = POINT_PADS) -> Path:
+        spec = envs.environment(environment)
+        model = toy_model(
+            decoder,
+            spec.features,
+            spec.action_dim,
             horizon=HORIZON,
             latent_dim=LATENT_DIM,
-            width=16,
             decoder_layers=1,
-            prior_layers=2,
             prior=prior,
-            mixture_components=2,
-            flow_layers=2,
         )
-        torch.manual_seed(0)
-        spec = envs.environment(environment)
-        view = spec.view
-        shape = ViewShape(frames=view.frames, size=view.size, egocentric=view.egocentric) if view else None
-        dims = {"state_dim": spec.state_dim, "action_dim": spec.action_dim, "view": shape}
-        model = SkillModel(SkillSpec(decoder=decoder, settings=settings, **dims))
-        model.set_normalisation(torch.linspace(-0.5, 0.5, spec.state_dim), torch.full((spec.state_dim,), 0.7))
-        folder = tmp_path / f"skills-{decoder}-{prior}"
-        save_skills(
-            folder,
-            model,
-            environment=environment,
-            dataset_sha256="0" * 64,
-            pretrain={},
-            seed=0,
-            metrics={},
-            package_version="0",
-        )
-        return folder
+        return save_toy_skills(tmp_path / f"skills-{decoder}-{prior}", model, environment)
 
     return make

@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 
 from benchmarks import experts
-from benchmarks.collect import named
 from benchmarks.scale import predict
 from benchmarks.speed import append_row
-from spirl_ray.config import EnvSettings, Experiment
 from spirl_ray.episodes.dataset import Episode
 from spirl_ray.errors import SpirlError
 
@@ -121,18 +119,3 @@ def test_prediction_names_the_slowest_part() -> None:
     learning = predict(measured, 10, learns=True)
     assert learning["bottleneck"] == "learner"
     assert learning["env_steps_per_s"] == pytest.approx(320.0 / 0.34)
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ("spirl/Kitchen-v0", {"seed": 0, "subtasks": 2.5}),
-        ("spirl/Maze-v0", {"seed": 0, "success": 2.5}),
-        ("spirl/BlockStacking-v0", {"seed": 0, "tower_height": 3.5}),
-    ],
-)
-def test_results_are_called_as_in_the_literature(environment: str, expected: dict[str, float]) -> None:
-    experiment = Experiment(name="x", env=EnvSettings(id=environment))
-    (row,) = named(experiment, [{"seed": 0, "subtasks": "2.5"}])
-    assert row == expected
-    assert list(row) == list(expected)

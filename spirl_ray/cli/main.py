@@ -81,7 +81,7 @@ def pretrain(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def prior(config: ConfigFile, set: Overrides = None) -> None:
-    """Rolls out the bare prior: how many subtasks random skills solve, with a video.
+    """Rolls out the bare prior: what random skills achieve, with a video.
 
     No reinforcement learning yet: skills are drawn from the prior ("sampled"), or are its most likely ones
     ("deterministic"). Trains the skills first, if that has not been done.
@@ -98,7 +98,7 @@ def prior(config: ConfigFile, set: Overrides = None) -> None:
         for trial in trials:
             session.skills(trial)
             results[_name(trial)] = session.prior(trial).facts
-        print_scores("Subtasks that the bare prior solves", results)
+        print_scores("Scores of the bare prior", results)
         session.next("train", "train the policy from this prior")
 
 
@@ -129,7 +129,7 @@ def evaluate(config: ConfigFile, set: Overrides = None) -> None:
         for trial in session.trials:
             trained = session.trained(trial)
             results[_name(trial)] = session.evaluate(trained, env=trial.experiment.env).facts
-        print_scores("Subtasks completed", results)
+        print_scores("Scores of the trained policies", results)
         session.next("report", "write the report")
 
 

@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from spirl_ray.metrics import training_metrics
+
 _FILE_WIDTH = 160
 """Columns of tables that are not printed on a terminal."""
 _SECONDS_BETWEEN_LINES = 60.0
@@ -76,31 +78,19 @@ def _listing(folder: Path) -> str:
     return ", ".join(names + ([f"{len(tables)} Parquet files"] if tables else []))
 
 
-_BRIEF = {
-    "env_steps": "steps",
-    "steps": "steps",
-    "episodes": "episodes",
-    "skipped": "left out",
-    "success_rate": "share of the expert's attempts",
-    "train_loss": "loss",
-    "validation_loss": "held out",
-    "windows_per_s": "windows/s",
-    "subtasks": "subtasks",
-    "evaluation_deterministic": "evaluated",
-    "divergence": "divergence",
-    "alpha": "α",
-    "env_steps_per_s": "steps/s",
-}
+_OF_THE_DATA = {"steps": "steps", "skipped": "left out", "success_rate": "share of the expert's attempts"}
 
 
 def _brief(facts: dict[str, Any]) -> str:
-    parts = []
-    for key, name in _BRIEF.items():
-        if isinstance(facts.get(key), int | float):
-            parts.append(f"{name} {_number(facts[key])}")
-    for mode in ("deterministic", "sampled"):
-        if isinstance(facts.get(mode), dict):
-            parts.append(f"{mode} {facts[mode]['subtasks']:.2f} subtasks")
+    """The facts that are worth a place in a line, by what the table of metrics calls them there."""
+    names = {metric.name: metric.brief for stage in ("pretrain", "train") for metric in training_metrics(stage)}
+    names |= _OF_THE_DATA
+    found = {name: facts[key] for key, name in names.items() if name and isinstance(facts.get(key), int | float)}
+    found |= facts.get("scores", {})
+    parts = [f"{name} {_number(value)}" for name, value in found.items()]
+    for mode, means in facts.get("modes", {}).items():
+        if (score := means.get(facts["score"])) is not None:
+            parts.append(f"{mode} {facts['score'].replace('_', ' ')} {score:.2f}")
     return " · ".join(parts)
 
 
@@ -111,19 +101,28 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def print_scores(title: str, scores: dict[str, dict[str, Any]]) -> None:
-    """Mean subtasks and return of every agent, by mode."""
-    table = Table("agent", "mode", "subtasks", "return", "episodes", title=title)
-    for name, modes in scores.items():
-        for mode, score in modes.items():
-            table.add_row(
-                name,
-                mode,
-                f"{score['subtasks']:.2f}",
-                f"{score['episode_return']:.2f}",
-                str(score["episodes"]),
-            )
+def print_scores(title: str, summaries: dict[str, dict[str, Any]]) -> None:
+    """The score and the other metrics of every agent, by mode.
+
+    Args:
+        title: of the table.
+        summaries: by the agent's name, the contents of ``summary.json``.
+    """
+    rows = [
+        (name, mode, summary["score"], means)
+        for name, summary in summaries.items()
+        for mode, means in summary["modes"].items()
+    ]
+    scores = dict.fromkeys(score for _, _, score, _ in rows)
+    columns = list(dict.fromkeys([*scores, *(metric for *_, means in rows for metric in means)]))
+    table = Table("agent", "mode", *(column.replace("_", " ") for column in columns), title=title)
+    for name, mode, _, means in rows:
+        table.add_row(name, mode, *(_cell(means.get(column)) for column in columns))
     print_table(table)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def print_exploration(rows: list[dict[str, Any]]) -> None:

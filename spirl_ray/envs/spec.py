@@ -12,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from spirl_ray.envs.metrics import Scores, undeclared
 from spirl_ray.episodes.features import Feature, FeatureName, Features, Observation
 from spirl_ray.errors import SpirlError
 
@@ -73,14 +74,9 @@ class EnvironmentSpec:
     """Actions are float32 in [-1, 1]."""
     max_episode_steps: int
     """Primitive steps."""
-    subtasks: tuple[str, ...]
-    """Names that may appear in ``info["completed"]``."""
-    target: Callable[[Mapping[str, Any]], Sequence[str]]
-    """From the constructor's arguments to those that make up the target."""
-    score: str = "subtasks"
-    """What the literature calls the number of completed subtasks, plus `score_before`."""
-    score_before: int = 0
-    """The score where none is complete."""
+    metrics: Callable[[Mapping[str, Any]], Scores] | None = None
+    """From the constructor's arguments to the metrics of an episode and the score (`spirl_ray.envs.metrics.declare`).
+    None: the return is the score, or success where the environment's info tells it."""
     position_target: PositionTarget | None = None
     expert: str | None = None
     """What `generate` gives, as "module:function"; imported when it is asked for."""
@@ -138,6 +134,10 @@ class EnvironmentSpec:
             raise SpirlError(f"environment {self.id!r} has no scripted expert to generate data with")
         found: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.expert)
         return found
+
+    def scores(self, kwargs: Mapping[str, Any]) -> Scores:
+        """The metrics of the environment's episodes when it is made with these arguments."""
+        return undeclared() if self.metrics is None else self.metrics(kwargs)
 
 
 def observation_space(features: Features, limit: float = np.inf) -> spaces.Dict:

@@ -65,3 +65,19 @@ def load_tensors(module: nn.Module, path: Path, sha256: str) -> None:
         module.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError) as error:
         raise SpirlError(f"{path} does not hold the tensors that its card describes: {error}") from error
+
+
+def read_tensors(path: Path, limit: int = 2**30) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file that somebody else may have made.
+
+    Args:
+        path: a plain file.
+        limit: the most bytes that it may have.
+
+    Raises:
+        SpirlError: it is missing, too large, or no safetensors file.
+    """
+    try:
+        return safetensors.torch.load(read_plain_file(path, limit))
+    except SafetensorError as error:
+        raise SpirlError(f"{path} is no safetensors file: {error}") from error

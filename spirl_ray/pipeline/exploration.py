@@ -170,7 +170,7 @@ def explore(
 
     Episode i has environment seed ``seed + i``; the result depends on the episodes that share the call.
     """
-    model = load_skills(explorer.skills, env_id) if explorer.skills is not None else None
+    model = load_skills(explorer.skills) if explorer.skills is not None else None
     return explore_with(model, explorer.latents, env_id, env_kwargs, episodes, seed)
 
 

@@ -1,7 +1,8 @@
 """Rows of metrics as gauges of Ray's metrics endpoint, which Prometheus scrapes and Grafana draws.
 
 Every gauge is tagged by run (the experiment's name), trial (method and seed) and stage. On the endpoint its name
-starts with ``ray_``: ``ray_spirl_divergence{run="kitchen_human", trial="spirl_cl-s0", stage="train"}``.
+starts with ``ray_``: ``ray_spirl_divergence{run="kitchen_human", trial="spirl_cl-s0", stage="train"}``. What an
+environment declares of its episodes is one gauge, tagged by the metric and by which episodes it is the mean of.
 """
 
 from __future__ import annotations
@@ -9,43 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from ray.util.metrics import Gauge
 
-TAGS = ("run", "trial", "stage")
-Stage = Literal["pretrain", "train"]
+from spirl_ray.envs.metrics import Scores
+from spirl_ray.metrics import Stage, training_metrics
 
-_PRETRAIN = {
-    "update": ("spirl_pretrain_updates", "Stage 1: gradient updates so far"),
-    "train_loss": ("spirl_pretrain_loss", "Stage 1: training loss (all terms are means over dimensions)"),
-    "train_reconstruction": ("spirl_pretrain_reconstruction", "Stage 1: reconstruction loss, nats a dimension"),
-    "train_kl": ("spirl_pretrain_kl", "Stage 1: KL(q || N(0, I)), nats a dimension"),
-    "train_prior": ("spirl_pretrain_prior_loss", "Stage 1: loss of the skill prior, nats a dimension"),
-    "validation_loss": ("spirl_pretrain_validation_loss", "Stage 1: loss of held-out windows"),
-    "windows_per_s": ("spirl_windows_per_second", "Stage 1: windows of all workers in a second"),
-}
-_TRAIN = {
-    "env_steps": ("spirl_env_steps", "Stage 2: primitive environment steps so far"),
-    "divergence": ("spirl_divergence", "Stage 2: mean divergence to the prior, nats a decision"),
-    "divergence_p90": ("spirl_divergence_p90", "Stage 2: 90th percentile of the divergence, nats a decision"),
-    "alpha": ("spirl_alpha", "Stage 2: weight of the divergence"),
-    "critic_loss": ("spirl_critic_loss", "Stage 2: loss of the critics"),
-    "policy_loss": ("spirl_policy_loss", "Stage 2: loss of the policy"),
-    "episode_return": ("spirl_episode_return", "Stage 2: mean return of the last 50 training episodes"),
-    "subtasks": ("spirl_subtasks", "Stage 2: mean completed subtasks of the last 50 training episodes"),
-    "evaluation_deterministic": ("spirl_evaluation_subtasks", "Stage 2: completed subtasks, newest evaluation"),
-    "env_steps_per_s": ("spirl_env_steps_per_second", "Stage 2: primitive environment steps in a second"),
-    "updates_per_s": ("spirl_updates_per_second", "Stage 2: gradient updates in a second"),
-}
-GAUGES: Mapping[Stage, Mapping[str, tuple[str, str]]] = {"pretrain": _PRETRAIN, "train": _TRAIN}
-"""For each stage, the columns of its rows that are shown: the gauge's name and what it means, with the unit."""
+TAGS = ("run", "trial", "stage")
+EPISODE_TAGS = (*TAGS, "metric", "episodes")
+EPISODE_GAUGE = "spirl_episode_metric"
+TRAINING_EPISODES = "training"
+"""Value of the tag ``episodes`` for the newest training episodes; for those of an evaluation it is their mode."""
 
 
 @cache
-def _gauge(name: str, description: str) -> Gauge:
-    """Ray wants one object for each name in a process."""
-    return Gauge(name, description=description, tag_keys=TAGS)
+def _gauge(name: str, description: str, tags: tuple[str, ...]) -> Gauge:
+    """The gauge of a name; Ray wants one object for each in a process."""
+    return Gauge(name, description=description, tag_keys=tags)
 
 
 class Monitor:
@@ -54,16 +36,31 @@ class Monitor:
     Args:
         run: the experiment's name.
         trial: method and seed, for example ``spirl_cl-s0``.
-        stage: which columns to expect.
+        stage: whose metrics they are.
+        scores: the metrics of the environment's episodes, where the stage runs episodes.
     """
 
-    def __init__(self, run: str, trial: str, stage: Stage) -> None:
-        self._columns = GAUGES[stage]
+    def __init__(self, run: str, trial: str, stage: Stage, scores: Scores | None = None) -> None:
+        self._metrics = training_metrics(stage)
+        self._scores = scores
         self._tags = {"run": run, "trial": trial, "stage": stage}
 
-    def show(self, row: Mapping[str, Any]) -> None:
-        """Sets the gauges that the row has a finite number for; the others keep what they show."""
-        for column, (name, description) in self._columns.items():
-            value = row.get(column)
-            if isinstance(value, int | float) and math.isfinite(value):
-                _gauge(name, description).set(float(value), self._tags)
+    def show(self, row: Mapping[str, Any], evaluated: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Sets the gauges for which there is a finite number; the others keep what they show.
+
+        Args:
+            row: a row of ``metrics.csv``.
+            evaluated: the newest means of an evaluation, by mode.
+        """
+        for metric in self._metrics:
+            description = f"{metric.meaning} [{metric.unit}]" if metric.unit else metric.meaning
+            _set(_gauge(metric.gauge, description, TAGS), row.get(metric.name), self._tags)
+        for name in self._scores.names if self._scores is not None else ():
+            for episodes, means in {TRAINING_EPISODES: row, **(evaluated or {})}.items():
+                gauge = _gauge(EPISODE_GAUGE, "Mean of a metric over episodes", EPISODE_TAGS)
+                _set(gauge, means.get(name), {**self._tags, "metric": name, "episodes": episodes})
+
+
+def _set(gauge: Gauge, value: Any, tags: dict[str, str]) -> None:
+    if isinstance(value, int | float) and math.isfinite(value):
+        gauge.set(float(value), tags)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
 
 import spirl_ray.envs as envs
+from spirl_ray.envs.metrics import EpisodeOutcome, Mode, Scores, undeclared
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.session import finished_tasks
 from spirl_ray.pipeline.video import VideoWriter
 from spirl_ray.policy.policy import Policy, load_policy, prior_policy, read_policy_card
 
-Mode = Literal["deterministic", "sampled"]
 _CHUNK = 10
 """Episodes in one Ray task."""
 
@@ -35,12 +36,14 @@ class RolloutPlan:
     mode: Mode
     prior: bool = False
     seed: int = 0
+    scores: Scores = field(default_factory=undeclared)
+    """What is measured of the episodes."""
 
     def agent(self) -> Policy:
         """Raises `SpirlError` for an artifact that is missing, damaged or of another environment."""
         deterministic = self.mode == "deterministic"
         if self.prior:
-            return prior_policy(Path(self.folder), self.env_id, deterministic=deterministic)
+            return prior_policy(self.folder, deterministic=deterministic)
         trained_for = read_policy_card(Path(self.folder)).environment
         if trained_for != self.env_id:
             raise SpirlError(
@@ -52,16 +55,13 @@ class RolloutPlan:
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One evaluated episode; the columns of ``episodes.csv``."""
+    """One evaluated episode; a row of ``episodes.csv``, whose columns are these and the metrics."""
 
     mode: str
     episode: int
     seed: int
-    episode_return: float
-    steps: int
-    subtasks: int
-    completed: str
-    """Names in the order of completion, joined by " > "."""
+    metrics: dict[str, float]
+    """By name, in the order of `Scores`; those without a value are left out."""
 
 
 def run_episodes(
@@ -72,7 +72,7 @@ def run_episodes(
     Args:
         plan: agent and environment.
         episodes: numbers of the episodes.
-        video: when given, all of them are recorded into this mp4, captioned with step and subtasks.
+        video: when given, all of them are recorded into this mp4, captioned with the step and how it scores so far.
         fps: of the video.
     """
     torch.set_num_threads(1)
@@ -92,12 +92,22 @@ def run_episodes(
                 total += float(reward)
                 steps += 1
                 ended = terminated or truncated
+                if not ended and writer is None:
+                    continue
+                measured = plan.scores.of(EpisodeOutcome(total, steps, terminated, truncated, info))
                 if writer:
-                    done = " ".join(f"{name} ✓" for name in info["completed"]) or "nothing done yet"
-                    writer.add(env.render(), f"episode {number} · step {steps} · {done}")  # type: ignore[arg-type]
-            completed = info["completed"]
-            rows.append(EpisodeRow(plan.mode, number, seed, total, steps, len(completed), " > ".join(completed)))
+                    caption = f"episode {number} · step {steps} · {_caption(plan.scores, measured)}"
+                    writer.add(env.render(), caption)  # type: ignore[arg-type]
+            values = {name: value for name, value in measured.items() if math.isfinite(value)}
+            rows.append(EpisodeRow(plan.mode, number, seed, values))
     return rows
+
+
+def _caption(scores: Scores, measured: dict[str, float]) -> str:
+    """The score so far, and what has been achieved of the metrics that are 0 or 1."""
+    score = scores.score_in([measured])
+    done = [m.label for m in scores.metrics if m.is_share and m.name != score.name and measured[m.name] == 1.0]
+    return " ".join([f"{score.label} {measured[score.name]:.3g}", *(f"· {label} ✓" for label in done)])
 
 
 def start_rollouts(plan: RolloutPlan, episodes: Sequence[int]) -> list[ray.ObjectRef]:
@@ -129,33 +139,30 @@ def gather_rollouts(
     return sorted(rows, key=lambda row: row.episode)
 
 
-def mean_subtasks(rows: Sequence[EpisodeRow]) -> float:
-    return sum(row.subtasks for row in rows) / max(1, len(rows))
-
-
-def mean_return(rows: Sequence[EpisodeRow]) -> float:
-    return sum(row.episode_return for row in rows) / max(1, len(rows))
-
-
 def write_episodes(path: Path, rows: Sequence[EpisodeRow]) -> None:
     """Writes ``episodes.csv``."""
-    write_csv(path, [asdict(row) for row in rows])
+    write_csv(path, [{"mode": r.mode, "episode": r.episode, "seed": r.seed, **r.metrics} for r in rows])
 
 
 def read_episode_rows(path: Path) -> list[EpisodeRow]:
-    """Reads what `write_episodes` wrote; no file is no rows."""
+    """Reads what `write_episodes` wrote; no file is no rows.
+
+    Raises:
+        SpirlError: naming the file that is damaged.
+    """
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
         return [
             EpisodeRow(
-                mode=row["mode"],
-                episode=int(row["episode"]),
-                seed=int(row["seed"]),
-                episode_return=float(row["episode_return"]),
-                steps=int(row["steps"]),
-                subtasks=int(row["subtasks"]),
-                completed=row["completed"],
+                row.pop("mode"),
+                int(row.pop("episode")),
+                int(row.pop("seed")),
+                {name: float(text) for name, text in row.items() if text},
             )
-            for row in csv.DictReader(file)
+            for row in rows
         ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpirlError(f"{path} is damaged ({error!r}). Remove it, so that its episodes are run again.") from error

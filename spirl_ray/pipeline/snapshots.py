@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,63 +10,56 @@ from typing import Any
 
 import ray
 
+from spirl_ray.envs.metrics import MODES, SCORE, Scores
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.rollouts import (
-    Mode,
     RolloutPlan,
     gather_rollouts,
-    mean_return,
-    mean_subtasks,
     start_rollouts,
 )
+from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.training_run import TrainingRun
 from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.policy.policy import read_policy_card, save_policy
 from spirl_ray.rl.algorithm import SkillPriorSAC
 
-_MODES: tuple[Mode, ...] = ("deterministic", "sampled")
 Row = dict[str, Any]
 
 
 class SnapshotEvaluations:
     """Policy artifacts taken during training, each evaluated by Ray tasks while training goes on.
 
-    A snapshot without a result, for example after a crash, is evaluated when the run goes on. Those from after
-    the restored checkpoint are removed: the run takes another course from there.
+    A snapshot without a result, for example after a crash, is evaluated when the run is resumed. Those from after
+    the restored checkpoint are removed, because the run takes another course from there.
     """
 
     def __init__(self, run: TrainingRun, env_steps: int, on_evaluation: Callable[[Row], None] | None = None) -> None:
         self.run = run
+        self.scores = experiment_scores(run.experiment)
         self.on_evaluation = on_evaluation
-        self.results: dict[tuple[int, str], Row] = {}
         self.pending: dict[tuple[int, str], list[ray.ObjectRef]] = {}
-        self.newest: Row = {}
+        self.newest: dict[str, Row] = {}
+        """The newest result of each mode."""
         self._clock: dict[int, float] = {}
         for folder in sorted((run.out / "snapshots").glob("step-*")):
             if int(folder.name.split("-")[1]) > env_steps:
                 shutil.rmtree(folder, ignore_errors=True)
-        for file in sorted((run.out / "snapshots").glob("*/evaluation-*.json")):
-            result = read_json(file)
-            self.results[(result["env_steps"], result["mode"])] = result
+        self.results = results_so_far(run.out)
         for env_steps in sorted({steps for steps, _ in self.results}):
             self._tell(env_steps)
         for card in sorted((run.out / "snapshots").glob(f"*/{POLICY_CARD}")):
             self._start(read_policy_card(card.parent).env_steps)
 
-    def folder(self, env_steps: int) -> Path:
-        return self.run.out / "snapshots" / f"step-{env_steps:012d}"
-
     def snapshot(self, algorithm: SkillPriorSAC, env_steps: int) -> None:
-        run = self.run
-        if not (self.folder(env_steps) / POLICY_CARD).exists():
+        """Saves the policy as it is now and starts its evaluation."""
+        run, folder = self.run, snapshot_folder(self.run.out, env_steps)
+        if not (folder / POLICY_CARD).exists():
             save_policy(
-                self.folder(env_steps),
+                folder,
                 algorithm.policy_state(),
                 run.skills,
-                proposals=run.method.proposals,
-                residual=run.method.residual,
-                objects=run.method.objects,
+                policy=algorithm.config.policy,
                 environment=run.experiment.env.id,
                 env_kwargs=run.experiment.env.kwargs,
                 method=run.method.name,
@@ -79,11 +73,16 @@ class SnapshotEvaluations:
 
     def _start(self, env_steps: int) -> None:
         env = self.run.experiment.env
-        for mode in _MODES:
+        for mode in MODES:
             if (env_steps, mode) in self.results or (env_steps, mode) in self.pending:
                 continue
             plan = RolloutPlan(
-                str(self.folder(env_steps).absolute()), env.id, env.kwargs, mode, seed=1_000_000 + env_steps
+                str(snapshot_folder(self.run.out, env_steps).absolute()),
+                env.id,
+                env.kwargs,
+                mode,
+                seed=1_000_000 + env_steps,
+                scores=self.scores,
             )
             episodes = self.run.experiment.train.evaluate_episodes
             self.pending[(env_steps, mode)] = start_rollouts(plan, range(episodes))
@@ -101,44 +100,74 @@ class SnapshotEvaluations:
                 "env_steps": env_steps,
                 "mode": mode,
                 "episodes": len(rows),
-                "subtasks": mean_subtasks(rows),
-                "episode_return": mean_return(rows),
+                **self.scores.mean(row.metrics for row in rows),
                 "wall_clock_s": round(self._clock.get(env_steps, wall_clock_s), 1),
             }
-            write_json(self.folder(env_steps) / f"evaluation-{mode}.json", result)
+            write_json(snapshot_folder(self.run.out, env_steps) / f"evaluation-{mode}.json", result)
             self.results[key] = result
-            self.newest[f"evaluation_{mode}"] = result["subtasks"]
+            self.newest[mode] = result
             write_csv(self.run.out / "evaluations.csv", [self.results[k] for k in sorted(self.results)])
             self._tell(env_steps)
 
     def _tell(self, env_steps: int) -> None:
         """Passes a snapshot on once it has been evaluated in every mode."""
-        found = [self.results[env_steps, mode] for mode in _MODES if (env_steps, mode) in self.results]
-        if self.on_evaluation is not None and len(found) == len(_MODES):
-            self.on_evaluation(_in_one_row(found))
-
-    def at(self, env_steps: int) -> dict[str, float]:
-        """Mean subtasks of a snapshot, by mode."""
-        return {mode: float(self.results[env_steps, mode]["subtasks"]) for mode in _MODES}
-
-    def best(self) -> int | None:
-        """Steps of the snapshot with the best deterministic evaluation, the later one of equals."""
-        scores = [(r["episode_return"], steps) for (steps, mode), r in self.results.items() if mode == _MODES[0]]
-        return max(scores)[1] if scores else None
+        found = [self.results[env_steps, mode] for mode in MODES if (env_steps, mode) in self.results]
+        if self.on_evaluation is not None and len(found) == len(MODES):
+            self.on_evaluation(_in_one_row(found, self.scores))
 
 
-def evaluations_so_far(out: Path) -> list[Row]:
+def snapshot_folder(out: Path, env_steps: int) -> Path:
+    """Where the policy of a run's folder is kept as it was after so many steps."""
+    return out / "snapshots" / f"step-{env_steps:012d}"
+
+
+def results_so_far(out: Path) -> dict[tuple[int, str], Row]:
+    """Results of the evaluations made during training, by env_steps and mode."""
+    found = [read_json(file) for file in sorted((out / "snapshots").glob("*/evaluation-*.json"))]
+    return {(result["env_steps"], result["mode"]): result for result in found}
+
+
+def evaluations_so_far(out: Path, scores: Scores) -> list[Row]:
     """The evaluated snapshots of a policy's folder, a row for each, in the order of training."""
-    found: dict[int, list[Row]] = {}
-    for file in sorted((out / "snapshots").glob("*/evaluation-*.json")):
-        result = read_json(file)
-        found.setdefault(result["env_steps"], []).append(result)
-    return [_in_one_row(results) for _, results in sorted(found.items()) if len(results) == len(_MODES)]
+    results = results_so_far(out)
+    by_steps = [[results[steps, mode] for mode in MODES if (steps, mode) in results] for steps in _steps(results)]
+    return [_in_one_row(found, scores) for found in by_steps if len(found) == len(MODES)]
 
 
-def _in_one_row(results: list[Row]) -> Row:
+def _steps(results: dict[tuple[int, str], Row]) -> list[int]:
+    return sorted({steps for steps, _ in results})
+
+
+def _in_one_row(results: list[Row], scores: Scores) -> Row:
     row: Row = {name: results[0][name] for name in ("env_steps", "wall_clock_s")}
     for result in results:
-        row[f"{result['mode']}_subtasks"] = result["subtasks"]
-        row[f"{result['mode']}_return"] = result["episode_return"]
+        means = scores.with_score({name: result[name] for name in scores.names if name in result})
+        row |= {f"{result['mode']}_{name}": value for name, value in means.items()}
     return row
+
+
+def best_and_last(results: dict[tuple[int, str], Row], scores: Scores) -> dict[str, Row]:
+    """What is known of the best and of the last snapshot that was evaluated in every mode.
+
+    The best one has the best mean of the score over both modes, because twice the episodes choose with less luck than
+    those of one mode; of equals, it is the later one.
+
+    Returns:
+        ``best`` and ``last``, each with ``env_steps``, ``score`` (that mean; None where the score has no value), and
+        by mode the ``episodes`` and means of the metrics; empty where no snapshot has been evaluated.
+    """
+    score = scores.score_in(results.values())
+    found: list[Row] = []
+    for steps in _steps(results):
+        modes: dict[str, Row] = {mode: results[steps, mode] for mode in MODES if (steps, mode) in results}
+        if len(modes) < len(MODES):
+            continue
+        mean = sum(result.get(score.name, math.nan) for result in modes.values()) / len(modes)
+        columns = ("episodes", *scores.names)
+        means = {mode: {name: row[name] for name in columns if name in row} for mode, row in modes.items()}
+        found.append({"env_steps": steps, SCORE: None if math.isnan(mean) else mean, **means})
+    if not found:
+        return {}
+    worst = -math.inf
+    best = max(found, key=lambda row: (worst if row[SCORE] is None else score.sign * row[SCORE], row["env_steps"]))
+    return {"best": best, "last": found[-1]}

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from spirl_ray.config import EnvSettings, EvaluateSettings
+from spirl_ray.config import EnvSettings, EvaluateSettings, Experiment
 from spirl_ray.datasets.importing import ImportReport, import_dataset
+from spirl_ray.envs.metrics import MODES, Mode
 from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.validation import file_digest
 from spirl_ray.errors import SpirlError
@@ -19,16 +20,14 @@ from spirl_ray.pipeline.demonstrations import film_remotely
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.rollouts import (
     EpisodeRow,
-    Mode,
     RolloutPlan,
     gather_rollouts,
-    mean_return,
-    mean_subtasks,
     read_episode_rows,
     start_rollouts,
     start_video,
     write_episodes,
 )
+from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import interruptible
 from spirl_ray.pipeline.training import is_trained, train_policy
 from spirl_ray.pipeline.training_run import TrainingRun
@@ -164,12 +163,23 @@ def train(trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Ro
         progress: told of every row of metrics.
         on_evaluation: told of every evaluated snapshot; see `train_policy`.
     """
-    run = TrainingRun(trial.experiment, trial.resolved, trial.seed, trial.skills, trial.policy, trial.config_hash)
+    run = TrainingRun(
+        experiment=trial.experiment,
+        method=trial.method_config,
+        seed=trial.seed,
+        skills=trial.skills,
+        out=trial.policy,
+        config_hash=trial.config_hash,
+        dataset=trial.workspace.dataset,
+    )
     with trial.workspace.locked(trial.policy):
         done = is_trained(run)
         total = trial.experiment.train.env_steps
         facts = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
-    return StageResult(trial.policy, not done, facts)
+    published, score = facts[facts["publish"]], facts["score"]
+    label = score.replace("_", " ")
+    shown = {f"{label}, {mode}": published[mode][score] for mode in MODES if score in published[mode]}
+    return StageResult(trial.policy, not done, {**facts, "scores": shown})
 
 
 def evaluate_policy(
@@ -190,22 +200,26 @@ def evaluate_policy(
         raise SpirlError(f"There is no trained policy in {trial.policy}: run spirl train first.")
     env = trial.experiment.env if env is None else env
     settings, out = trial.experiment.evaluate, trial.evaluation_in(env)
-    plans = {
-        mode: RolloutPlan(str(trial.policy), env.id, env.kwargs, mode, seed=settings.seed) for mode in settings.modes
-    }
+    there = trial.experiment.model_copy(update={"env": env})
+    plans = _plans(there, trial.policy, prior=False)
     with trial.workspace.locked(out):
         return _evaluate(out, plans, settings, settings.episodes, videos, progress)
 
 
 def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> StageResult:
     """Episodes of the bare prior: latents drawn from p(z | s), and the prior's mean latent."""
-    env, settings, out = trial.experiment.env, trial.experiment.evaluate, trial.prior_rollouts
-    plans = {
-        mode: RolloutPlan(str(trial.skills), env.id, env.kwargs, mode, prior=True, seed=settings.seed)
-        for mode in settings.modes
-    }
+    settings, out = trial.experiment.evaluate, trial.prior_rollouts
+    plans = _plans(trial.experiment, trial.skills, prior=True)
     with trial.workspace.locked(out):
         return _evaluate(out, plans, settings, settings.prior_episodes, videos, progress)
+
+
+def _plans(experiment: Experiment, agent: Path, *, prior: bool) -> dict[Mode, RolloutPlan]:
+    env, settings, scores = experiment.env, experiment.evaluate, experiment_scores(experiment)
+    return {
+        mode: RolloutPlan(str(agent), env.id, env.kwargs, mode, prior=prior, seed=settings.seed, scores=scores)
+        for mode in settings.modes
+    }
 
 
 def _evaluate(
@@ -222,6 +236,7 @@ def _evaluate(
     if done and not films:
         return StageResult(out, False, read_json(out / SUMMARY))
     rows = read_episode_rows(out / (EPISODES if done else _UNFINISHED))
+    scores = next(iter(plans.values())).scores
     finished = {(row.mode, row.episode) for row in rows}
     missing = {mode: [i for i in range(episodes) if (mode, i) not in finished] for mode in plans}
     references = [ref for mode, plan in plans.items() for ref in start_rollouts(plan, missing[mode])]
@@ -231,7 +246,9 @@ def _evaluate(
         rows.extend(found)
         rows.sort(key=lambda row: (settings.modes.index(row.mode), row.episode))
         write_episodes(out / _UNFINISHED, rows)
-        progress(len(rows), total, {"subtasks": mean_subtasks(rows)})
+        means = scores.mean(row.metrics for row in rows)
+        score = scores.score_in([means])
+        progress(len(rows), total, {"scores": {score.label: means[score.name]} if score.name in means else {}})
 
     films_started = [
         start_video(plans[mode], settings.videos, out / "videos" / f"{mode}.mp4", settings.video_fps) for mode in films
@@ -242,14 +259,10 @@ def _evaluate(
         write_json(out / "videos" / _FILMS, _films(settings))
     if done:
         return StageResult(out, True, read_json(out / SUMMARY))
-    summary: Row = {}
+    summary: Row = {"score": scores.score_in([row.metrics for row in rows]).name, "modes": {}}
     for mode in settings.modes:
-        chosen = [row for row in rows if row.mode == mode]
-        summary[mode] = {
-            "episodes": len(chosen),
-            "subtasks": mean_subtasks(chosen),
-            "episode_return": mean_return(chosen),
-        }
+        chosen = [row.metrics for row in rows if row.mode == mode]
+        summary["modes"][mode] = {"episodes": len(chosen), **scores.mean(chosen)}
     write_episodes(out / EPISODES, rows)
     write_json(out / SUMMARY, summary)
     (out / _UNFINISHED).unlink(missing_ok=True)

@@ -14,19 +14,26 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from spirl_ray.envs.metrics import SCORE
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_atomically, write_json
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.provenance import commit, hardware, versions
+from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import TERMINATED, deferred_termination
-from spirl_ray.pipeline.snapshots import SnapshotEvaluations, evaluations_so_far
+from spirl_ray.pipeline.snapshots import (
+    SnapshotEvaluations,
+    best_and_last,
+    evaluations_so_far,
+    results_so_far,
+    snapshot_folder,
+)
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC
-from spirl_ray.skills.artifact import load_skills
 
 _RESULT, PROVENANCE = "trained.json", "provenance.json"
 _STEPS_PER_ROW = 1000
@@ -34,7 +41,16 @@ Row = dict[str, Any]
 
 
 def is_trained(run: TrainingRun) -> bool:
-    """True when the run has reached the experiment's number of steps."""
+    """True when the run has reached the experiment's number of steps and has published the snapshot it asks for."""
+    if not _reached(run):
+        return False
+    # Another `train.publish` or `evaluate.score` may choose another snapshot; without snapshots, there is no choice.
+    found = best_and_last(results_so_far(run.out), experiment_scores(run.experiment))
+    wanted = found.get(run.experiment.train.publish)
+    return wanted is None or wanted["env_steps"] == read_json(run.out / _RESULT).get("published_env_steps")
+
+
+def _reached(run: TrainingRun) -> bool:
     if not (run.out / _RESULT).exists() or not (run.out / POLICY_CARD).exists():
         return False
     return read_json(run.out / _RESULT)["env_steps"] >= run.experiment.train.env_steps
@@ -55,7 +71,8 @@ def train_policy(
         run: what to train, and where.
         on_row: called with each row of metrics.
         on_evaluation: called with each evaluated snapshot, those from before an interruption included:
-            ``env_steps``, ``wall_clock_s``, and ``MODE_subtasks`` and ``MODE_return`` for both modes.
+            ``env_steps``, ``wall_clock_s``, and ``MODE_METRIC`` for both modes and every metric of the episodes, one
+            of which is called ``score``.
 
     Returns:
         The contents of ``trained.json``.
@@ -63,14 +80,14 @@ def train_policy(
     Raises:
         SpirlError: skills or environment that do not fit, a damaged checkpoint, storage that fails.
     """
-    if is_trained(run):
+    scores = experiment_scores(run.experiment)
+    if _reached(run):
         if on_evaluation is not None:
-            for evaluation in evaluations_so_far(run.out):
+            for evaluation in evaluations_so_far(run.out, scores):
                 on_evaluation(evaluation)
-        return read_json(run.out / _RESULT)
+        result = read_json(run.out / _RESULT)
+        return result if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), result)
     torch.set_num_threads(1)
-    # Said here rather than by an env runner, which Ray would start again and again.
-    load_skills(run.skills, run.experiment.env.id)
     attempt = Attempt.begin(run.out)
     saved = checkpoints(run.out)
     config = algorithm_config(run)
@@ -81,31 +98,26 @@ def train_policy(
     try:
         if saved:
             algorithm.load_checkpoint(str(saved[-1]))
+        algorithm.scores = scores
         counters: dict[str, Any] = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
         evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
-        monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train")
+        monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train", scores)
         _loop(run, attempt, algorithm, evaluations, monitor, on_row)
     finally:
         algorithm.stop()
     # After the env runners have given their CPUs back: the evaluations may need them.
     evaluations.collect(counters["wall_clock_s"], wait=True)
-    monitor.show(evaluations.newest)
-    attempt.check()
-    _publish(evaluations.folder(counters["env_steps"]), run.out)
-    best = evaluations.best()
+    monitor.show({}, evaluations.newest)
     result = {
         "env_steps": counters["env_steps"],
-        "skill_steps": counters["decisions"],
+        "decisions": counters["decisions"],
         "updates": counters["updates"],
         "wall_clock_s": round(counters["wall_clock_s"], 1),
         "config_hash": run.config_hash,
         "commit": "+".join(dict.fromkeys(entry["commit"] for entry in history)),
-        "best_snapshot": None if best is None else str(evaluations.folder(best).relative_to(run.out)),
-        **{f"evaluation_{mode}": value for mode, value in evaluations.at(counters["env_steps"]).items()},
     }
-    write_json(run.out / _RESULT, result)
-    return result
+    return _publish_and_note(run, attempt, result)
 
 
 def _loop(
@@ -139,7 +151,7 @@ def _loop(
                 attempt.check()
                 row: Row = {
                     "env_steps": steps,
-                    "skill_steps": counters["decisions"],
+                    "decisions": counters["decisions"],
                     "updates": counters["updates"],
                     "episodes": counters["episodes"],
                     "wall_clock_s": round(counters["wall_clock_s"], 2),
@@ -150,9 +162,9 @@ def _loop(
                 }
                 log.add(row)
                 last, last_time = dict(counters), now
-                monitor.show(row | evaluations.newest)
+                monitor.show(row, evaluations.newest)
                 if on_row is not None:
-                    on_row(row | evaluations.newest)
+                    on_row(row | {"scores": _newest_scores(evaluations, row)})
             if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
@@ -162,9 +174,30 @@ def _loop(
                 sys.exit(TERMINATED)
 
 
+def _newest_scores(evaluations: SnapshotEvaluations, row: Row) -> dict[str, float]:
+    """The score of the newest training episodes and evaluations, by what to call it in a line."""
+    newest: dict[str, Row] = {"": row, **{f", {mode}": found for mode, found in evaluations.newest.items()}}
+    score = evaluations.scores.score_in(newest.values())
+    return {f"{score.label}{where}": found[score.name] for where, found in newest.items() if score.name in found}
+
+
+def _publish_and_note(run: TrainingRun, attempt: Attempt, result: Row) -> Row:
+    """Publishes the snapshot that the settings ask for, then writes ``trained.json``, which says which one it is."""
+    scores, publish = experiment_scores(run.experiment), run.experiment.train.publish
+    results = results_so_far(run.out)
+    found = best_and_last(results, scores)
+    attempt.check()
+    _publish(snapshot_folder(run.out, found[publish]["env_steps"]), run.out)
+    chosen = {"publish": publish, "published_env_steps": found[publish]["env_steps"]}
+    result |= {**chosen, SCORE: scores.score_in(results.values()).name, **found}
+    write_json(run.out / _RESULT, result)
+    return result
+
+
 def _publish(snapshot: Path, out: Path) -> None:
-    """Copies the last snapshot to where users look for the policy; its card comes last and completes it."""
+    """Copies a snapshot to where users look for the policy; its card comes last and completes it."""
     files = [path.relative_to(snapshot) for path in sorted(snapshot.rglob("*")) if path.is_file()]
+    files = [file for file in files if not file.name.startswith("evaluation-")]
     for file in sorted(files, key=lambda file: file == Path(POLICY_CARD)):
         write_atomically(out / file, (snapshot / file).read_bytes())
 

@@ -24,8 +24,8 @@ from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
 from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.policy.policy import read_policy_card
-from spirl_ray.rl.methods import METHODS, ResolvedMethod, resolve, skill_spec
-from spirl_ray.skills.model import SkillSpec
+from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
+from spirl_ray.skills.spec import SkillSpec
 
 _MARK = "experiment.json"
 _PASSING = "working_dir_files"
@@ -171,12 +171,12 @@ class Trial:
 
     @cached_property
     def spec(self) -> SkillSpec:
-        facts = environment(self.experiment.env.id)
-        return skill_spec(self.experiment, self.method, facts)
+        environment_spec = environment(self.experiment.env.id)
+        return skill_spec(self.experiment.skills, self.method, environment_spec.features, environment_spec.action_dim)
 
     @cached_property
-    def resolved(self) -> ResolvedMethod:
-        return resolve(self.experiment, self.method, self.spec)
+    def method_config(self) -> MethodConfig:
+        return method_config(self.method, self.experiment.train, self.spec)
 
     @cached_property
     def skills_key(self) -> str:
@@ -204,6 +204,7 @@ class Trial:
                 "evaluate_episodes",
                 "checkpoint_every",
                 "keep_checkpoints",
+                "publish",
                 "target_divergence",
                 "latent_limit",
                 "policy_init",
@@ -213,9 +214,7 @@ class Trial:
         for key in ("fixed_alpha", "reward_scale"):
             if train[key] == TrainSettings.model_fields[key].default:
                 del train[key]
-        return fingerprint(
-            self.skills_key, self.experiment.env, train, vars(self.resolved), METHODS[self.method].summary
-        )
+        return fingerprint(self.skills_key, self.experiment.env, train, self.method_config)
 
     @cached_property
     def policy(self) -> Path:
@@ -239,7 +238,7 @@ class Trial:
     @property
     def has_prior(self) -> bool:
         """False for methods that neither start from a learned prior nor stay close to one."""
-        return self.resolved.regulariser == "prior" or self.resolved.policy_init == "prior"
+        return self.method_config.uses_prior
 
     @cached_property
     def prior_rollouts(self) -> Path:
@@ -251,4 +250,4 @@ class Trial:
     def _looks(self) -> dict[str, object]:
         """How episodes are chosen, whoever acts; not how many, nor how they are filmed."""
         evaluate = self.experiment.evaluate
-        return evaluate.model_dump(mode="json", exclude={"episodes", "videos", "video_fps", "prior_episodes"})
+        return evaluate.model_dump(mode="json", exclude={"episodes", "videos", "video_fps", "prior_episodes", "score"})

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import to_yaml
-from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import read_card
 from spirl_ray.files.atomic import read_json
 from spirl_ray.pipeline.exploration import FIGURE, exploration_folder
 from spirl_ray.pipeline.exploration import SUMMARY as EXPLORED
 from spirl_ray.pipeline.provenance import hardware, versions
+from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.stages import EPISODES, FILM, SUMMARY
 from spirl_ray.pipeline.training import read_provenance
 from spirl_ray.pipeline.workspace import Trial, Workspace
@@ -39,7 +39,6 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         SpirlError: for a file that is damaged.
     """
     experiment = workspace.experiment
-    facts = environment(experiment.env.id)
     card = read_card(workspace.dataset)
     skills: dict[Path, SkillRecord] = {}
     priors: dict[Path, list[PriorRecord]] = {}
@@ -54,7 +53,7 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
     return ExperimentRecord(
         name=experiment.name,
         environment=experiment.env.id,
-        subtasks=tuple(facts.target(experiment.env.kwargs)),
+        scores=experiment_scores(experiment),
         config_yaml=to_yaml(experiment),
         commands=[command],
         versions=versions(),
@@ -114,7 +113,7 @@ def _priors(trial: Trial) -> list[PriorRecord]:
             episodes_csv=folder / EPISODES,
             videos=_videos(folder, mode),
         )
-        for mode in read_json(folder / SUMMARY)
+        for mode in read_json(folder / SUMMARY)["modes"]
     ]
 
 
@@ -138,6 +137,7 @@ def _trial(trial: Trial) -> TrialRecord:
         wall_clock_s=float(result["wall_clock_s"]),
         metrics_csv=metrics,
         evaluations_csv=trial.policy / "evaluations.csv",
+        selection={key: result[key] for key in ("publish", "best", "last") if key in result},
         final_episodes_csv=trial.evaluation / EPISODES if evaluated else None,
         videos=[film for mode in trial.experiment.evaluate.modes for film in _videos(trial.evaluation, mode)],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -16,9 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from spirl_ray.envs.metrics import MODES, Scores
+from spirl_ray.metrics import Metric, Stage, TrainingMetric, training_metrics
 from spirl_ray.reports.records import SkillRecord, read_columns
 from spirl_ray.reports.statistics import bootstrap_interval
-from spirl_ray.reports.tables import MODES, BarePrior, TrialResults, by_method
+from spirl_ray.reports.tables import BarePrior, TrialResults, by_method
 
 Run = tuple[np.ndarray, np.ndarray]
 """x and y, both float64 [n], of one seed."""
@@ -36,44 +39,7 @@ _SERIES = tuple(f"#0400{index:02x}" for index in range(SERIES_COLOURS))
 
 NBSP = "\N{NO-BREAK SPACE}"
 ENV_STEPS = "primitive environment steps"
-_DIAGNOSTICS: tuple[tuple[str, str, bool, tuple[tuple[str, str, str], ...]], ...] = (
-    (
-        "Divergence from the prior",
-        "nats",
-        False,
-        (
-            ("divergence", "mean", "solid"),
-            ("divergence_p50", "median", "dashed"),
-            ("divergence_p90", "90th percentile", "dotted"),
-        ),
-    ),
-    (
-        "Divergence by phase of the episode",
-        "nats",
-        False,
-        (
-            ("divergence_phase_0", "early", "solid"),
-            ("divergence_phase_1", "middle", "dashed"),
-            ("divergence_phase_2", "late", "dotted"),
-        ),
-    ),
-    ("Divergence weight α", "", True, (("alpha", "α", "solid"),)),
-    ("Mean Q value", "", False, (("q_mean", "Q", "solid"),)),
-    ("Return of training episodes", "", False, (("episode_return", "return", "solid"),)),
-    ("Subtasks in training episodes", "", False, (("subtasks", "subtasks", "solid"),)),
-    ("Critic loss", "", True, (("critic_loss", "loss", "solid"),)),
-    ("Policy loss", "", False, (("policy_loss", "loss", "solid"),)),
-    ("Standard deviation of latents", "", False, (("latent_std", "deviation", "solid"),)),
-    ("Environment speed", "steps / s", False, (("env_steps_per_s", "steps", "solid"),)),
-    ("Learning speed", "updates / s", False, (("updates_per_s", "updates", "solid"),)),
-)
-_SIGNED = ("Mean Q value", "Return of training episodes", "Policy loss", "Critic loss", "Divergence weight α")
-_SKILL_LOSSES = (
-    ("loss", "Total loss"),
-    ("reconstruction", "Reconstruction loss"),
-    ("kl", "KL divergence of the encoder"),
-    ("prior", "Prior loss"),
-)
+_STYLES = ("solid", "dashed", "dotted", "dashdot")
 
 
 @dataclass(frozen=True)
@@ -119,25 +85,27 @@ class Panel:
 def learning_curves(
     trials: Sequence[TrialResults],
     colours: dict[str, int],
-    total: int,
+    score: Metric,
     bare_prior: BarePrior | None,
 ) -> list[Panel]:
-    """Subtasks over environment steps, a panel for each mode that has been evaluated."""
+    """The score over environment steps, a panel for each mode that has been evaluated."""
+    low, high = score.range
     panels = []
     for mode in MODES:
         series = [
             Series(method, runs, colours[method], band=True)
             for method, group in by_method(trials).items()
-            if (runs := [trial.curve(mode) for trial in group if trial.curve(mode)[0].size])
+            if (runs := [curve for trial in group if (curve := trial.curve(mode, score.name))[0].size])
         ]
         if series:
+            bounded = low is not None and high is not None and high > low
             panels.append(
                 Panel(
                     title="Deterministic policy" if mode == "deterministic" else "Sampled actions",
                     series=series,
                     x_label=ENV_STEPS,
-                    y_label=f"subtasks completed of {total}",
-                    y_range=(-0.02 * total, 1.03 * total) if total else None,
+                    y_label=f"{score.label} [{score.unit}]" if score.unit else score.label,
+                    y_range=(low - 0.02 * (high - low), high + 0.03 * (high - low)) if bounded else None,  # type: ignore[operator]
                     level=bare_prior.mean if bare_prior else None,
                     size=(4.8, 3.2),
                 )
@@ -145,19 +113,15 @@ def learning_curves(
     return panels
 
 
-def diagnostics(trials: Sequence[TrialResults], colour: int) -> list[Panel]:
+def diagnostics(trials: Sequence[TrialResults], colour: int, scores: Scores) -> list[Panel]:
     """Small multiples of one method's training; quantities that were not recorded have no panel."""
-    panels = []
-    for title, unit, log_y, columns in _DIAGNOSTICS:
-        series = [
-            Series(label, runs, colour, style, seeds=len(columns) == 1)
-            for name, label, style in columns
-            if (runs := _runs((trial.metrics for trial in trials), "env_steps", name))
-        ]
-        panel = Panel(title, series, ENV_STEPS, unit, log_y=log_y, from_zero=title not in _SIGNED)
-        if not panel.empty:
-            panels.append(panel)
-    return panels
+    tables = [trial.metrics for trial in trials]
+    panels = _panels("train", tables, "env_steps", colour)
+    for metric in scores.metrics:
+        series = [Series(metric.label, _runs(tables, "env_steps", metric.name), colour)]
+        title, from_zero = f"{metric.label}, training episodes", metric.range[0] == 0.0
+        panels.append(Panel(title, series, ENV_STEPS, metric.unit, from_zero=from_zero))
+    return [panel for panel in panels if not panel.empty]
 
 
 def skill_panels(skill: SkillRecord) -> list[Panel]:
@@ -166,18 +130,26 @@ def skill_panels(skill: SkillRecord) -> list[Panel]:
     Raises:
         SpirlError: its metrics are malformed.
     """
-    metrics = read_columns(skill.metrics_csv)
-    panels = []
-    for name, title in _SKILL_LOSSES:
-        series = [
-            Series(label, runs, colour)
-            for label, prefix, colour in (("training", "train", MUTED), ("validation", "validation", 0))
-            if (runs := _runs([metrics], "update", f"{prefix}_{name}"))
-        ]
-        panels.append(Panel(title, series, "gradient updates", log_y=name == "loss"))
-    speed = Series("windows", _runs([metrics], "update", "windows_per_s"))
-    panels.append(Panel("Training speed", [speed], "gradient updates", "windows / s", from_zero=True))
+    panels = _panels("pretrain", [read_columns(skill.metrics_csv)], "update", 0)
     return [panel for panel in panels if not panel.empty]
+
+
+def _panels(stage: Stage, tables: Sequence[dict[str, Any]], x: str, colour: int) -> list[Panel]:
+    """The panels of a stage's metrics, in the order of their table; counters have none."""
+    groups: dict[str, list[TrainingMetric]] = {}
+    for metric in training_metrics(stage):
+        if metric.panel and not metric.counter:
+            groups.setdefault(metric.panel, []).append(metric)
+    panels = []
+    for title, metrics in groups.items():
+        found = [(metric, runs) for metric in metrics if (runs := _runs(tables, x, metric.name))]
+        series = [
+            Series(metric.label, runs, colour, style, seeds=len(metrics) == 1)
+            for (metric, runs), style in zip(found, itertools.cycle(_STYLES), strict=False)
+        ]
+        first, label = metrics[0], ENV_STEPS if stage == "train" else "gradient updates"
+        panels.append(Panel(title, series, label, first.unit, log_y=first.log, from_zero=first.range[0] == 0.0))
+    return panels
 
 
 def _runs(tables: Iterable[dict[str, Any]], x: str, y: str) -> list[tuple[Any, Any]]:

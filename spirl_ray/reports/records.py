@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spirl_ray.envs.metrics import Scores
 from spirl_ray.errors import SpirlError
 
 
@@ -21,7 +22,7 @@ class SkillRecord:
     label: str
     directory: Path
     metrics_csv: Path | None = None
-    """Columns update, train_loss, train_reconstruction, …, validation_prior, windows_per_s."""
+    """Its columns are the rows of stage 1 in `spirl_ray.metrics`."""
     summary: dict[str, Any] = field(default_factory=dict)
     """Anything worth a table: latent size, skill length, best validation loss, …"""
 
@@ -54,6 +55,8 @@ class TrialRecord:
     metrics_csv: Path | None = None
     evaluations_csv: Path | None = None
     final_episodes_csv: Path | None = None
+    selection: dict[str, Any] = field(default_factory=dict)
+    """Which snapshot is the published policy: ``publish``, ``best`` and ``last`` of ``trained.json``; empty before."""
     videos: list[Path] = field(default_factory=list)
 
 
@@ -73,8 +76,8 @@ class ExperimentRecord:
 
     name: str
     environment: str
-    subtasks: tuple[str, ...]
-    """The target's subtasks, in the target's order."""
+    scores: Scores
+    """The metrics of the environment's episodes."""
     config_yaml: str
     commands: list[str]
     """Shell commands that reproduce the experiment, in order."""
@@ -97,20 +100,17 @@ class EvaluationPoint:
     mode: str
     """``deterministic`` or ``sampled``."""
     episodes: int
-    subtasks: float
-    """Mean number of subtasks completed."""
+    metrics: dict[str, float]
+    """Means over the episodes, by name."""
     wall_clock_s: float
 
 
 @dataclass(frozen=True)
-class EpisodeOutcome:
-    """One evaluation episode."""
+class EpisodeValues:
+    """The metrics of one evaluation episode, by name."""
 
     mode: str
-    subtasks: float
-    episode_return: float
-    completed: tuple[str, ...]
-    """Names of the subtasks in the order of completion."""
+    metrics: dict[str, float]
 
 
 def read_columns(path: Path | None) -> dict[str, np.ndarray]:
@@ -124,52 +124,45 @@ def read_columns(path: Path | None) -> dict[str, np.ndarray]:
     return {name: np.array([_number(path, line, row, name) for line, row in rows]) for name in names}
 
 
-def read_evaluations(path: Path | None) -> list[EvaluationPoint]:
+def read_evaluations(path: Path | None, scores: Scores) -> list[EvaluationPoint]:
     """The points of an evaluations CSV by rising env_steps; no file is no points.
 
     A resumed run may have evaluated the same point twice; the later row counts.
 
     Raises:
-        SpirlError: the file cannot be read, lacks env_steps or subtasks, or a cell is not a number.
+        SpirlError: the file cannot be read, lacks env_steps, or a cell is not a number.
     """
     points = {}
-    for line, row in _rows(path, ("env_steps", "subtasks")):
-        steps, subtasks = _number(path, line, row, "env_steps"), _number(path, line, row, "subtasks")
-        if math.isnan(steps) or math.isnan(subtasks):
+    for line, row in _rows(path, ("env_steps", "mode")):
+        steps, episodes = _number(path, line, row, "env_steps"), _number(path, line, row, "episodes")
+        if math.isnan(steps):
             continue
-        episodes = _number(path, line, row, "episodes")
         point = EvaluationPoint(
             env_steps=int(steps),
-            mode=row.get("mode") or "deterministic",
+            mode=row["mode"] or "deterministic",
             episodes=0 if math.isnan(episodes) else int(episodes),
-            subtasks=subtasks,
+            metrics=_metrics(path, line, row, scores),
             wall_clock_s=_number(path, line, row, "wall_clock_s"),
         )
         points[point.env_steps, point.mode] = point
     return [points[key] for key in sorted(points)]
 
 
-def read_episodes(path: Path | None) -> list[EpisodeOutcome]:
+def read_episodes(path: Path | None, scores: Scores) -> list[EpisodeValues]:
     """The episodes of an episodes CSV in the order of the file; no file is no episodes.
 
     Raises:
-        SpirlError: the file cannot be read, lacks subtasks, or a cell is not a number.
+        SpirlError: the file cannot be read, lacks the mode, or a cell is not a number.
     """
-    outcomes = []
-    for line, row in _rows(path, ("subtasks",)):
-        subtasks = _number(path, line, row, "subtasks")
-        if math.isnan(subtasks):
-            continue
-        names = (row.get("completed") or "").split(">")
-        outcomes.append(
-            EpisodeOutcome(
-                mode=row.get("mode") or "deterministic",
-                subtasks=subtasks,
-                episode_return=_number(path, line, row, "episode_return"),
-                completed=tuple(name.strip() for name in names if name.strip()),
-            )
-        )
-    return outcomes
+    return [
+        EpisodeValues(row["mode"] or "deterministic", _metrics(path, line, row, scores))
+        for line, row in _rows(path, ("mode",))
+    ]
+
+
+def _metrics(path: Path | None, line: int, row: dict[str, str | None], scores: Scores) -> dict[str, float]:
+    values = {name: _number(path, line, row, name) for name in scores.names}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def _rows(path: Path | None, required: tuple[str, ...] = ()) -> list[tuple[int, dict[str, str | None]]]:

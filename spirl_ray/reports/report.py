@@ -16,6 +16,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spirl_ray import __version__
+from spirl_ray.envs.metrics import MODES, EpisodeMetric
 from spirl_ray.errors import SpirlError
 from spirl_ray.reports.plots import (
     ENV_STEPS,
@@ -33,9 +34,10 @@ from spirl_ray.reports.tables import (
     PriorScore,
     best_prior,
     by_method,
-    completion_shares,
+    chosen_score,
     load_trials,
     method_scores,
+    metric_means,
     numbers_of_tables,
     prior_scores,
     results_csv,
@@ -74,12 +76,14 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
     Raises:
         SpirlError: a file of the record is malformed, or `out` cannot be written.
     """
-    trials = load_trials(experiment.trials)
-    scores, priors = method_scores(trials), prior_scores(experiment.priors)
-    subtask_names, shares = completion_shares(experiment, trials)
-    verdict = verdict_in_words(experiment, scores, priors)
+    trials = load_trials(experiment.trials, experiment.scores)
+    score = chosen_score(experiment, trials)
+    scores = method_scores(trials, experiment.scores, score)
+    priors = prior_scores(experiment.priors, experiment.scores, score)
+    means = metric_means(experiment, trials)
+    verdict = verdict_in_words(experiment, score, scores, priors)
     colours = {method: index for index, method in enumerate(by_method(trials))}
-    bare_prior = best_prior(priors)
+    bare_prior = best_prior(priors, score)
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -88,16 +92,23 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
             verdict=verdict,
             version=__version__,
             made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            total=len(experiment.subtasks),
+            score=score,
+            highest=_highest(score),
+            bounded=None not in score.range and score.range[0] != score.range[1],
+            modes=MODES,
+            snapshots=[trial for trial in experiment.trials if "best" in trial.selection],
             scores=scores,
             bare_prior=bare_prior,
             final=bool(scores) and all(score.final for score in scores),
-            subtask_names=subtask_names,
-            shares=shares,
+            means=means,
+            measured=[m for m in experiment.scores.metrics if any(m.name in row.means for row in means)],
             priors=priors,
             colours=colours,
-            curves=learning_curves(trials, colours, len(experiment.subtasks), bare_prior),
-            diagnostics={method: diagnostics(group, colours[method]) for method, group in by_method(trials).items()},
+            curves=learning_curves(trials, colours, score, bare_prior),
+            diagnostics={
+                method: diagnostics(group, colours[method], experiment.scores)
+                for method, group in by_method(trials).items()
+            },
             skills=[(skill, skill_panels(skill)) for skill in experiment.skills],
             exploration=experiment.exploration,
             exploration_figure=_embedded(experiment.exploration),
@@ -106,20 +117,29 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
             files=[(_relative(p, out), p.stat().st_size) for p in _listed_files(experiment) if p.is_file()],
         )
     )
-    numbers = numbers_of_tables(experiment, verdict, scores, shares, priors)
+    numbers = numbers_of_tables(experiment, verdict, score, scores, means, priors)
     files = ReportFiles(out / "report.html", out / "results.csv", out / "results.json")
-    _write(files.csv, results_csv(trials))
+    _write(files.csv, results_csv(trials, experiment.scores))
     _write(files.json, json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _write(files.html, page)
     return files
 
 
-def verdict_in_words(experiment: ExperimentRecord, scores: Sequence[MethodScore], priors: Sequence[PriorScore]) -> str:
-    """One paragraph: the best method, how it fares with either policy, and the bare prior beside it."""
-    total = len(experiment.subtasks)
-    bare = best_prior(priors)
+def _highest(score: EpisodeMetric) -> str:
+    """What stands behind a value of the score: the highest one, where it counts up to that, or the unit."""
+    low, high = score.range
+    if low == 0.0 and high is not None and not score.is_share:
+        return f"of {high:g}"
+    return score.unit
+
+
+def verdict_in_words(
+    experiment: ExperimentRecord, score: EpisodeMetric, scores: Sequence[MethodScore], priors: Sequence[PriorScore]
+) -> str:
+    """One paragraph: the best method, what it scores with either policy, and the bare prior beside it."""
+    bare, highest = best_prior(priors, score), f" {_highest(score)}".rstrip()
     bare_words = (
-        f"The best bare prior, without any reinforcement learning, completes {bare.mean:.2f} "
+        f"The best bare prior, without any reinforcement learning, scores {bare.mean:.2f}{highest} "
         f"({'sampled latents' if bare.mode == 'sampled' else 'mean latent'} of {bare.skill_label}, "
         f"augmentation {bare.augmentation}, {_seeds(bare.seeds)})."
         if bare
@@ -131,18 +151,19 @@ def verdict_in_words(experiment: ExperimentRecord, scores: Sequence[MethodScore]
     best = scores[0]
     rows = {row.mode: row for row in scores if row.method == best.method}
     said = [
-        f"{row.mean:.2f}{_interval_words(row)} with "
+        f"{row.mean:.2f}{highest}{_interval_words(row)} with "
         + ("its deterministic policy" if mode == "deterministic" else "sampled actions")
         for mode, row in rows.items()
     ]
-    steps = max(score.env_steps for score in best.seeds)
+    steps = max(one.env_steps for one in best.seeds)
     count = f"{_seeds(len(best.seeds))}, {best.episodes} episodes" + " for each policy" * (len(rows) > 1)
     others = [row for row in scores if row.method != best.method and row.mode == best.mode]
-    opening = f"{best.method} completes the most" if others else f"{best.method} completes"
-    words = [f"{opening}: of {total} subtasks, {' and '.join(said)}, after {short_count(steps)} {ENV_STEPS} ({count})."]
+    opening = f"{best.method} scores best" if others else f"{best.method} scores"
+    words = [f"{opening}: {score.label} {' and '.join(said)}, after {short_count(steps)} {ENV_STEPS} ({count})."]
     if others:
         words.append(f"Next comes {others[0].method} with {others[0].mean:.2f}.")
-        if others[0].mean_interval[1] >= best.mean_interval[0]:
+        (low, high), (rival_low, rival_high) = best.mean_interval, others[0].mean_interval
+        if rival_high >= low and rival_low <= high:
             words.append("Their 95% intervals overlap, so the order of the two is not settled.")
     words.append(bare_words)
     if len(best.seeds) == 1:

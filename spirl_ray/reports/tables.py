@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from spirl_ray.envs.metrics import MODES, EpisodeMetric, Scores
 from spirl_ray.reports.records import (
-    EpisodeOutcome,
+    EpisodeValues,
     EvaluationPoint,
     ExperimentRecord,
     PriorRecord,
@@ -22,12 +23,6 @@ from spirl_ray.reports.records import (
     read_evaluations,
 )
 from spirl_ray.reports.statistics import bootstrap_interval, interquartile_mean
-
-MODES = ("deterministic", "sampled")
-CSV_COLUMNS = (
-    *("method", "seed", "env_steps", "mode", "subtasks", "episodes", "wall_clock_s"),
-    *("config_hash", "commit"),
-)
 
 Interval = tuple[float, float]
 
@@ -39,21 +34,24 @@ class TrialResults:
     record: TrialRecord
     metrics: dict[str, np.ndarray]
     evaluations: list[EvaluationPoint]
-    final_episodes: list[EpisodeOutcome]
+    final_episodes: list[EpisodeValues]
 
-    def curve(self, mode: str) -> tuple[np.ndarray, np.ndarray]:
-        """Evaluation curve: env_steps float64 [n] and subtasks float64 [n]."""
-        points = [(point.env_steps, point.subtasks) for point in self.evaluations if point.mode == mode]
-        columns = np.array(points, dtype=np.float64).reshape(-1, 2)
+    def curve(self, mode: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Evaluation curve: env_steps float64 [n] and the metric's means float64 [n]."""
+        chosen = [point for point in self.evaluations if point.mode == mode and metric in point.metrics]
+        columns = np.array([(p.env_steps, p.metrics[metric]) for p in chosen], dtype=np.float64).reshape(-1, 2)
         return columns[:, 0], columns[:, 1]
 
 
 @dataclass(frozen=True)
-class Score:
-    """Subtasks completed by one trained policy."""
+class SeedScore:
+    """What one trained policy scores."""
 
     seed: int
-    subtasks: float
+    value: float
+    """Mean of the score."""
+    metrics: dict[str, float]
+    """Means of all metrics, by name."""
     episodes: int
     env_steps: int
     wall_clock_s: float
@@ -71,7 +69,7 @@ class MethodScore:
     mean_interval: Interval
     interquartile_mean: float
     interquartile_interval: Interval
-    seeds: tuple[Score, ...]
+    seeds: tuple[SeedScore, ...]
 
     @property
     def episodes(self) -> int:
@@ -80,18 +78,18 @@ class MethodScore:
 
 
 @dataclass(frozen=True)
-class CompletionShares:
-    """Share of evaluation episodes, between 0 and 1, in which each subtask was completed."""
+class MetricMeans:
+    """Means of every metric over evaluation episodes; those without a value are left out."""
 
     label: str
     mode: str
     episodes: int
-    shares: dict[str, float]
+    means: dict[str, float]
 
 
 @dataclass(frozen=True)
 class PriorScore:
-    """Subtasks completed by one bare prior, with an interval over its episodes."""
+    """What one bare prior scores, with an interval over its episodes."""
 
     record: PriorRecord
     episodes: int
@@ -101,7 +99,7 @@ class PriorScore:
 
 @dataclass(frozen=True)
 class BarePrior:
-    """Subtasks completed by the priors of one kind, over their seeds."""
+    """What the priors of one kind score, over their seeds."""
 
     skill_label: str
     augmentation: str
@@ -110,7 +108,7 @@ class BarePrior:
     seeds: int
 
 
-def load_trials(trials: Sequence[TrialRecord]) -> list[TrialResults]:
+def load_trials(trials: Sequence[TrialRecord], scores: Scores) -> list[TrialResults]:
     """Reads the files of every trial; those that do not exist yet are empty.
 
     Raises:
@@ -120,8 +118,8 @@ def load_trials(trials: Sequence[TrialRecord]) -> list[TrialResults]:
         TrialResults(
             record=trial,
             metrics=read_columns(trial.metrics_csv),
-            evaluations=read_evaluations(trial.evaluations_csv),
-            final_episodes=read_episodes(trial.final_episodes_csv),
+            evaluations=read_evaluations(trial.evaluations_csv, scores),
+            final_episodes=read_episodes(trial.final_episodes_csv, scores),
         )
         for trial in trials
     ]
@@ -135,7 +133,15 @@ def by_method(trials: Iterable[TrialResults]) -> dict[str, list[TrialResults]]:
     return {name: sorted(group, key=lambda t: t.record.seed) for name, group in methods.items()}
 
 
-def method_scores(trials: Iterable[TrialResults]) -> list[MethodScore]:
+def chosen_score(experiment: ExperimentRecord, trials: Iterable[TrialResults]) -> EpisodeMetric:
+    """The metric by which the report compares: the score, judged by what has a value in any episode."""
+    values = [point.metrics for trial in trials for point in trial.evaluations]
+    values += [episode.metrics for trial in trials for episode in trial.final_episodes]
+    values += [episode.metrics for prior in experiment.priors for episode in prior_episodes(prior, experiment.scores)]
+    return experiment.scores.score_in(values)
+
+
+def method_scores(trials: Iterable[TrialResults], scores: Scores, score: EpisodeMetric) -> list[MethodScore]:
     """One row for each method and mode, the best deterministic method first.
 
     Final evaluations and evaluations during training are never mixed in a row: where any seed has a final
@@ -144,12 +150,12 @@ def method_scores(trials: Iterable[TrialResults]) -> list[MethodScore]:
     rows = []
     for method, group in by_method(trials).items():
         for mode in MODES:
-            scores = [score for trial in group if (score := _final_score(trial, mode))]
-            final = bool(scores)
+            found = [one for trial in group if (one := _final_score(trial, mode, scores, score))]
+            final = bool(found)
             if not final:
-                scores = [score for trial in group if (score := _last_score(trial, mode))]
-            if scores:
-                values = [score.subtasks for score in scores]
+                found = [one for trial in group if (one := _last_score(trial, mode, score))]
+            if found:
+                values = [one.value for one in found]
                 rows.append(
                     MethodScore(
                         method=method,
@@ -159,32 +165,33 @@ def method_scores(trials: Iterable[TrialResults]) -> list[MethodScore]:
                         mean_interval=bootstrap_interval(values, np.mean),
                         interquartile_mean=float(interquartile_mean(values)),
                         interquartile_interval=bootstrap_interval(values, interquartile_mean),
-                        seeds=tuple(scores),
+                        seeds=tuple(found),
                     )
                 )
     best: dict[str, float] = {}
     for row in rows:
         best.setdefault(row.method, row.mean)
-    return sorted(rows, key=lambda row: -best[row.method])
+    return sorted(rows, key=lambda row: -score.sign * best[row.method])
 
 
-def _final_score(trial: TrialResults, mode: str) -> Score | None:
-    outcomes = [outcome.subtasks for outcome in trial.final_episodes if outcome.mode == mode]
-    if not outcomes:
+def _final_score(trial: TrialResults, mode: str, scores: Scores, score: EpisodeMetric) -> SeedScore | None:
+    episodes = [episode.metrics for episode in trial.final_episodes if episode.mode == mode]
+    means, record = scores.mean(episodes), trial.record
+    if score.name not in means:
         return None
-    record = trial.record
-    return Score(record.seed, float(np.mean(outcomes)), len(outcomes), record.env_steps, record.wall_clock_s)
+    return SeedScore(record.seed, means[score.name], means, len(episodes), record.env_steps, record.wall_clock_s)
 
 
-def _last_score(trial: TrialResults, mode: str) -> Score | None:
-    points = [point for point in trial.evaluations if point.mode == mode]
+def _last_score(trial: TrialResults, mode: str, score: EpisodeMetric) -> SeedScore | None:
+    points = [point for point in trial.evaluations if point.mode == mode and score.name in point.metrics]
     if not points:
         return None
     last = points[-1]
-    return Score(trial.record.seed, last.subtasks, last.episodes, last.env_steps, last.wall_clock_s)
+    value = last.metrics[score.name]
+    return SeedScore(trial.record.seed, value, last.metrics, last.episodes, last.env_steps, last.wall_clock_s)
 
 
-def prior_scores(priors: Iterable[PriorRecord]) -> list[PriorScore]:
+def prior_scores(priors: Iterable[PriorRecord], scores: Scores, score: EpisodeMetric) -> list[PriorScore]:
     """One row for each bare prior that has episodes.
 
     Raises:
@@ -192,89 +199,78 @@ def prior_scores(priors: Iterable[PriorRecord]) -> list[PriorScore]:
     """
     rows = []
     for prior in priors:
-        subtasks = [outcome.subtasks for outcome in prior_episodes(prior)]
-        if subtasks:
-            interval = bootstrap_interval(subtasks, np.mean)
-            rows.append(PriorScore(prior, len(subtasks), float(np.mean(subtasks)), interval))
+        found = [
+            episode.metrics[score.name] for episode in prior_episodes(prior, scores) if score.name in episode.metrics
+        ]
+        if found:
+            rows.append(PriorScore(prior, len(found), float(np.mean(found)), bootstrap_interval(found, np.mean)))
     return rows
 
 
-def prior_episodes(prior: PriorRecord) -> list[EpisodeOutcome]:
+def prior_episodes(prior: PriorRecord, scores: Scores) -> list[EpisodeValues]:
     """The episodes of a bare prior; of a file shared by several modes, those of the record's mode."""
-    outcomes = read_episodes(prior.episodes_csv)
-    return [outcome for outcome in outcomes if outcome.mode == prior.mode]
+    return [episode for episode in read_episodes(prior.episodes_csv, scores) if episode.mode == prior.mode]
 
 
-def best_prior(scores: Iterable[PriorScore]) -> BarePrior | None:
+def best_prior(rows: Iterable[PriorScore], score: EpisodeMetric) -> BarePrior | None:
     """The best mean over seeds among the priors of one skill model, augmentation and mode each."""
     groups: dict[tuple[str, str, str], list[float]] = {}
-    for score in scores:
-        record = score.record
-        groups.setdefault((record.skill_label, record.augmentation, record.mode), []).append(score.mean)
+    for row in rows:
+        record = row.record
+        groups.setdefault((record.skill_label, record.augmentation, record.mode), []).append(row.mean)
     means = [BarePrior(*key, float(np.mean(values)), len(values)) for key, values in groups.items()]
-    return max(means, key=lambda prior: prior.mean, default=None)
+    return max(means, key=lambda prior: score.sign * prior.mean, default=None)
 
 
-def completion_shares(
-    experiment: ExperimentRecord, trials: Iterable[TrialResults]
-) -> tuple[tuple[str, ...], list[CompletionShares]]:
-    """Column names and rows: each method and mode over the final episodes of its seeds, then the priors.
-
-    The columns are the target's subtasks, then any other name that turned up.
-    """
-    pools: list[tuple[str, str, list[EpisodeOutcome]]] = []
+def metric_means(experiment: ExperimentRecord, trials: Iterable[TrialResults]) -> list[MetricMeans]:
+    """Each method and mode over the final episodes of its seeds, then the priors."""
+    pools: dict[tuple[str, str], list[EpisodeValues]] = {}
     for method, group in by_method(trials).items():
         for mode in MODES:
-            pools.append((method, mode, [o for t in group for o in t.final_episodes if o.mode == mode]))
-    kinds: dict[tuple[str, str], list[EpisodeOutcome]] = {}
+            pools[method, mode] = [e for trial in group for e in trial.final_episodes if e.mode == mode]
     for prior in experiment.priors:
         kind = f"bare prior · {prior.skill_label} · augmentation {prior.augmentation}"
-        kinds.setdefault((kind, prior.mode), []).extend(prior_episodes(prior))
-    pools += [(kind, mode, outcomes) for (kind, mode), outcomes in kinds.items()]
-    seen = {name: None for _, _, outcomes in pools for outcome in outcomes for name in outcome.completed}
-    columns = tuple(dict.fromkeys([*experiment.subtasks, *seen]))
-    rows = [
-        CompletionShares(
-            label=label,
-            mode=mode,
-            episodes=len(outcomes),
-            shares={name: sum(name in outcome.completed for outcome in outcomes) / len(outcomes) for name in columns},
-        )
-        for label, mode, outcomes in pools
-        if outcomes
+        pools.setdefault((kind, prior.mode), []).extend(prior_episodes(prior, experiment.scores))
+    return [
+        MetricMeans(label, mode, len(episodes), experiment.scores.mean(episode.metrics for episode in episodes))
+        for (label, mode), episodes in pools.items()
+        if episodes
     ]
-    return columns, rows
 
 
-def results_csv(trials: Iterable[TrialResults]) -> str:
-    """CSV text: a row for every evaluation point of every trial, then one for each mode of its final one."""
+def results_csv(trials: Iterable[TrialResults], scores: Scores) -> str:
+    """CSV text: a row for every evaluation point of every trial, then one for each mode of its final one.
+
+    ``evaluation`` is ``training`` or ``final``. The final evaluation is that of the published policy, whichever
+    snapshot that is; its ``env_steps`` are those of the whole training, because choosing a snapshot took all of them.
+    """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    columns = ("method", "seed", "env_steps", "mode", "evaluation", "episodes", *scores.names)
+    writer = csv.DictWriter(text, [*columns, "wall_clock_s", "config_hash", "commit"], lineterminator="\n")
+    writer.writeheader()
     for trial in trials:
         record = trial.record
-        points = list(trial.evaluations)
+        points = [("training", point) for point in trial.evaluations]
         for mode in MODES:
-            if score := _final_score(trial, mode):
-                points.append(
-                    EvaluationPoint(score.env_steps, mode, score.episodes, score.subtasks, score.wall_clock_s)
-                )
-        for point in points:
-            wall_clock = "" if math.isnan(point.wall_clock_s) else f"{point.wall_clock_s:.1f}"
-            writer.writerow(
-                [
-                    *(record.method, record.seed, point.env_steps, point.mode, f"{point.subtasks:.6g}"),
-                    *(point.episodes, wall_clock, record.config_hash, record.commit),
-                ]
-            )
+            episodes = [episode.metrics for episode in trial.final_episodes if episode.mode == mode]
+            if means := scores.mean(episodes):
+                final = EvaluationPoint(record.env_steps, mode, len(episodes), means, record.wall_clock_s)
+                points.append(("final", final))
+        for evaluation, point in points:
+            row = {"method": record.method, "seed": record.seed, "env_steps": point.env_steps, "mode": point.mode}
+            row |= {"evaluation": evaluation, "episodes": point.episodes}
+            row |= {name: f"{value:.6g}" for name, value in point.metrics.items()}
+            row |= {"wall_clock_s": "" if math.isnan(point.wall_clock_s) else f"{point.wall_clock_s:.1f}"}
+            writer.writerow(row | {"config_hash": record.config_hash, "commit": record.commit})
     return text.getvalue()
 
 
 def numbers_of_tables(
     experiment: ExperimentRecord,
     verdict: str,
-    scores: Sequence[MethodScore],
-    shares: Sequence[CompletionShares],
+    score: EpisodeMetric,
+    methods: Sequence[MethodScore],
+    means: Sequence[MetricMeans],
     priors: Sequence[PriorScore],
 ) -> dict[str, Any]:
     """The numbers of the report's tables as a JSON-able dict; what is undefined is None."""
@@ -283,10 +279,13 @@ def numbers_of_tables(
         return None if math.isnan(ends[0]) else list(ends)
 
     return {
-        "format_version": 1,
+        "format_version": 2,
         "name": experiment.name,
         "environment": experiment.environment,
-        "subtasks": list(experiment.subtasks),
+        "score": score.name,
+        "metrics": {
+            metric.name: {"meaning": metric.meaning, "unit": metric.unit} for metric in experiment.scores.metrics
+        },
         "verdict": verdict,
         "methods": [
             {
@@ -300,19 +299,24 @@ def numbers_of_tables(
                 "episodes": row.episodes,
                 "seeds": [
                     {
-                        "seed": score.seed,
-                        "subtasks": score.subtasks,
-                        "episodes": score.episodes,
-                        "env_steps": score.env_steps,
-                        "wall_clock_s": None if math.isnan(score.wall_clock_s) else score.wall_clock_s,
+                        "seed": one.seed,
+                        "metrics": one.metrics,
+                        "episodes": one.episodes,
+                        "env_steps": one.env_steps,
+                        "wall_clock_s": None if math.isnan(one.wall_clock_s) else one.wall_clock_s,
                     }
-                    for score in row.seeds
+                    for one in row.seeds
                 ],
             }
-            for row in scores
+            for row in methods
         ],
-        "completion": [
-            {"label": row.label, "mode": row.mode, "episodes": row.episodes, "shares": row.shares} for row in shares
+        "snapshots": [
+            {"method": trial.method, "seed": trial.seed, **trial.selection}
+            for trial in experiment.trials
+            if trial.selection
+        ],
+        "means": [
+            {"label": row.label, "mode": row.mode, "episodes": row.episodes, "means": row.means} for row in means
         ],
         "priors": [
             {
@@ -322,7 +326,7 @@ def numbers_of_tables(
                 "seed": row.record.seed,
                 "mode": row.record.mode,
                 "episodes": row.episodes,
-                "subtasks": row.mean,
+                "mean": row.mean,
                 "interval_95": interval(row.mean_interval),
             }
             for row in priors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections import deque
@@ -11,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.learner import Learner
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
+from spirl_ray.envs import environment
+from spirl_ray.envs.metrics import EpisodeOutcome, undeclared
 from spirl_ray.errors import SpirlError
+from spirl_ray.metrics import learner_columns
 from spirl_ray.rl.checkpoint import (
     RestoreRandomState,
     cuda_random_state,
@@ -29,9 +30,9 @@ from spirl_ray.rl.checkpoint import (
     read_state,
     write_state,
 )
-from spirl_ray.rl.learner import LOGGED, SkillPriorSACLearner
-from spirl_ray.rl.module import SkillPriorModule
-from spirl_ray.rl.replay import DecisionReplay, decisions
+from spirl_ray.rl.config import SkillPriorSACConfig
+from spirl_ray.rl.methods import METHODS, MethodConfig
+from spirl_ray.rl.replay import DecisionReplay, RowSource, decisions
 
 _POLL_S = 0.002
 _PAUSE_S = 0.5
@@ -40,79 +41,6 @@ _POLICY_PREFIX = "policy."
 _RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 SKILL_RESULTS = "skills"
 """Key of this algorithm's own counters and episode statistics in RLlib's result dict."""
-
-
-class SkillPriorSACConfig(AlgorithmConfig):
-    """Settings of `SkillPriorSAC`; see `spirl_ray.config.TrainSettings` for their meaning."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        super().__init__(algo_class=algo_class or SkillPriorSAC)
-        self.actor_lr = self.critic_lr = self.alpha_lr = 3e-4
-        self.target_divergence = 5.0
-        self.alpha_min = 0.0
-        self.fixed_alpha: float | None = None
-        self.reward_scale = 1.0
-        self.polyak = 0.005
-        self.divergence_in_target = True
-        self.timeout_is_terminal = False
-        self.discount_per = "decision"
-        self.updates_per_decision = 1.0
-        self.warmup_decisions = 5000
-        self.replay_capacity = 1_000_000
-        self.metrics_every = 20
-        self.gamma = 0.99
-        self.train_batch_size_per_learner = 256
-        self.normalize_actions = False
-        self.clip_actions = False
-        # The learner checks its own losses, two scans of every gradient less.
-        self.torch_skip_nan_gradients = True
-        # There are no connectors with state. Syncing them would make every round wait for the sampling.
-        self._dont_auto_sync_env_runner_states = True
-        self.min_time_s_per_iteration = None
-        self.restart_failed_env_runners = True
-        # A round waits this long for runners that are away, not the default 30 s, so that the others go on.
-        self.env_runner_health_probe_timeout_s = 1.0
-        # A restarted runner then gets the learner's weights, not those of a local runner that never learns.
-        self.create_local_env_runner = False
-        self.silence_limit_s = 1800.0
-        """Training gives up when no env runner has answered for this long."""
-
-    def training(self, **settings: Any) -> SkillPriorSACConfig:
-        """Sets this algorithm's own settings by name, and passes the rest on to RLlib."""
-        own = {name: settings.pop(name) for name in list(settings) if name in _OWN_SETTINGS}
-        super().training(**settings)
-        for name, value in own.items():
-            if value is not NotProvided:
-                setattr(self, name, value)
-        return self
-
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        return RLModuleSpec(module_class=SkillPriorModule)
-
-    def get_default_learner_class(self) -> type[Learner]:
-        return SkillPriorSACLearner
-
-
-_OWN_SETTINGS = frozenset(
-    {
-        "actor_lr",
-        "critic_lr",
-        "alpha_lr",
-        "target_divergence",
-        "alpha_min",
-        "fixed_alpha",
-        "reward_scale",
-        "polyak",
-        "divergence_in_target",
-        "timeout_is_terminal",
-        "discount_per",
-        "updates_per_decision",
-        "warmup_decisions",
-        "replay_capacity",
-        "metrics_every",
-        "silence_limit_s",
-    }
-)
 
 
 Sampled = tuple[list[SingleAgentEpisode], Any, float]
@@ -148,16 +76,24 @@ class SkillPriorSAC(Algorithm):
 
     def setup(self, config: Any) -> None:
         super().setup(config)
-        states, latents = self.env_runner_group.get_spaces()[DEFAULT_MODULE_ID]
+        observations, latents = self.env_runner_group.get_spaces()[DEFAULT_MODULE_ID]
+        self.settings = self.config.settings
         self.replay = DecisionReplay(
-            self.config.replay_capacity, states.shape[0], latents.shape[0], self.config.seed or 0
+            self.settings.replay_capacity, observations.shape[0], latents.shape[0], self.config.seed or 0
         )
+        rows = METHODS[MethodConfig.model_validate(self.config.method).name].rows
+        self.rows: RowSource = self.replay if rows is None else rows(self)
+        """Where the batches of updates come from."""
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
-        self.recent: deque[dict[str, Any]] = deque(maxlen=_RECENT_EPISODES)
+        env = self.config.env_config
+        self.scores = environment(env["env_id"]).scores(env.get("env_kwargs", {})) if "env_id" in env else undeclared()
+        """What is measured of the training episodes; a driver may set others before it trains."""
+        self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
+        """Metrics of the newest training episodes, by name."""
         self.learner_metrics: dict[str, float] = {}
         """The newest losses, divergences and alpha, by name."""
         self._owed_updates = 0.0
-        self._returns: dict[str, float] = {}
+        self._running: dict[str, tuple[float, int]] = {}
         self._sample_s = 0.0
         self._heard_at = time.monotonic()
         self.timings = {"sample_s": 0.0, "wait_s": 0.0, "learn_s": 0.0}
@@ -223,7 +159,7 @@ class SkillPriorSAC(Algorithm):
         elif now - self._heard_at > self.config.silence_limit_s:
             raise SpirlError(
                 f"No env runner has answered for {self.config.silence_limit_s:.0f} s. Check that the cluster has a "
-                "free CPU for each (`ray status`), then start the command again: it goes on from the last checkpoint."
+                "free CPU for each (`ray status`), then start the command again: it resumes from the last checkpoint."
             )
         else:
             time.sleep(_PAUSE_S)
@@ -238,32 +174,36 @@ class SkillPriorSAC(Algorithm):
     def _remember(self, episodes: list[SingleAgentEpisode]) -> None:
         rows = decisions(
             episodes,
-            gamma=self.config.gamma,
-            per_decision=self.config.discount_per == "decision",
-            timeout_is_terminal=self.config.timeout_is_terminal,
+            gamma=self.settings.discount,
+            per_decision=self.settings.discount_per == "decision",
+            timeout_is_terminal=self.settings.timeout_is_terminal,
         )
         if not rows:
             return
         self.replay.add(rows)
         count = len(rows[Columns.REWARDS])
         self.counters["decisions"] += count
-        self._owed_updates += count * self.config.updates_per_decision
+        self._owed_updates += count * self.settings.updates_per_decision
         for episode in episodes:
             infos = episode.get_infos()[1:]
-            self.counters["env_steps"] += int(sum(info["primitive_steps"] for info in infos))
-            total = self._returns.pop(episode.id_, 0.0) + float(sum(episode.get_rewards()))
-            if episode.is_done:
-                self.counters["episodes"] += 1
-                completed = infos[-1]["completed"] if infos else ()
-                self.recent.append({"episode_return": total, "completed": list(completed)})
-            else:
-                self._returns[episode.id_] = total
+            steps = int(sum(info["primitive_steps"] for info in infos))
+            self.counters["env_steps"] += steps
+            total, length = self._running.pop(episode.id_, (0.0, 0))
+            total, length = total + float(sum(episode.get_rewards())), length + steps
+            if not episode.is_done:
+                self._running[episode.id_] = total, length
+                continue
+            self.counters["episodes"] += 1
+            last = infos[-1] if infos else {}
+            outcome = EpisodeOutcome(total, length, bool(episode.is_terminated), bool(episode.is_truncated), last)
+            measured = self.scores.of(outcome)
+            self.recent.append({name: value for name, value in measured.items() if math.isfinite(value)})
 
     # --- learning ---
 
     def _learn(self) -> None:
         """Makes the updates owed for the sampled decisions, in one call to the learners."""
-        if len(self.replay) < max(1, min(self.config.warmup_decisions, self.config.replay_capacity)):
+        if len(self.replay) < max(1, min(self.settings.warmup_decisions, self.settings.replay_capacity)):
             self._owed_updates = 0.0
             return
         updates = int(self._owed_updates)
@@ -271,7 +211,7 @@ class SkillPriorSAC(Algorithm):
             return
         self._owed_updates -= updates
         size = self.config.total_train_batch_size
-        batch = SampleBatch(self.replay.sample(updates * size))
+        batch = SampleBatch(self.rows.sample(updates * size))
         results = self.learner_group.update(
             batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=updates * size),
             minibatch_size=self.config.train_batch_size_per_learner,
@@ -280,25 +220,17 @@ class SkillPriorSAC(Algorithm):
         self.counters["updates"] += updates
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         newest = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
-        values = {name: float(newest[name]) for name in LOGGED if name in newest}
+        values = {name: float(newest[name]) for name in learner_columns() if name in newest}
         self.learner_metrics.update({name: value for name, value in values.items() if value == value})
 
     # --- what a round has to tell ---
 
-    def episode_metrics(self) -> dict[str, Any]:
-        """Mean return and completed subtasks over the last 50 episodes."""
-        if not self.recent:
-            return {}
-        names = sorted({name for episode in self.recent for name in episode["completed"]})
-        count = len(self.recent)
-        return {
-            "episode_return": sum(episode["episode_return"] for episode in self.recent) / count,
-            "subtasks": sum(len(episode["completed"]) for episode in self.recent) / count,
-            **{f"subtask/{n}": sum(n in e["completed"] for e in self.recent) / count for n in names},
-        }
+    def episode_metrics(self) -> dict[str, float]:
+        """Means of the episode metrics over the last 50 training episodes; those without a value are left out."""
+        return self.scores.mean(self.recent)
 
     def policy_state(self) -> dict[str, torch.Tensor]:
-        """State dict of the `SkillPolicy`, from the (first) learner, for the policy artifact."""
+        """State dict of the `PolicyNetwork`, from the (first) learner, for the policy artifact."""
         state = self.learner_group.get_state(components=[f"{_RL_MODULE}/{DEFAULT_MODULE_ID}"], inference_only=True)
         module = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
         return {
@@ -320,6 +252,7 @@ class SkillPriorSAC(Algorithm):
                 "learner_cuda_rng": _first(learners.foreach_learner(cuda_random_state)),
                 "runner_rng": runners.foreach_env_runner(random_state),
                 "replay": self.replay.state(),
+                "rows": None if self.rows is self.replay else self.rows.state(),
                 "counters": dict(self.counters),
                 "owed_updates": self._owed_updates,
                 "recent": list(self.recent),
@@ -341,9 +274,11 @@ class SkillPriorSAC(Algorithm):
         learners.set_state({COMPONENT_LEARNER: {**state["learner"], WEIGHTS_SEQ_NO: newest}})
         runners.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
         self.replay.restore(state["replay"])
+        if self.rows is not self.replay:
+            self.rows.restore(state["rows"])
         self.counters.update(state["counters"])
         self._owed_updates = state["owed_updates"]
-        self._returns.clear()
+        self._running.clear()
         self.recent.clear()
         self.recent.extend(state["recent"])
         self._iteration = state["iteration"]

@@ -11,31 +11,20 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 from torch import Tensor
 
+from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.metrics import learner_metrics
 from spirl_ray.rl import losses
+from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
-
-PHASES = 3
-"""Divergence is logged for this many equal parts of the episode."""
-LOGGED = (
-    "critic_loss",
-    "policy_loss",
-    "alpha",
-    "q_mean",
-    "latent_std",
-    "divergence",
-    "divergence_p50",
-    "divergence_p90",
-    "divergence_p99",
-    *(f"divergence_phase_{phase}" for phase in range(PHASES)),
-)
-"""Names of the learner's metrics. The mean divergence hides local drift: quantiles and phases show it."""
 
 
 class SkillPriorSACLearner(TorchLearner):
     """Prior-regularised SAC. The equations are in `spirl_ray.rl.losses`."""
 
     def build(self) -> None:
+        self._settings: TrainSettings = self.config.settings
+        self._target_divergence = MethodConfig.model_validate(self.config.method).target_divergence
         super().build()
         self._updates = 0
         self.module.foreach_module(lambda _, module: module.unwrapped().make_target_networks())
@@ -49,22 +38,21 @@ class SkillPriorSACLearner(TorchLearner):
     def _apply_own_settings(self) -> None:
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             self._set_optimizer_lr(optimizer, schedule.get_current_value())
-        for module_id, wrapped in self.module.items():
-            fixed = self.config.get_config_for_module(module_id).fixed_alpha
-            if fixed is not None:
+        if self._settings.fixed_alpha is not None:
+            for _, wrapped in self.module.items():
                 with torch.no_grad():
-                    wrapped.unwrapped().log_alpha.fill_(math.log(fixed))
+                    wrapped.unwrapped().log_alpha.fill_(math.log(self._settings.fixed_alpha))
 
     @classmethod
     def rl_module_required_apis(cls) -> list[type]:
         return [TargetNetworkAPI]
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        module = self._module[module_id].unwrapped()
+        module, settings = self._module[module_id].unwrapped(), self._settings
         groups = {
-            "critic": (list(module.critics.parameters()), config.critic_lr),
-            "policy": (list(module.policy.parameters()), config.actor_lr),
-            "alpha": ([module.log_alpha], config.alpha_lr if config.fixed_alpha is None else 0.0),
+            "critic": (list(module.critics.parameters()), settings.critic_lr),
+            "policy": (list(module.policy.parameters()), settings.actor_lr),
+            "alpha": ([module.log_alpha], settings.alpha_lr if settings.fixed_alpha is None else 0.0),
         }
         for name, (parameters, rate) in groups.items():
             self.register_optimizer(
@@ -78,19 +66,19 @@ class SkillPriorSACLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
     ) -> Tensor:
-        module = self._module[module_id].unwrapped()
+        module, settings = self._module[module_id].unwrapped(), self._settings
         alpha = module.log_alpha.detach().exp()
         target = losses.critic_target(
-            config.reward_scale * batch[Columns.REWARDS],
+            settings.reward_scale * batch[Columns.REWARDS],
             batch[DISCOUNTS],
             batch[Columns.TERMINATEDS],
             fwd_out["next_value"],
             fwd_out["next_divergence"],
-            alpha if config.divergence_in_target else 0.0,
+            alpha if settings.divergence_in_target else 0.0,
         )
         critic = losses.critic_loss(list(fwd_out["values"]), target)
         policy = losses.policy_loss(fwd_out["divergence"], fwd_out["policy_value"], alpha)
-        temperature = losses.alpha_loss(module.log_alpha, fwd_out["divergence"], config.target_divergence)
+        temperature = losses.alpha_loss(module.log_alpha, fwd_out["divergence"], self._target_divergence)
         self._updates += 1
         if self._updates % config.metrics_every == 0:
             self._log(module_id, batch, fwd_out, critic, policy, alpha)
@@ -100,16 +88,15 @@ class SkillPriorSACLearner(TorchLearner):
         """One optimiser step for each group, alpha's floor, then the target critics (Polyak)."""
         super().apply_gradients(gradients_dict)
         with torch.no_grad():
-            for module_id, wrapped in self.module.items():
-                config = self.config.get_config_for_module(module_id)
+            for _, wrapped in self.module.items():
                 module = wrapped.unwrapped()
-                if config.alpha_min > 0.0:
-                    module.log_alpha.clamp_(min=math.log(config.alpha_min))
+                if self._settings.alpha_min > 0.0:
+                    module.log_alpha.clamp_(min=math.log(self._settings.alpha_min))
                 if module.acts_from_prior is not None:
                     module.acts_from_prior.fill_(False)
                 for main, target in module.get_target_network_pairs():
                     # One fused call; RLlib's helper copies two state dicts for every update.
-                    torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), config.polyak)
+                    torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), self._settings.polyak)
 
     def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
         """Clips as configured. Without clipping, RLlib's sorting of gradients by optimiser changes nothing."""
@@ -139,23 +126,16 @@ class SkillPriorSACLearner(TorchLearner):
         policy: Tensor,
         alpha: Tensor,
     ) -> None:
-        divergence = forward["divergence"].detach()
-        levels = torch.quantile(divergence, torch.tensor([0.5, 0.9, 0.99], device=divergence.device))
-        values: dict[str, float] = {
-            "critic_loss": float(critic.detach()),
-            "policy_loss": float(policy.detach()),
-            "alpha": float(alpha),
-            "q_mean": float(forward["values"].detach().mean()),
-            "latent_std": float(forward["latent_std"].mean()),
-            "divergence": float(divergence.mean()),
-            "divergence_p50": float(levels[0]),
-            "divergence_p90": float(levels[1]),
-            "divergence_p99": float(levels[2]),
+        """Logs the metrics of `spirl_ray.metrics` that are computed in the learner."""
+        update = {
+            "critic_loss": critic,
+            "policy_loss": policy,
+            "alpha": alpha,
+            "values": forward["values"],
+            "latent_std": forward["latent_std"],
+            "divergence": forward["divergence"],
+            "phase": batch[PHASE],
         }
-        part = (batch[PHASE] * PHASES).long().clamp(max=PHASES - 1)
-        for phase in range(PHASES):
-            chosen = divergence[part == phase]
-            if len(chosen):
-                values[f"divergence_phase_{phase}"] = float(chosen.mean())
-        for name, value in values.items():
-            self.metrics.log_value((module_id, name), value, window=1)
+        with torch.no_grad():
+            for name, value in learner_metrics({key: tensor.detach() for key, tensor in update.items()}).items():
+                self.metrics.log_value((module_id, name), value, window=1)

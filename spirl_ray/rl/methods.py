@@ -1,16 +1,27 @@
-"""The methods that the paper compares: one algorithm with three switches, and how each is resolved."""
+"""The methods that the paper compares: one algorithm with three switches, and how each is resolved.
+
+A method that is not the paper's is one more row of `METHODS`: `register_method`, or an entry point of the group
+``spirl_ray.methods``.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from spirl_ray.config import Experiment, MethodName
-from spirl_ray.envs import EnvironmentSpec, environment
-from spirl_ray.envs.spec import ObjectSpec
+from pydantic import Field
+
+from spirl_ray.config import Settings, SkillSettings, TrainSettings
+from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
-from spirl_ray.skills.model import DecoderKind, SkillSpec, ViewShape
+from spirl_ray.registry import Registry
+from spirl_ray.skills.decoders import DECODERS
+from spirl_ray.skills.spec import SkillSpec
+
+if TYPE_CHECKING:
+    from spirl_ray.rl.replay import RowSource
 
 Regulariser = Literal["prior", "uniform"]
 PolicyInit = Literal["prior", "scratch"]
@@ -20,73 +31,127 @@ PAPER_TARGET_DIVERGENCE = 5.0
 
 @dataclass(frozen=True)
 class Method:
-    """Where a method acts, what its policy is kept close to, and where the policy starts."""
+    """Where a method acts, what its policy is kept close to, where the policy starts, and what it learns from."""
 
-    decoder: DecoderKind
+    decoder: str
+    """Name of the kind of skill decoder."""
     regulariser: Regulariser
     policy_init: PolicyInit
     summary: str
+    rows: Callable[[Any], RowSource] | None = None
+    """Builds the source of a learner's batches from the `SkillPriorSAC`; None draws them from its replay alone. A
+    method that also learns from the demonstrations finds them at ``algorithm.config.dataset``."""
 
 
-METHODS: dict[MethodName, Method] = {
-    "spirl": Method("open_loop", "prior", "prior", "SPiRL, open-loop skills"),
-    "spirl_cl": Method("closed_loop", "prior", "prior", "SPiRL, closed-loop skills"),
-    "ssp": Method("open_loop", "uniform", "scratch", "skills without a prior"),
-    "flat_prior": Method("identity", "prior", "prior", "flat action prior"),
-    "bc_sac": Method("identity", "uniform", "prior", "behaviour cloning + SAC"),
-    "sac": Method("identity", "uniform", "scratch", "SAC from scratch"),
-}
+METHODS: Registry[Method] = Registry("method", group="spirl_ray.methods")
 
 
-@dataclass(frozen=True)
-class ResolvedMethod:
+def register_method(name: str, method: Method, *, replace: bool = False) -> None:
+    """Adds a method that ``methods`` in a config can name.
+
+    Args:
+        name: of the method.
+        method: its row of the table.
+        replace: True allows to replace a method of this name.
+    """
+    METHODS.register(name, method, replace=replace)
+
+
+register_method("spirl", Method("open_loop", "prior", "prior", "SPiRL, open-loop skills"))
+register_method("spirl_cl", Method("closed_loop", "prior", "prior", "SPiRL, closed-loop skills"))
+register_method("ssp", Method("open_loop", "uniform", "scratch", "skills without a prior"))
+register_method("flat_prior", Method("identity", "prior", "prior", "flat action prior"))
+register_method("bc_sac", Method("identity", "uniform", "prior", "behaviour cloning + SAC"))
+register_method("sac", Method("identity", "uniform", "scratch", "SAC from scratch"))
+
+
+class MethodConfig(Settings):
     """A method with an experiment's settings applied; all plain values, so it travels as JSON."""
 
-    name: MethodName
+    name: str
     regulariser: Regulariser
     policy_init: PolicyInit
-    latent_limit: float | None
+    latent_limit: float | None = Field(default=None, gt=0.0)
     target_divergence: float
-    proposals: bool
-    """The policy's input holds the prior's parameters, for the environment has frames and the method needs a prior."""
-    objects: ObjectSpec | None
+    features: tuple[str, ...] | None = None
+    """The features that the policy sees; None leaves the choice to `spirl_ray.rl.policy_network.policy_spec`."""
+    policy_head: str = "auto"
 
     @property
-    def residual(self) -> bool:
-        """The policy starts as the proposal in its input."""
-        return self.proposals and self.policy_init == "prior"
+    def uses_prior(self) -> bool:
+        """True for methods that start from a learned prior or stay close to one."""
+        return self.regulariser == "prior" or self.policy_init == "prior"
 
 
-def skill_spec(experiment: Experiment, method: MethodName, facts: EnvironmentSpec) -> SkillSpec:
-    """The skill model that a method needs; flat methods share one, the action prior."""
-    view = facts.view
+def skill_spec(settings: SkillSettings, method: str, features: Features, action_dim: int) -> SkillSpec:
+    """The skill model that a method needs; flat methods share one, the action prior.
+
+    Args:
+        settings: of the skills.
+        method: name of the method.
+        features: of the data.
+        action_dim: A.
+
+    Raises:
+        SpirlError: an unknown method, or a feature that the data lack or that is a goal.
+    """
+    name = METHODS[method].decoder
+    kind = DECODERS[name]
     return SkillSpec(
-        decoder=METHODS[method].decoder,
-        state_dim=facts.state_dim,
-        action_dim=facts.action_dim,
-        view=ViewShape(frames=view.frames, size=view.size, egocentric=view.egocentric) if view else None,
-        settings=experiment.skills,
+        decoder=name,
+        data_features=dict(features),
+        features=_seen_by_skills(settings, features),
+        encoders=settings.encoders,
+        action_dim=action_dim,
+        horizon=1 if kind.flat else settings.horizon,
+        latent_dim=action_dim if kind.flat else settings.latent_dim,
+        settings=settings,
     )
 
 
-def resolve(experiment: Experiment, name: MethodName, spec: SkillSpec) -> ResolvedMethod:
-    """Applies the experiment's settings to a preset.
+def _seen_by_skills(settings: SkillSettings, features: Features) -> tuple[str, ...]:
+    for key, named in (("features", settings.features or ()), ("encoders", settings.encoders)):
+        for name in named:
+            if name not in features:
+                raise SpirlError(
+                    f"skills.{key}: {name!r} is not a feature of the data; there are {', '.join(features)}."
+                )
+    if settings.features is not None:
+        for name in settings.features:
+            if features[name].role == "goal":
+                raise SpirlError(f"skills.features: {name!r} is a goal, which skills must not depend on. Leave it out.")
+        return settings.features
+    images = any(feature.is_image for feature in features.values())
+    roles = ("image", "proprioception") if images else ("proprioception", "state")
+    return tuple(name for name, feature in features.items() if feature.role in roles)
+
+
+def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodConfig:
+    """Applies an experiment's settings to a method.
 
     Towards a uniform distribution over the latent box, D(s) = Z log(2 l) - entropy, so SAC's rule
     "entropy -> -Z" is the target divergence Z (1 + log 2) whatever the box's half-width l.
+
+    Raises:
+        SpirlError: an unknown method, or one whose skills are of another kind than these.
     """
-    method, train = METHODS[name], experiment.train
-    limit = None if method.decoder == "identity" else train.latent_limit
+    method = METHODS[name]
+    if method.decoder != spec.decoder:
+        raise SpirlError(f"method {name} needs skills with the decoder {method.decoder}, these have {spec.decoder}.")
+    flat = DECODERS[method.decoder].flat
+    limit = None if flat else train.latent_limit
     default = PAPER_TARGET_DIVERGENCE
     if method.regulariser == "uniform":
         default = spec.latent_dim * (1.0 + math.log(2.0))
-        if method.decoder != "identity" and limit is None:
+        if not flat and limit is None:
             limit = PAPER_LATENT_LIMIT  # an entropy bonus needs a bounded space
     target = train.target_divergence if method.regulariser == "prior" else None
-    init = method.policy_init if train.policy_init == "preset" else train.policy_init
-    proposals = spec.view is not None and (method.regulariser == "prior" or init == "prior")
-    if proposals and spec.settings.prior == "flow":
-        raise SpirlError("skills.prior: flow works for environments without images only. Use gaussian or mixture.")
-    target = target if target is not None else default
-    objects = environment(experiment.env.id).objects
-    return ResolvedMethod(name, method.regulariser, init, limit, target, proposals, objects)
+    return MethodConfig(
+        name=name,
+        regulariser=method.regulariser,
+        policy_init=method.policy_init if train.policy_init == "preset" else train.policy_init,
+        latent_limit=limit,
+        target_divergence=target if target is not None else default,
+        features=train.features,
+        policy_head=train.policy_head,
+    )

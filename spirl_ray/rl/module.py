@@ -1,9 +1,8 @@
-"""The RLModule: high-level policy, frozen skill prior, twin critics, and the temperature alpha."""
+"""The RLModule: high-level policy, frozen skill prior, twin critics, and the temperature."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,21 +13,21 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
+from spirl_ray.config import TrainSettings
 from spirl_ray.rl.losses import divergence_to_prior, divergence_to_uniform
-from spirl_ray.rl.policy_network import Proposal, SkillPolicy
+from spirl_ray.rl.methods import MethodConfig
+from spirl_ray.rl.policy_network import PolicyNetwork, PolicySpec
 from spirl_ray.skills.artifact import load_skills
-from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp
-from spirl_ray.skills.priors import LatentDistribution
+from spirl_ray.skills.priors import LatentDistribution, SkillPrior
 
 
 class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
-    """Networks of one agent. ``model_config`` holds:
+    """Networks of one agent.
 
-    ``skills`` (path of the skill artifact, readable on every node), ``regulariser`` ("prior" | "uniform"),
-    ``policy_init`` ("prior" | "scratch"), ``proposals`` (observations carry the prior's parameters),
-    ``objects`` (the environment's `ObjectSpec` or None),
-    ``initial_alpha``, ``critic_width``, ``critic_layers``, ``critic_layer_norm``.
+    ``model_config`` holds ``skills`` (path of the skill artifact, readable on every node), ``method`` (a
+    `MethodConfig`), ``policy`` (a `PolicySpec`) and ``settings`` (a `TrainSettings`), all as plain values.
+    Observations are policy observations [B, D], see `spirl_ray.rl.policy_network`.
     """
 
     framework = "torch"
@@ -38,37 +37,32 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     acts_from_prior: Tensor | None
 
     def setup(self) -> None:
-        config = self.model_config
-        skills = load_skills(Path(config["skills"]))
-        spec = skills.spec
-        proposals: bool = config["proposals"]
-        residual = proposals and config["policy_init"] == "prior"
-        state_dim = self.observation_space.shape[0] - (spec.proposal_dim if proposals else 0)
-        how = {"proposals": proposals, "residual": residual, "objects": config["objects"]}
-        self.policy = SkillPolicy(skills, state_dim, **how)
-        if config["policy_init"] == "prior":
-            self.policy.start_from(skills.policy_start)
-        self.regulariser: str = config["regulariser"]
+        method = MethodConfig.model_validate(self.model_config["method"])
+        settings = TrainSettings.model_validate(self.model_config["settings"])
+        skills = load_skills(self.model_config["skills"])
+        self.policy = PolicyNetwork(PolicySpec.model_validate(self.model_config["policy"]), skills)
+        if method.policy_init == "prior":
+            self.policy.start_from(skills)
         # A policy from scratch explores with the prior at first, so its env runners need the prior, too.
-        warms_up = self.regulariser == "prior" and config["policy_init"] == "scratch"
-        self.prior: nn.Module | None = None
-        if self.regulariser == "prior" and (warms_up or not self.inference_only):
-            self.prior = Proposal(spec) if proposals else skills.prior.requires_grad_(False)
+        warms_up = method.regulariser == "prior" and method.policy_init == "scratch"
+        self.prior: SkillPrior | None = None
+        if method.regulariser == "prior" and (warms_up or not self.inference_only):
+            self.prior = skills.prior.requires_grad_(False)
         # A buffer, so that it reaches the env runners with the weights, and the checkpoint. The first update ends it.
         self.register_buffer("acts_from_prior", torch.tensor(True) if warms_up else None)
         if not self.inference_only:
             self.critics = nn.ModuleList(
                 mlp(
-                    self.policy.input_dim + spec.latent_dim,
+                    self.policy.input_dim + skills.spec.latent_dim,
                     1,
-                    width=config["critic_width"],
-                    layers=config["critic_layers"],
-                    layer_norm=config["critic_layer_norm"],
+                    width=settings.critic_width,
+                    layers=settings.critic_layers,
+                    layer_norm=settings.critic_layer_norm,
                 )
                 for _ in range(2)
             )
             # A parameter of the module, so that checkpoints cannot lose it.
-            self.log_alpha = nn.Parameter(torch.tensor(math.log(config["initial_alpha"])))
+            self.log_alpha = nn.Parameter(torch.tensor(math.log(settings.initial_alpha)))
 
     def train(self, mode: bool = True) -> SkillPriorModule:
         """RLlib asks for training mode before every update; there is nothing to walk through when it is on."""
@@ -84,7 +78,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     def get_non_inference_attributes(self) -> list[str]:
         names = ["critics", "target_critics", "log_alpha"]
-        if self.regulariser == "prior" and self.model_config["policy_init"] == "prior":
+        if self.prior is not None and self.acts_from_prior is None:
             names.append("prior")
         return names
 
@@ -96,40 +90,46 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     def forward_target(self, batch: dict[str, Tensor]) -> Tensor:
         """min_i of the target critics at (obs, actions): [B]."""
-        states = self.policy.standardise(batch[Columns.OBS])
-        return self._values(self.target_critics, states, batch[Columns.ACTIONS]).min(0).values
+        encoded, _ = self.policy.encode(batch[Columns.OBS])
+        return self._values(self.target_critics, encoded, batch[Columns.ACTIONS]).min(0).values
 
     def _forward(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        chosen: Any = self.policy(batch[Columns.OBS])
+        encoded, prior_parameters = self.policy.encode(batch[Columns.OBS])
+        chosen: LatentDistribution
         if self.prior is not None and self.acts_from_prior is not None and self.acts_from_prior:
-            chosen = self.prior(self.policy.standardise(batch[Columns.OBS]))
-        part = chosen.draw_part()
-        return {Columns.ACTION_DIST_INPUTS: torch.cat([part.mean, part.log_std], dim=-1)}
+            assert prior_parameters is not None
+            chosen = self.prior.distribution(prior_parameters)
+        else:
+            chosen = self.policy.head.distribution(self.policy.head(encoded, prior_parameters))
+        component = chosen.sample_component()
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([component.mean, component.log_std], dim=-1)}
 
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """What the losses need: values, divergences (paper, Eqs. 3-5), each [B].
 
-        Policy and prior see s and s' in one pass. The critics' parameters take no gradient from the policy's loss, so
-        that pass computes only the gradient with respect to the latent. Of a mixture policy, every component is drawn
-        from and counts by its weight, which thereby learns, too.
+        The critics' parameters take no gradient from the policy's loss, so that pass computes only the gradient with
+        respect to the latent. Of a mixture policy, every component is drawn from and counts by its weight, which
+        thereby learns, too.
         """
-        rows = batch[Columns.OBS].shape[0]
-        both = self.policy.standardise(torch.cat([batch[Columns.OBS], batch[Columns.NEXT_OBS]]))
-        states, next_states = both[:rows], both[rows:]
+        head, rows = self.policy.head, batch[Columns.OBS].shape[0]
+        both, both_priors = self.policy.encode(torch.cat([batch[Columns.OBS], batch[Columns.NEXT_OBS]]))
+        encoded, next_encoded = both[:rows], both[rows:]
+        prior, next_prior = (None, None) if both_priors is None else (both_priors[:rows], both_priors[rows:])
         with torch.no_grad():
-            next_policy = self.policy.head(next_states)
+            next_policy = head.distribution(head(next_encoded, next_prior))
             next_latent = next_policy.sample()
-            next_value = self._values(self.target_critics, next_states, next_latent).min(0).values
-            prior = self.prior(both) if self.prior is not None else None
-            next_divergence = self._divergence(next_policy, next_latent, prior, slice(rows, None))
-        policy = self.policy.head(states)
-        weights, parts = policy.parts()
-        latents = parts.sample().flatten(0, 1)
-        each = torch.arange(rows, device=states.device).repeat_interleave(weights.shape[1])
-        divergence = self._divergence(_rows(policy, each), latents, prior, each)
-        values = self._values(self.critics, states, batch[Columns.ACTIONS])
+            next_value = self._values(self.target_critics, next_encoded, next_latent).min(0).values
+            next_divergence = self._divergence(next_policy, next_latent, next_prior)
+        parameters = head(encoded, prior)
+        weights, components = head.distribution(parameters).as_mixture()
+        latents = components.sample().flatten(0, 1)
+        values = self._values(self.critics, encoded, batch[Columns.ACTIONS])
+        count = weights.shape[1]
+        divergence = self._divergence(
+            head.distribution(_repeated(parameters, count)), latents, None if prior is None else _repeated(prior, count)
+        )
         self.critics.requires_grad_(False)
-        policy_value = self._values(self.critics, states[each], latents).min(0).values
+        policy_value = self._values(self.critics, _repeated(encoded, count), latents).min(0).values
         self.critics.requires_grad_(True)
         return {
             "values": values,
@@ -137,31 +137,22 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
             "next_divergence": next_divergence,
             "divergence": (weights * divergence.view_as(weights)).sum(-1),
             "policy_value": (weights * policy_value.view_as(weights)).sum(-1),
-            "latent_std": (weights.unsqueeze(-1) * parts.log_std.exp()).sum(-2).detach(),
+            "latent_std": (weights.unsqueeze(-1) * components.log_std.exp()).sum(-2).detach(),
         }
 
-    def _divergence(
-        self, policy: LatentDistribution, latent: Tensor, prior: LatentDistribution | None, rows: slice | Tensor
-    ) -> Tensor:
-        if prior is None:
+    def _divergence(self, policy: LatentDistribution, latent: Tensor, prior_parameters: Tensor | None) -> Tensor:
+        if self.prior is None:
             return divergence_to_uniform(policy, latent)
-        return divergence_to_prior(policy, _rows(prior, rows), latent)
+        assert prior_parameters is not None
+        return divergence_to_prior(policy, self.prior.distribution(prior_parameters), latent)
 
     @staticmethod
-    def _values(critics: nn.ModuleList, states: Tensor, latents: Tensor) -> Tensor:
-        """Values of both critics at standardised states and latents: [2, B]."""
-        inputs = torch.cat([states, latents], dim=-1)
+    def _values(critics: nn.ModuleList, encoded: Tensor, latents: Tensor) -> Tensor:
+        """Values of both critics at encoded observations and latents: [2, B]."""
+        inputs = torch.cat([encoded, latents], dim=-1)
         return torch.stack([critic(inputs).squeeze(-1) for critic in critics])
 
 
-def _rows(distribution: Any, rows: slice | Tensor) -> LatentDistribution:
-    """The same distribution for some of its states."""
-    parts = {
-        name: _rows(value, rows)
-        if isinstance(value, DiagonalGaussian)
-        else value[rows]
-        if isinstance(value, Tensor)
-        else value
-        for name, value in vars(distribution).items()
-    }
-    return type(distribution)(**parts)
+def _repeated(rows: Tensor, count: int) -> Tensor:
+    """Every row ``count`` times in succession: [B, F] -> [B count, F]."""
+    return rows if count == 1 else rows.repeat_interleave(count, dim=0)

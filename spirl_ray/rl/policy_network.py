@@ -1,107 +1,199 @@
-"""The high-level policy network pi(z | s)."""
+"""The high-level policy pi(z | s): what it observes, and its network.
+
+RLlib, the replay and the learner handle one flat vector a decision, the *policy observation*: the numbers that the
+policy sees, then images as the frozen skill prior encodes them, then the prior parameters. The env runner makes it once
+for each decision (`PolicyObserver`), so nothing in stage 2 looks at images or evaluates the prior again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from spirl_ray.envs.spec import ObjectSpec
-from spirl_ray.rl.objects import see, seen_dim
-from spirl_ray.skills.gaussian import DiagonalGaussian
-from spirl_ray.skills.model import SkillModel, SkillSpec
-from spirl_ray.skills.networks import mlp
-from spirl_ray.skills.priors import GaussianMixture, GaussianPrior, from_parameters
+from spirl_ray.config import EncoderSettings, Settings
+from spirl_ray.episodes.features import Feature, Features
+from spirl_ray.errors import SpirlError
+from spirl_ray.rl.heads import HEADS, HeadContext
+from spirl_ray.rl.methods import MethodConfig
+from spirl_ray.skills.encoders import ObservationEncoder
+from spirl_ray.skills.execution import Array, Observation
+from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.priors import GaussianPrior, PolicyDistribution
 
 
-class Proposal(nn.Module):
-    """The frozen prior of an environment with frames: its parameters are part of the policy's input."""
+class PolicySpec(Settings):
+    """What a policy network is built from, beside the skills; plain values, which stand in the card of a policy."""
 
-    def __init__(self, spec: SkillSpec) -> None:
-        super().__init__()
-        self.entries, self.latent_dim = spec.proposal_dim, spec.latent_dim
+    features: dict[str, Feature] = Field(min_length=1)
+    """The features that the policy sees, with the shapes that they have in its environment."""
+    encoders: dict[str, EncoderSettings] = Field(default_factory=dict)
+    head: str
+    uses_prior: bool
+    """The policy observation holds the prior parameters."""
+    sees_prior: bool = False
+    """Policy and critics see them as well, because the prior sees what these do not."""
 
-    def forward(self, inputs: Tensor) -> DiagonalGaussian | GaussianMixture:
-        """Inputs [..., F + P] -> p(z | s)."""
-        return from_parameters(inputs[..., -self.entries :], self.latent_dim)
+    @property
+    def numbers(self) -> dict[str, Feature]:
+        """The features that are no images."""
+        return {name: feature for name, feature in self.features.items() if not feature.is_image}
 
-
-class ResidualHead(Proposal):
-    """A policy that starts as the prior's proposal and learns how to leave it: its parameters, of a mixture each
-    part's and the weights', are the proposal's plus an MLP's, which starts at zero."""
-
-    def __init__(self, input_dim: int, spec: SkillSpec, *, width: int, layers: int) -> None:
-        super().__init__(spec)
-        self.net = mlp(input_dim, spec.proposal_dim, width=width, layers=layers)
-        last = self.net[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def forward(self, inputs: Tensor) -> DiagonalGaussian | GaussianMixture:
-        """Inputs [..., F + P] -> pi(z | s)."""
-        return from_parameters(inputs[..., -self.entries :] + self.net(inputs), self.latent_dim)
+    @property
+    def images(self) -> list[str]:
+        """Names of the features that are images."""
+        return [name for name, feature in self.features.items() if feature.is_image]
 
 
-class SkillPolicy(nn.Module):
-    """pi(z | s), with the skills' state normalisation; the same network shape as the skill prior.
-
-    Where the target's states have another size than the data's, the egocentric entries alone mean the same in both:
-    they are standardised by the data's statistics, and the others stay as the environment scales them. Alike objects
-    are seen from the agent (`spirl_ray.rl.objects`).
+def policy_spec(skills: SkillModel, method: MethodConfig, features: Features) -> PolicySpec:
+    """What a method's policy sees and how its network starts.
 
     Args:
         skills: what it acts through.
-        state_dim: S of the target; None is that of the data.
-        proposals: its input is the state and the prior's parameters (`SkillModel.decision_input`).
-        residual: it starts as that proposal, see `ResidualHead`.
-        objects: what its input says of objects, if the environment declares them.
+        method: the method with its settings.
+        features: of the environment as it has been made.
+
+    Raises:
+        SpirlError: a feature or a head that does not exist, or does not go with the skills.
+    """
+    names = method.features
+    if names is None:
+        names = tuple(name for name, feature in features.items() if not feature.is_image) or tuple(features)
+    for name in names:
+        if name not in features:
+            raise SpirlError(f"train.features: {name!r} is not a feature; the environment has {', '.join(features)}.")
+        if features[name].is_image and name not in skills.spec.seen:
+            raise SpirlError(
+                f"train.features: the policy sees images as the skill prior encodes them, and the skills do not see "
+                f"{name!r}. Add it to skills.features."
+            )
+    chosen = {name: features[name] for name in features if name in names}
+    encoders = {name: kind for name, kind in skills.spec.encoders.items() if name in chosen}
+    images = any(feature.is_image for feature in chosen.values())
+    # Such a policy can have the prior's own weights.
+    copies = (
+        isinstance(skills.prior, GaussianPrior) and not images and list(chosen.items()) == [*skills.spec.seen.items()]
+    )
+    head = method.policy_head
+    if head == "auto":
+        head = "gaussian" if method.policy_init == "scratch" or copies else "residual"
+    elif head == "gaussian" and method.policy_init == "prior" and not copies:
+        raise SpirlError(
+            "train.policy_head: a gaussian head starts as the prior where that is Gaussian, and policy and prior see "
+            "the same features, none of them an image. Use residual or auto, or train.policy_init: scratch."
+        )
+    hidden = not set(skills.spec.features) <= set(chosen)
+    uses_prior = method.uses_prior or head == "residual"
+    return PolicySpec(
+        features=chosen, encoders=encoders, head=head, uses_prior=uses_prior, sees_prior=uses_prior and hidden
+    )
+
+
+class PolicyNetwork(nn.Module):
+    """Encodes policy observations and gives pi(z | s); its networks have the size of the skill prior.
+
+    Numbers are standardised by the data's statistics, where the feature has the same shape there.
+
+    Args:
+        spec: what it sees.
+        skills: what it acts through.
     """
 
-    state_mean: Tensor
-    state_std: Tensor
-
-    def __init__(
-        self,
-        skills: SkillModel,
-        state_dim: int | None = None,
-        *,
-        proposals: bool = False,
-        residual: bool = False,
-        objects: ObjectSpec | None = None,
-    ) -> None:
+    def __init__(self, spec: PolicySpec, skills: SkillModel) -> None:
         super().__init__()
-        spec = skills.spec
-        state_dim = spec.state_dim if state_dim is None else state_dim
-        sizes = {"width": spec.settings.width, "layers": spec.settings.prior_layers}
-        self.input_dim = seen_dim(state_dim, objects) + (spec.proposal_dim if proposals else 0)
-        self.head: ResidualHead | GaussianPrior
-        if residual:
-            self.head = ResidualHead(self.input_dim, spec, **sizes)
-        else:
-            self.head = GaussianPrior(self.input_dim, spec.latent_dim, **sizes)
-        mean, std = skills.state_mean.clone(), skills.state_std.clone()
-        if state_dim != spec.state_dim:
-            shared = list(spec.view.egocentric) if spec.view is not None else []
-            mean, std = torch.zeros(state_dim), torch.ones(state_dim)
-            mean[shared], std[shared] = skills.state_mean[shared], skills.state_std[shared]
-        self.objects = objects
-        self.register_buffer("state_mean", mean)
-        self.register_buffer("state_std", std)
+        settings = skills.spec.settings
+        self.encoder = ObservationEncoder(
+            spec.numbers, spec.encoders, width=settings.width, image_channels=settings.image_channels
+        )
+        self.encoder.set_normalisation(skills.statistics.mean, skills.statistics.std)
+        self.shapes = {name: feature.shape for name, feature in spec.numbers.items()}
+        image_width = sum(skills.observations.encoder(name).outputs for name in spec.images)
+        self.sizes = [
+            *(feature.size for feature in spec.numbers.values()),
+            image_width,
+            skills.prior.param_dim if spec.uses_prior else 0,
+        ]
+        self.sees_prior = spec.sees_prior
+        self.observation_dim = sum(self.sizes)
+        """D, the size of a policy observation."""
+        self.input_dim = self.encoder.outputs + image_width + (self.sizes[-1] if spec.sees_prior else 0)
+        """F, the size of an encoded one."""
+        self.head = HEADS[spec.head](HeadContext(self.input_dim, skills.prior, settings))
 
-    def standardise(self, inputs: Tensor) -> Tensor:
-        """Raw inputs [..., S] or [..., S + P] -> what networks see [..., input_dim]."""
-        size = len(self.state_mean)
-        states = inputs[..., :size]
-        seen = (states - self.state_mean) / self.state_std
-        if self.objects is not None:
-            seen = torch.cat([seen[..., : self.objects.first], see(states, self.objects)], dim=-1)
-        return seen if inputs.shape[-1] == size else torch.cat([seen, inputs[..., size:]], dim=-1)
+    def start_from(self, skills: SkillModel) -> None:
+        """Makes the policy equal to the skill prior.
 
-    def forward(self, inputs: Tensor) -> DiagonalGaussian | GaussianMixture:
-        """Raw inputs [B, S] or [B, S + P] -> a distribution over latents [B, Z]."""
-        return self.head(self.standardise(inputs))
+        Raises:
+            SpirlError: the head cannot start as this prior.
+        """
+        self.head.start_from(skills.prior)
+        if list(self.shapes) == list(skills.spec.features):
+            self.encoder.load_state_dict(skills.observations.state_dict())
 
-    def start_from(self, prior: GaussianPrior) -> None:
-        """Copies the weights of a Gaussian skill prior; a residual policy is one from the start."""
-        if isinstance(self.head, GaussianPrior):
-            self.head.load_state_dict(prior.state_dict())
+    def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Policy observations [..., D] -> what networks see [..., F], and prior parameters [..., P] or None."""
+        *values, images, prior = inputs.split(self.sizes, dim=-1)
+        numbers = {
+            name: value if len(shape) == 1 else value.unflatten(-1, shape)
+            for (name, shape), value in zip(self.shapes.items(), values, strict=True)
+        }
+        parts = [self.encoder(numbers)] if numbers else []
+        if images.shape[-1]:
+            parts.append(images)
+        if self.sees_prior:
+            parts.append(prior)
+        encoded = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return encoded, prior if self.sizes[-1] else None
+
+    def forward(self, inputs: Tensor) -> PolicyDistribution:
+        """Policy observations [..., D] -> a distribution over latents [..., Z]."""
+        return self.head.distribution(self.head(*self.encode(inputs)))
+
+
+class PolicyObserver:
+    """Makes policy observations of the environment's, for the network that a `PolicySpec` describes."""
+
+    def __init__(self, spec: PolicySpec, skills: SkillModel) -> None:
+        self.spec, self.skills = spec, skills
+        images = sum(skills.observations.encoder(name).outputs for name in spec.images)
+        numbers = sum(feature.size for feature in spec.numbers.values())
+        self.size = numbers + images + (skills.prior.param_dim if spec.uses_prior else 0)
+        """D."""
+
+    @torch.inference_mode()
+    def __call__(self, observation: Observation) -> Array:
+        """An observation, [*observed_shape] by name -> its policy observation, float32 [D]."""
+        parts: list[Any] = [np.asarray(observation[name], np.float32).ravel() for name in self.spec.numbers]
+        if self.spec.images or self.spec.uses_prior:
+            seen = {
+                name: torch.from_numpy(np.asarray(value)).unsqueeze(0)
+                for name, value in self.skills.select(observation).items()
+            }
+            parts += [self.skills.observations.encoder(name)(seen)[0].numpy() for name in self.spec.images]
+            if self.spec.uses_prior:
+                parts.append(self.skills.prior_parameters(seen)[0].numpy())
+        return np.concatenate(parts, dtype=np.float32)
+
+
+def check_observation(observation: Mapping[str, Any], features: Features) -> None:
+    """Compares an observation with the features that are needed of it.
+
+    Raises:
+        SpirlError: naming the feature that is missing or has another shape.
+    """
+    if not isinstance(observation, Mapping):
+        raise SpirlError(
+            f"an observation is a mapping with the features {', '.join(features)}, not {type(observation).__name__}"
+        )
+    for name, feature in features.items():
+        if name not in observation:
+            raise SpirlError(f"the observation lacks the feature {name!r}; it has {', '.join(map(str, observation))}")
+        if np.shape(observation[name]) != feature.observed_shape:
+            raise SpirlError(
+                f"the feature {name!r} has the shape {list(np.shape(observation[name]))}, this policy needs "
+                f"{list(feature.observed_shape)}"
+            )

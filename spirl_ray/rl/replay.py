@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,20 +18,36 @@ _GROWTH = 2.0
 _FIRST_ROWS = 4096
 
 
+class RowSource(Protocol):
+    """Where a learner's batches come from: a replay, or one beside rows of a method's own."""
+
+    def sample(self, count: int) -> dict[str, Tensor]:
+        """``count`` decisions, with the columns of `DecisionReplay`."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to resume bit-equal: plain values, arrays and tensors."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over a `state`."""
+        ...
+
+
 class DecisionReplay:
     """Uniform replay of (s, z, r, s', done, discount, phase), one row a decision.
 
     The arrays start small and double up to ``capacity``; then the oldest rows are overwritten.
     """
 
-    def __init__(self, capacity: int, state_dim: int, latent_dim: int, seed: int) -> None:
+    def __init__(self, capacity: int, observation_dim: int, latent_dim: int, seed: int) -> None:
         self.capacity = capacity
         self.size = 0
         self.position = 0
         self.rng = np.random.default_rng(seed)
         self._widths = {
-            Columns.OBS: state_dim,
-            Columns.NEXT_OBS: state_dim,
+            Columns.OBS: observation_dim,
+            Columns.NEXT_OBS: observation_dim,
             Columns.ACTIONS: latent_dim,
             Columns.REWARDS: 0,
             Columns.TERMINATEDS: 0,
@@ -76,7 +92,7 @@ class DecisionReplay:
         return {name: torch.from_numpy(column[chosen]) for name, column in self.columns.items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on bit-equal: filled rows, ring position, random generator."""
+        """Everything needed to resume bit-equal: filled rows, ring position, random generator."""
         return {
             "columns": {name: column[: self.size] for name, column in self.columns.items()},
             "position": self.position,

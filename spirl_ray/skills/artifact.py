@@ -1,6 +1,6 @@
 """The skill artifact: ``skills.safetensors`` + ``skill.json`` in one folder. Loads with torch alone.
 
-Nothing here is a pickle. The JSON carries what a user needs to trust the tensors: dimensions, skill length,
+Nothing here is a pickle. The JSON carries what a user needs to trust the tensors: features, skill length,
 normalisation, the dataset's hash, the training config, metrics, and the SHA-256 of the tensor file.
 
 People share artifacts, so whatever a folder holds is untrusted: links are not followed, sizes are compared before
@@ -15,14 +15,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from spirl_ray.config import Settings
+from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import write_json
 from spirl_ray.files.tensors import build_module, load_tensors, save_tensors
 from spirl_ray.files.untrusted import read_card
-from spirl_ray.skills.model import SkillModel, SkillSpec
+from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.spec import SkillSpec
 
 TENSORS, CARD = "skills.safetensors", "skill.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+
+class FeatureStatistics(Settings):
+    """Mean and deviation of a feature in the data, as nested lists of its shape."""
+
+    mean: list[Any]
+    std: list[Any]
 
 
 class SkillCard(Settings):
@@ -30,13 +39,13 @@ class SkillCard(Settings):
 
     format_version: int
     environment: str
+    """Id of the environment that the data are from; the skills fit every one with these features and actions."""
     spec: SkillSpec
     dataset_sha256: str
     pretrain: dict[str, Any]
     seed: int
     metrics: dict[str, float]
-    state_mean: list[float]
-    state_std: list[float]
+    normalisation: dict[str, FeatureStatistics]
     sha256: str
     package_version: str
 
@@ -53,6 +62,7 @@ def save_skills(
     package_version: str,
 ) -> SkillCard:
     """Writes the artifact; the card comes last, so a folder with a card is complete."""
+    mean, std = model.statistics.mean, model.statistics.std
     card = SkillCard(
         format_version=FORMAT_VERSION,
         environment=environment,
@@ -61,8 +71,9 @@ def save_skills(
         pretrain=pretrain,
         seed=seed,
         metrics=metrics,
-        state_mean=model.state_mean.tolist(),
-        state_std=model.state_std.tolist(),
+        normalisation={
+            name: FeatureStatistics(mean=mean[name].tolist(), std=std[name].tolist()) for name in model.statistics.names
+        },
         sha256=save_tensors(model, folder / TENSORS),
         package_version=package_version,
     )
@@ -71,11 +82,17 @@ def save_skills(
 
 
 def read_skill_card(folder: Path) -> SkillCard:
-    """Reads and checks ``skill.json``."""
+    """Reads and checks ``skill.json``.
+
+    Raises:
+        SpirlError: the card is missing, damaged, or of another version.
+    """
     raw = read_card(folder / CARD)
     if raw.get("format_version") != FORMAT_VERSION:
         raise SpirlError(
-            f"{folder / CARD} has format version {raw.get('format_version')!r}; this program reads {FORMAT_VERSION}."
+            f"{folder / CARD} has format version {raw.get('format_version')!r}; this program reads {FORMAT_VERSION}. "
+            "Train the skills again with spirl pretrain, or use the version of spirl-ray that wrote them "
+            f"({raw.get('package_version', 'unknown')})."
         )
     try:
         return SkillCard.model_validate(raw)
@@ -84,22 +101,46 @@ def read_skill_card(folder: Path) -> SkillCard:
         raise SpirlError(f"{folder / CARD} is not a skill card: {faults}") from error
 
 
-def load_skills(folder: Path, environment: str | None = None) -> SkillModel:
+def load_skills(folder: str | Path) -> SkillModel:
     """Loads a skill model in evaluation mode, with frozen parameters.
 
     Args:
         folder: holds ``skills.safetensors`` and ``skill.json``.
-        environment: when given, the artifact must have been trained for this environment id.
 
     Raises:
         SpirlError: for a missing, damaged or foreign artifact.
     """
+    folder = Path(folder)
     card = read_skill_card(folder)
-    if environment is not None and card.environment != environment:
-        raise SpirlError(
-            f"The skills in {folder} were trained for {card.environment}, this experiment uses {environment}. "
-            "Point to skills of the same environment, or pretrain new ones."
-        )
     model = build_module(lambda: SkillModel(card.spec), folder / TENSORS)
     load_tensors(model, folder / TENSORS, card.sha256)
     return model.eval().requires_grad_(False)
+
+
+def check_fit(spec: SkillSpec, features: Features, action_dim: int, where: str) -> None:
+    """Compares what skills see and do with what an environment shows and takes.
+
+    Args:
+        spec: of the skills.
+        features: of the environment as it has been made.
+        action_dim: A of the environment.
+        where: what to call the two in an error, such as "the skills in FOLDER and spirl/Maze-v0".
+
+    Raises:
+        SpirlError: a feature is missing or has another shape, or actions have another size.
+    """
+    for name, wanted in spec.seen.items():
+        found = features.get(name)
+        if found is None:
+            raise SpirlError(
+                f"{where} do not fit: the skills see the feature {name!r}, there are {', '.join(features)}."
+            )
+        if found.observed_shape != wanted.observed_shape:
+            raise SpirlError(
+                f"{where} do not fit: the feature {name!r} has the shape {list(found.observed_shape)}, the skills were "
+                f"trained with {list(wanted.observed_shape)}."
+            )
+    if action_dim != spec.action_dim:
+        raise SpirlError(
+            f"{where} do not fit: actions have {action_dim} dimensions, those of the skills {spec.action_dim}."
+        )

@@ -7,31 +7,45 @@ from torch import Tensor
 
 from spirl_ray.config import AugmentationSettings
 from spirl_ray.envs.spec import PositionTarget
+from spirl_ray.skills.encoders import Observations
 
 
 class TargetPreserving:
     """Perturbs windows where the environment turns an action into a target, ``target = q + gain * a``.
 
     Positions move by d ~ N(0, sigma) + U(+-width), independently at every step, and actions by -d / gain, clipped
-    to [-1, 1]: the target stays where the demonstration had it, and the model learns to return to it. Entries of
+    to [-1, 1]: the target stays where the demonstration had it, and the model learns to return to it. Features of
     objects only get noise. Not in the paper.
     """
 
     def __init__(self, target: PositionTarget, settings: AugmentationSettings) -> None:
         self.settings = settings
+        self.feature, self.objects = target.feature, target.objects
         self.positions = torch.tensor(target.positions)
-        self.objects = torch.tensor(target.objects, dtype=torch.long)
         self.gain = torch.tensor(target.gain)
 
-    def __call__(self, states: Tensor, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """states [B, H, S], actions [B, H, A] -> perturbed copies of the same shapes."""
+    def __call__(
+        self, observations: Observations, actions: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Perturbs observations by name, [B, T, ...] with T <= H, and actions [B, H, A]; the results have their shapes.
+
+        Of a window whose first T steps are observed, the first T actions are relabelled. Features that the window does
+        not hold are passed over.
+        """
         s = self.settings
-        shape = actions.shape
+        steps = next(iter(observations.values())).shape[1]
+        shape = (actions.shape[0], steps, actions.shape[2])
         displacement = s.position_normal * torch.randn(shape, generator=generator)
         displacement += s.position_uniform * (2.0 * torch.rand(shape, generator=generator) - 1.0)
-        states = states.clone()
-        states[..., self.positions] += displacement
-        if len(self.objects):
-            noise = torch.randn((*shape[:-1], len(self.objects)), generator=generator)
-            states[..., self.objects] += s.object_normal * noise
-        return states, (actions - displacement / self.gain).clamp(-1.0, 1.0)
+        perturbed = dict(observations)
+        if self.feature in perturbed:
+            moved = perturbed[self.feature].clone()
+            moved[..., self.positions] += displacement
+            perturbed[self.feature] = moved
+        for name in self.objects:
+            if name in perturbed:
+                noise = torch.randn(perturbed[name].shape, generator=generator)
+                perturbed[name] = perturbed[name] + s.object_normal * noise
+        relabelled = actions.clone()
+        relabelled[:, :steps] = (actions[:, :steps] - displacement / self.gain).clamp(-1.0, 1.0)
+        return perturbed, relabelled

@@ -15,10 +15,13 @@ from torch import Tensor
 from spirl_ray.config import PretrainSettings
 from spirl_ray.datasets.windows import WindowTable, stream_windows
 from spirl_ray.envs import environment
-from spirl_ray.episodes.dataset import Episode, read_card, table_to_episodes
+from spirl_ray.episodes.dataset import read_card
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.collectives import sum_over_workers
-from spirl_ray.skills.model import SkillSpec
+from spirl_ray.skills.decoders import DECODERS
+from spirl_ray.skills.spec import SkillSpec
 
 MEGABYTE = 2**20
 _READ_CPUS = 0.25
@@ -40,20 +43,26 @@ class PretrainJob:
     in_memory_limit_mb: float
 
 
+Window = tuple[dict[str, Tensor], Tensor]
+"""Observations by name, [B, n, *observed_shape], and actions [B, H, A]; n is H, or 1 where one step is enough."""
+
+
 class Batches:
     """Batches of windows from a worker's files, read by Ray Data; their observations are what the model sees.
 
     ``in_memory`` drains the shard once and indexes tensors; otherwise every pass streams the episodes through
-    shuffled buffers of at most ``in_memory_limit_mb``. Held-out episodes are only in ``held``: observations [N, n, O]
-    and actions [N, H, A], or None.
+    shuffled buffers of at most ``in_memory_limit_mb``. Held-out episodes are only in ``held``, or None.
     """
 
     def __init__(self, job: PretrainJob, files: list[str], batch_size: int, *, in_memory: bool) -> None:
         self.job, self.files, self.batch_size = job, files, batch_size
-        self._stream: Iterator[tuple[Tensor, Tensor]] = iter(())
-        self._view = environment(read_card(job.dataset).environment).view
+        self._stream: Iterator[Window] = iter(())
+        self._card = read_card(job.dataset)
+        self._renderers = environment(self._card.environment).renderers
+        self._observed = DECODERS[job.spec.decoder].observed_steps(job.spec.horizon)
+        self._numbers = [name for name, feature in job.spec.data_features.items() if not feature.is_image]
         kept: list[Episode] = []
-        held: dict[str, tuple[Tensor, Tensor]] = {}
+        held: dict[str, Window] = {}
         moments: dict[str, np.ndarray] = {}
         looked_at = sorted(job.validation)[:_VALIDATION_WINDOWS]
         for episode in self._episodes():
@@ -61,57 +70,84 @@ class Batches:
                 if episode.id in looked_at and episode.length >= job.spec.horizon:
                     held[episode.id] = self._spread(episode, _VALIDATION_WINDOWS / len(looked_at))
                 continue
-            states = episode.states[: episode.length].astype(np.float64)
-            moments[episode.id] = np.stack(
-                [np.full(states.shape[1], len(states)), states.sum(0), np.square(states).sum(0)]
-            )
+            moments[episode.id] = self._moments_of(episode)
             if in_memory:
                 kept.append(episode)
         # Reading tasks finish in any order. Sorted, a resumed run draws what an unbroken one would.
-        self._moments = sum((moments[i] for i in sorted(moments)), np.zeros((3, job.spec.state_dim)))
+        self._moments = sum((moments[i] for i in sorted(moments)), np.zeros((3, self._width)))
         kept.sort(key=lambda episode: episode.id)
         self._table = self._windows(kept) if in_memory else None
         windows = [held[i] for i in sorted(held)]
-        self.held = (torch.cat([s for s, _ in windows]), torch.cat([a for _, a in windows])) if windows else None
+        self.held: Window | None = None
+        if windows:
+            observations = {name: torch.cat([o[name] for o, _ in windows]) for name in windows[0][0]}
+            self.held = (observations, torch.cat([actions for _, actions in windows]))
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Observations [B, n, O] and actions [B, H, A] for one update; n is H, or 1 (`SkillSpec.observed_steps`).
+    @property
+    def _width(self) -> int:
+        return sum(self.job.spec.data_features[name].size for name in self._numbers)
 
-        From memory they depend on the generator alone; a stream goes on with its pass, or starts another.
+    def _moments_of(self, episode: Episode) -> np.ndarray:
+        """Count, sums and sums of squares of all numbers of an episode, float64 [3, W]."""
+        steps = episode.length
+        values = [episode.observations[name][:steps].reshape(steps, -1) for name in self._numbers]
+        rows = np.concatenate(values, axis=1, dtype=np.float64) if values else np.zeros((steps, 0))
+        return np.stack([np.full(self._width, float(steps)), rows.sum(0), np.square(rows).sum(0)])
+
+    def draw(self, generator: torch.Generator) -> Window:
+        """A batch for one update.
+
+        From memory it depends on the generator alone; a stream continues its pass, or starts another.
         """
         if self._table is not None:
             return self._table.sample(self.batch_size, generator)
         batch = next(self._stream, None)
         if batch is None:
             order = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            spec = self.job.spec
             self._stream = stream_windows(
                 (episode for episode in self._episodes() if episode.id not in self.job.validation),
-                self.job.spec.horizon,
+                spec.horizon,
                 self.batch_size,
                 order,
                 int(self.job.in_memory_limit_mb * MEGABYTE),
-                view=self._view,
-                observed=self.job.spec.observed_steps,
+                features=spec.seen,
+                renderers=self._renderers,
+                observed=self._observed,
             )
             batch = next(self._stream, None)
             if batch is None:
                 raise SpirlError(f"A worker's share of {self.job.dataset} has no window of the skill's length.")
         return batch
 
-    def state_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [S] of the training states of all workers, on the CPU."""
+    def statistics(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean and deviation [*shape] by feature of the training data of all workers, on the CPU; none of images."""
         count, sums, squares = sum_over_workers(torch.from_numpy(self._moments), device)
         mean = sums / count
-        return mean.float(), (squares / count - mean.square()).clamp_min(0.0).sqrt().float()
+        std = (squares / count - mean.square()).clamp_min(0.0).sqrt()
+        return self._by_feature(mean.float()), self._by_feature(std.float())
+
+    def _by_feature(self, flat: Tensor) -> dict[str, Tensor]:
+        features = [self.job.spec.data_features[name] for name in self._numbers]
+        parts = flat.split([feature.size for feature in features])
+        return {
+            name: part.reshape(feature.shape)
+            for name, feature, part in zip(self._numbers, features, parts, strict=True)
+        }
 
     def _windows(self, episodes: list[Episode]) -> WindowTable:
         spare = self.job.in_memory_limit_mb * MEGABYTE - sum(e.nbytes for e in episodes)
         spec = self.job.spec
         return WindowTable(
-            episodes, spec.horizon, view=self._view, observed=spec.observed_steps, frame_cache_bytes=spare
+            episodes,
+            spec.horizon,
+            features=spec.seen,
+            renderers=self._renderers,
+            observed=self._observed,
+            frame_cache_bytes=spare,
         )
 
-    def _spread(self, episode: Episode, count: float) -> tuple[Tensor, Tensor]:
+    def _spread(self, episode: Episode, count: float) -> Window:
         """At most ``count`` windows of an episode, from the middle of equal parts: first and last are like no other."""
         table = self._windows([episode])
         number = min(len(table), math.ceil(count))
@@ -121,7 +157,7 @@ class Batches:
         data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS)
         for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
-            yield from table_to_episodes(table)
+            yield from table_to_episodes(table, self._card.features, self._card.action_dim, where=self.job.dataset)
 
 
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import torch
 from spirl_ray.skills.model import SkillModel
 
 Array = npt.NDArray[np.float32]
+Observation = Mapping[str, npt.NDArray[np.generic]]
+"""Values of features by name, [..., *Feature.observed_shape]."""
 
 
 def decision_discount(gamma: float, steps: int, *, per_decision: bool) -> float:
@@ -21,7 +24,7 @@ def decision_discount(gamma: float, steps: int, *, per_decision: bool) -> float:
 class SkillExecution:
     """Runs skills with a frozen decoder: `begin` with a latent, then `action` at each step, of one agent or several.
 
-    The closed-loop decoder sees the current state at every primitive step, the open-loop decoder runs
+    The closed-loop decoder sees the current observation at every primitive step, the open-loop decoder runs
     once, when the skill begins.
     """
 
@@ -30,30 +33,40 @@ class SkillExecution:
         self.horizon = model.spec.horizon
         self.latent_limit = latent_limit
         self._latent = torch.zeros(1, model.spec.latent_dim)
+        self._shape: tuple[int, ...] = ()
         self._plan: Array | None = None
         self.step = 0
 
     @torch.inference_mode()
     def begin(self, latent: Array) -> None:
-        """Starts a skill: ``latent`` [..., Z] is the choice before ``limit * tanh(.)`` if there is a limit."""
+        """Starts a skill with latents [..., Z], the choice before ``limit * tanh(.)`` if there is a limit."""
+        self._shape = np.shape(latent)[:-1]
         self._latent = torch.as_tensor(latent, dtype=torch.float32).reshape(-1, self.model.spec.latent_dim)
         if self.latent_limit is not None:
             self._latent = self.latent_limit * torch.tanh(self._latent)
         self.step = 0
-        if not self.model.codec.closed_loop:
-            unseen = torch.empty(len(self._latent), 0, self.model.spec.state_dim + self.model.spec.pixels)
-            self._plan = self.model.decode(unseen, self._latent).numpy()
+        if not self.model.kind.closed_loop:
+            self._plan = self.model.decode(None, self._latent).numpy()
 
     @torch.inference_mode()
-    def action(self, observation: Array) -> Array:
-        """The next primitive action [..., A] in [-1, 1] for the current observation [..., O]."""
+    def action(self, observation: Observation) -> Array:
+        """The next primitive actions [..., A] in [-1, 1]; the observation is [..., *observed_shape] by name."""
         if self._plan is not None:
             actions = self._plan[:, self.step]
         else:
-            seen = torch.as_tensor(observation, dtype=torch.float32).reshape(len(self._latent), 1, -1)
-            actions = self.model.decode(seen, self._latent)[:, 0].numpy()
+            actions = self.model.decode(self._batch(observation), self._latent)[:, 0].numpy()
         self.step += 1
-        return np.clip(actions.reshape(*np.shape(observation)[:-1], -1), -1.0, 1.0)
+        return np.clip(actions.reshape(*self._shape, -1), -1.0, 1.0)
+
+    def _batch(self, observation: Observation) -> dict[str, torch.Tensor]:
+        """The features that skills see, as [B, 1, *observed_shape]."""
+        rows = len(self._latent)
+        return {
+            name: torch.from_numpy(np.asarray(value).reshape(rows, 1, *feature.observed_shape))
+            for (name, feature), value in zip(
+                self.model.spec.seen.items(), self.model.select(observation).values(), strict=True
+            )
+        }
 
     @property
     def finished(self) -> bool:

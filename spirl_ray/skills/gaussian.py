@@ -28,12 +28,12 @@ class DiagonalGaussian:
     def mode(self) -> Tensor:
         return self.mean
 
-    def draw_part(self) -> DiagonalGaussian:
-        """Itself (see `spirl_ray.skills.priors.LatentDistribution`)."""
+    def sample_component(self) -> DiagonalGaussian:
+        """The Gaussian itself, because it is its only component."""
         return self
 
-    def parts(self) -> tuple[Tensor, DiagonalGaussian]:
-        """As a mixture of one: weights [..., 1] and components [..., 1, Z]."""
+    def as_mixture(self) -> tuple[Tensor, DiagonalGaussian]:
+        """A mixture of one: weights [..., 1] and components [..., 1, Z]."""
         one = DiagonalGaussian(self.mean.unsqueeze(-2), self.log_std.unsqueeze(-2))
         return torch.ones_like(self.mean[..., :1]), one
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,22 +50,17 @@ class RecurrentActionDecoder(nn.Module):
         return torch.stack(actions, dim=1)
 
 
-class ViewEncoder(nn.Module):
-    """Frames to features: three 4 × 4 convolutions of stride 2 with leaky ReLU, and a linear layer."""
+def convolutions(inputs: int, maps: Sequence[int], size: tuple[int, int], *, outputs: int) -> nn.Sequential:
+    """4 × 4 convolutions of stride 2 with leaky ReLU, and a linear layer: images [B, inputs, h, w] -> [B, outputs].
 
-    def __init__(self, frames: int, size: int, channels: int, outputs: int) -> None:
-        super().__init__()
-        self.shape = (frames, size, size)
-        widths = (frames, channels, 2 * channels, 4 * channels)
-        modules: list[nn.Module] = []
-        for inputs, maps in itertools.pairwise(widths):
-            modules += [nn.Conv2d(inputs, maps, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        side = size // 8
-        self.net = nn.Sequential(
-            *modules, nn.Flatten(), nn.Linear(widths[-1] * side * side, outputs), nn.LeakyReLU(0.2)
-        )
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels [..., frames * N * N] in [-1, 1] -> features [..., outputs]."""
-        features = self.net(pixels.reshape(-1, *self.shape))
-        return features.reshape(*pixels.shape[:-1], -1)
+    Args:
+        inputs: channels of an image.
+        maps: feature maps of each convolution.
+        size: height and width of an image; each convolution halves them, rounded down.
+        outputs: width of the linear layer, which also has a leaky ReLU.
+    """
+    modules: list[nn.Module] = []
+    for before, after in itertools.pairwise((inputs, *maps)):
+        modules += [nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+    left = maps[-1] * math.prod(side // 2 ** len(maps) for side in size)
+    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(left, outputs), nn.LeakyReLU(0.2))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -28,8 +29,9 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.augmentation import TargetPreserving
-from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, update_generator
+from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, Window, update_generator
 from spirl_ray.skills.collectives import AveragedGradients, sum_over_workers
+from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.model import SkillModel
 
 _LISTEN_S = 0.5
@@ -77,8 +79,8 @@ def pretrain(
     _augmentation(job.settings, card.environment)
     model = SkillModel(job.spec)
     if in_memory is None:
-        bytes_per_step = 4 * (card.state_dim + card.action_dim) + (card.frame_size or 0) ** 2
-        in_memory = card.steps * bytes_per_step / workers <= job.in_memory_limit_mb * MEGABYTE
+        stored = sum(f.size * np.dtype(f.dtype).itemsize for f in card.features.values() if f.stored)
+        in_memory = card.steps * (stored + 4 * card.action_dim) / workers <= job.in_memory_limit_mb * MEGABYTE
     # On the driver's node: the loss of another one must not take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -128,8 +130,10 @@ def _train_worker(config: dict[str, Any]) -> None:
     batches = Batches(job, _share(job.dataset, rank, world), batch_size, in_memory=config["in_memory"])
     augment = _augmentation(settings, read_card(job.dataset).environment)
     torch.manual_seed(job.seed)
-    model = SkillModel(spec).to(device)
-    model.set_normalisation(*batches.state_statistics(device))
+    model = SkillModel(spec)
+    model.load_pretrained()
+    model.set_normalisation(*batches.statistics(device))
+    model.to(device)
     optimizer = _optimizer(model, settings)
     first, metrics = _resume(model, optimizer)
     if metrics and rank == 0:
@@ -138,15 +142,15 @@ def _train_worker(config: dict[str, Any]) -> None:
     gradients = AveragedGradients(model)
     warned = False
 
-    def inputs(update: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    def inputs(update: int) -> tuple[Observations, Tensor, Tensor, tuple[Observations, Tensor] | None]:
         generator = update_generator(job.seed, update, rank)
-        states, actions = batches.draw(generator)
+        observations, actions = batches.draw(generator)
         perturbed = None
         if augment is not None:
-            moved, relabelled = augment(states, actions, generator)
-            perturbed = (moved.to(device), relabelled.to(device))
+            moved, relabelled = augment(observations, actions, generator)
+            perturbed = (_to(moved, device), relabelled.to(device))
         noise = torch.randn(batch_size, spec.latent_dim, generator=generator)
-        return states.to(device), actions.to(device), noise.to(device), perturbed
+        return _to(observations, device), actions.to(device), noise.to(device), perturbed
 
     started, windows = time.perf_counter(), 0
     upcoming = inputs(first) if first < settings.updates else None
@@ -178,6 +182,10 @@ def _train_worker(config: dict[str, Any]) -> None:
         warned = warned or notice
         if done % settings.checkpoint_every == 0 or done == settings.updates or notice:
             _report(model, optimizer, done, metrics, config["attempt"] if rank == 0 else None)
+
+
+def _to(observations: Observations, device: torch.device) -> Observations:
+    return {name: value.to(device) for name, value in observations.items()}
 
 
 def _share(dataset: str, rank: int, world: int) -> list[str]:
@@ -222,7 +230,7 @@ def _augmentation(settings: PretrainSettings, environment_id: str) -> TargetPres
 
 def _optimizer(model: SkillModel, settings: PretrainSettings) -> torch.optim.Optimizer:
     kind = torch.optim.RAdam if settings.optimizer == "radam" else torch.optim.Adam
-    return kind(model.parameters(), lr=settings.learning_rate)
+    return kind([p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, settings: PretrainSettings, update: int) -> None:
@@ -273,14 +281,14 @@ def _report(
 
 
 @torch.no_grad()
-def _validate(model: SkillModel, held: tuple[Tensor, Tensor] | None, device: torch.device) -> dict[str, float]:
+def _validate(model: SkillModel, held: Window | None, device: torch.device) -> dict[str, float]:
     """Mean losses over the held-out windows of all workers (with the posterior's mean)."""
     names = ("loss", "reconstruction", "kl", "prior")
     sums = torch.zeros(1 + len(names))
     if held is not None:
-        states, actions = (tensor.to(device) for tensor in held)
-        losses = model(states, actions, torch.zeros(len(states), model.spec.latent_dim, device=device))
-        sums = len(states) * torch.stack([torch.ones(()), *(losses[name].cpu() for name in names)])
+        observations, actions = _to(held[0], device), held[1].to(device)
+        losses = model(observations, actions, torch.zeros(len(actions), model.spec.latent_dim, device=device))
+        sums = len(actions) * torch.stack([torch.ones(()), *(losses[name].cpu() for name in names)])
     total = sum_over_workers(sums, device)
     if total[0] == 0:
         return {}

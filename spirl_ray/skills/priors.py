@@ -1,24 +1,28 @@
 """Skill priors p(z | s): Gaussian (the paper's), a mixture of Gaussians, and a conditional flow.
 
-All share one interface: calling a prior with standardised states [B, S] gives a distribution with
-``log_prob(z) -> [B]``, ``sample() -> [B, Z]`` and ``mode() -> [B, Z]``.
+A prior is a network from encoded observations to *prior parameters*, and a rule that makes a distribution of them. The
+parameters of one state are a vector of fixed width, so stage 2, in which the prior is frozen, can keep them in the
+replay instead of the observation that they were computed from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from spirl_ray.config import SkillSettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.registry import Registry
 from spirl_ray.skills.gaussian import LOG_STD_MIN, DiagonalGaussian
 from spirl_ray.skills.networks import mlp
 
 
 class LatentDistribution(Protocol):
-    """What training and rollouts need of p(. | s)."""
+    """What training and rollouts need of a distribution over latents [..., Z]."""
 
     def log_prob(self, value: Tensor) -> Tensor: ...
 
@@ -26,32 +30,29 @@ class LatentDistribution(Protocol):
 
     def mode(self) -> Tensor: ...
 
-    def draw_part(self) -> DiagonalGaussian:
-        """A Gaussian, drawn so that what is drawn from it is drawn from this distribution."""
+    def sample_component(self) -> DiagonalGaussian:
+        """A Gaussian drawn at random, so that a sample of it is a sample of this distribution."""
         ...
 
 
-class GaussianPrior(nn.Module):
-    """A diagonal Gaussian from an MLP. The high-level policy has the same shape, so it can start from it."""
+class PolicyDistribution(LatentDistribution, Protocol):
+    """A distribution that a policy may have: a Gaussian or a mixture of Gaussians."""
 
-    def __init__(self, state_dim: int, latent_dim: int, *, width: int, layers: int) -> None:
-        super().__init__()
-        self.net = mlp(state_dim, 2 * latent_dim, width=width, layers=layers)
-
-    def forward(self, states: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian.from_parameters(self.net(states))
+    def as_mixture(self) -> tuple[Tensor, DiagonalGaussian]:
+        """Weights [..., K] and components [..., K, Z]."""
+        ...
 
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """K diagonal Gaussians: logits [B, K], components' tensors [B, K, Z]."""
+    """K diagonal Gaussians: logits [..., K], components' tensors [..., K, Z]."""
 
     logits: Tensor
     components: DiagonalGaussian
 
     @staticmethod
     def from_parameters(parameters: Tensor, latent_dim: int) -> GaussianMixture:
-        """From a network's outputs [..., K (1 + 2 Z)]."""
+        """Splits a network's outputs [..., K (1 + 2 Z)]."""
         components = parameters.shape[-1] // (1 + 2 * latent_dim)
         logits, rest = parameters.split([components, 2 * components * latent_dim], dim=-1)
         return GaussianMixture(
@@ -63,20 +64,23 @@ class GaussianMixture:
         return torch.logsumexp(weights + self.components.log_prob(value.unsqueeze(-2)), dim=-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        chosen = torch.multinomial(self.logits.softmax(-1), 1, generator=generator)
-        return self._pick(self.components.sample(generator), chosen)
+        return self._sample_component(generator).sample(generator)
 
     def mode(self) -> Tensor:
         """The mean of the heaviest component."""
         return self._pick(self.components.mean, self.logits.argmax(-1, keepdim=True))
 
-    def parts(self) -> tuple[Tensor, DiagonalGaussian]:
+    def as_mixture(self) -> tuple[Tensor, DiagonalGaussian]:
         """Weights [..., K] and components [..., K, Z]."""
         return self.logits.softmax(-1), self.components
 
-    def draw_part(self) -> DiagonalGaussian:
-        """A component, by its weight."""
-        chosen = torch.multinomial(self.logits.softmax(-1), 1)
+    def sample_component(self) -> DiagonalGaussian:
+        """A component, drawn by its weight."""
+        return self._sample_component(None)
+
+    def _sample_component(self, generator: torch.Generator | None) -> DiagonalGaussian:
+        weights = self.logits.softmax(-1)
+        chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=generator).view(*weights.shape[:-1], 1)
         return DiagonalGaussian(self._pick(self.components.mean, chosen), self._pick(self.components.log_std, chosen))
 
     @staticmethod
@@ -84,21 +88,77 @@ class GaussianMixture:
         return values.gather(-2, chosen.unsqueeze(-1).expand(*chosen.shape, values.shape[-1])).squeeze(-2)
 
 
-class MixturePrior(nn.Module):
-    def __init__(self, state_dim: int, latent_dim: int, *, width: int, layers: int, components: int) -> None:
+class SkillPrior(nn.Module):
+    """A network whose outputs are the parameters of p(z | s).
+
+    Args:
+        inputs: width of the encoded observation.
+        latent_dim: Z.
+        settings: of the skills; a kind of prior reads its own options there.
+    """
+
+    param_dim: int
+    """P, the parameters of one state."""
+    policy_param_dim: int
+    """Parameters of the distribution that a policy may start from, see `policy_parameters`."""
+
+    def __init__(self, inputs: int, latent_dim: int, settings: SkillSettings) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.net = mlp(state_dim, components * (1 + 2 * latent_dim), width=width, layers=layers)
 
-    def forward(self, states: Tensor) -> GaussianMixture:
-        return GaussianMixture.from_parameters(self.net(states), self.latent_dim)
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Encoded observations [..., F] -> prior parameters [..., P]."""
+        raise NotImplementedError
+
+    def distribution(self, parameters: Tensor) -> LatentDistribution:
+        """The prior with parameters [..., P]."""
+        raise NotImplementedError
+
+    def policy_parameters(self, parameters: Tensor) -> Tensor:
+        """The parameters [..., policy_param_dim] with which a policy starts as the prior: by default, the prior's."""
+        return parameters
+
+    def policy_distribution(self, parameters: Tensor) -> PolicyDistribution:
+        """The Gaussian or mixture with parameters [..., policy_param_dim]."""
+        raise NotImplementedError
+
+    def auxiliary(self, parameters: Tensor) -> DiagonalGaussian | None:
+        """A distribution that is fitted beside the prior, where a policy cannot start as the prior itself."""
+        return None
 
 
-def from_parameters(parameters: Tensor, latent_dim: int) -> DiagonalGaussian | GaussianMixture:
-    """The distribution whose parameters a prior's network gave: 2 Z of a Gaussian, or K (1 + 2 Z) of a mixture."""
-    if parameters.shape[-1] == 2 * latent_dim:
+class GaussianPrior(SkillPrior):
+    """A diagonal Gaussian from an MLP: 2 Z parameters, means and log deviations."""
+
+    def __init__(self, inputs: int, latent_dim: int, settings: SkillSettings) -> None:
+        super().__init__(inputs, latent_dim, settings)
+        self.param_dim = self.policy_param_dim = 2 * latent_dim
+        self.net = mlp(inputs, self.param_dim, width=settings.width, layers=settings.prior_layers)
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        return self.net(encoded)
+
+    def distribution(self, parameters: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian.from_parameters(parameters)
-    return GaussianMixture.from_parameters(parameters, latent_dim)
+
+    policy_distribution = distribution
+
+
+class MixturePrior(SkillPrior):
+    """K diagonal Gaussians from an MLP: K (1 + 2 Z) parameters, weights' logits first."""
+
+    def __init__(self, inputs: int, latent_dim: int, settings: SkillSettings) -> None:
+        super().__init__(inputs, latent_dim, settings)
+        self.param_dim = self.policy_param_dim = settings.mixture_components * (1 + 2 * latent_dim)
+        self.net = mlp(inputs, self.param_dim, width=settings.width, layers=settings.prior_layers)
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        return self.net(encoded)
+
+    def distribution(self, parameters: Tensor) -> GaussianMixture:
+        return GaussianMixture.from_parameters(parameters, self.latent_dim)
+
+    policy_distribution = distribution
 
 
 class AffineCoupling(nn.Module):
@@ -163,27 +223,67 @@ class ConditionalFlow:
         """The image of the base's mean (not the exact mode of the density)."""
         return self._push(self.base.mean)
 
-    def draw_part(self) -> DiagonalGaussian:
-        """A draw, as narrow as a Gaussian may be."""
+    def sample_component(self) -> DiagonalGaussian:
+        """A Gaussian about a sample, as narrow as a Gaussian may be."""
         latent = self.sample()
         return DiagonalGaussian(latent, torch.full_like(latent, LOG_STD_MIN))
 
 
-class FlowPrior(nn.Module):
-    def __init__(self, state_dim: int, latent_dim: int, *, width: int, layers: int, couplings: int) -> None:
-        super().__init__()
+class FlowPrior(SkillPrior):
+    """A conditional flow: width + 4 Z parameters, the features of its couplings, its base, and a Gaussian.
+
+    A policy is a Gaussian or a mixture, which a flow is not. So a Gaussian is fitted beside it, where policies start.
+    """
+
+    def __init__(self, inputs: int, latent_dim: int, settings: SkillSettings) -> None:
+        super().__init__(inputs, latent_dim, settings)
         if latent_dim < 2:
             raise SpirlError(
                 f"skills.prior: flow needs a latent of at least 2 dimensions, this one has {latent_dim}. "
                 "Use gaussian or mixture."
             )
-        self.latent_dim = latent_dim
-        self.trunk = mlp(state_dim, width + 2 * latent_dim, width=width, layers=layers - 1)
+        width = settings.width
+        self.policy_param_dim = 2 * latent_dim
+        self.param_dim = width + 2 * self.policy_param_dim
+        self.trunk = mlp(inputs, self.param_dim, width=width, layers=settings.prior_layers)
         self.couplings = nn.ModuleList(
-            AffineCoupling(latent_dim, width, width=width, flip=bool(i % 2)) for i in range(couplings)
+            AffineCoupling(latent_dim, width, width=width, flip=bool(i % 2)) for i in range(settings.flow_layers)
         )
 
-    def forward(self, states: Tensor) -> ConditionalFlow:
-        out = self.trunk(states)
-        features, base = out.split([out.shape[-1] - 2 * self.latent_dim, 2 * self.latent_dim], dim=-1)
+    def forward(self, encoded: Tensor) -> Tensor:
+        return self.trunk(encoded)
+
+    def distribution(self, parameters: Tensor) -> ConditionalFlow:
+        each = self.policy_param_dim
+        features, base, _ = parameters.split([self.param_dim - 2 * each, each, each], dim=-1)
         return ConditionalFlow(DiagonalGaussian.from_parameters(base), features, self.couplings)
+
+    def policy_parameters(self, parameters: Tensor) -> Tensor:
+        return parameters[..., -self.policy_param_dim :]
+
+    def policy_distribution(self, parameters: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian.from_parameters(parameters)
+
+    def auxiliary(self, parameters: Tensor) -> DiagonalGaussian:
+        return self.policy_distribution(self.policy_parameters(parameters))
+
+
+PriorFactory = Callable[[int, int, SkillSettings], SkillPrior]
+PRIORS: Registry[PriorFactory] = Registry("skill prior")
+
+
+def register_prior(name: str, factory: PriorFactory, *, replace: bool = False) -> None:
+    """Adds a skill prior that ``skills.prior`` can name.
+
+    Args:
+        name: of the prior.
+        factory: builds a `SkillPrior` from the width of an encoded observation, Z and the skills' settings; a subclass
+            is one.
+        replace: True allows to replace a prior of this name.
+    """
+    PRIORS.register(name, factory, replace=replace)
+
+
+register_prior("gaussian", GaussianPrior)
+register_prior("mixture", MixturePrior)
+register_prior("flow", FlowPrior)

@@ -16,24 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spirl_ray.config import to_yaml
+from spirl_ray.envs.metrics import MODES
 from spirl_ray.files.atomic import write_atomically
 from spirl_ray.files.tables import write_csv
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
 
 CSV, FIGURE, BEST = "results.csv", "results.png", "best.yaml"
-_MEASURED = (
-    "deterministic_subtasks",
-    "deterministic_return",
-    "sampled_subtasks",
-    "sampled_return",
-    "env_steps",
-    "wall_clock_s",
-    "config_hash",
-    "commit",
-    "policy",
-    "skills",
-)
+_MEASURED = ("env_steps", "wall_clock_s", "config_hash", "commit", "policy", "skills")
 _BINS = 6
 """Cells of a heat map along a range."""
 _COLOURS = "viridis"
@@ -75,11 +65,14 @@ def _without_seeds(parameters: Parameters) -> Parameters:
 
 def write_results(sweep: Sweep, ledger: Ledger) -> Path:
     """Writes ``results.csv``: a row for each trial, in the order of their numbers."""
+    modes = tuple(f"{mode}_" for mode in MODES)
+    metrics = [name for record in ledger.records for name in record.newest if name.startswith(modes)]
+    columns = dict.fromkeys([*(metrics or [sweep.file.metric]), *_MEASURED])
     rows = []
     for record in sorted(ledger.records, key=lambda record: record.number):
         row: Row = {"trial": record.number, "status": record.status}
         row |= {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in record.parameters.items()}
-        row |= {name: record.newest.get(name, "") for name in _MEASURED}
+        row |= {name: record.newest.get(name, "") for name in columns}
         rows.append(row | {"error": " ".join((record.error or "").split())})
     write_csv(sweep.folder / CSV, rows)
     return sweep.folder / CSV
@@ -149,9 +142,10 @@ def write_figure(sweep: Sweep, ledger: Ledger) -> Path | None:
 
 
 def _metric(sweep: Sweep) -> str:
-    mode, _, what = sweep.file.metric.partition("_")
-    name = "subtasks completed" if what == "subtasks" else "return"
-    return f"{name} ({'deterministic policy' if mode == 'deterministic' else 'sampled actions'})"
+    mode = sweep.file.metric.partition("_")[0]
+    metric = sweep.metric
+    unit = f" [{metric.unit}]" if metric.unit else ""
+    return f"{metric.label}{unit} ({'deterministic policy' if mode == 'deterministic' else 'sampled actions'})"
 
 
 def _counted(found: Sequence[Setting]) -> str:
@@ -239,7 +233,7 @@ def _curve(axes: Axes, sweep: Sweep, found: Sequence[Setting], key: str) -> None
         axes.set_xscale("log")
     axes.set_xlabel(key)
     axes.set_ylabel(_metric(sweep))
-    if sweep.file.metric.endswith("_subtasks"):
+    if sweep.metric.range[0] == 0.0:
         axes.set_ylim(0.0, 1.05 * max(1.0, axes.dataLim.y1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

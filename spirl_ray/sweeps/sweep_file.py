@@ -21,11 +21,12 @@ from spirl_ray.config import (
     readable_problems,
     split_override,
 )
+from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.scores import experiment_scores
 
 Parameters = dict[str, Any]
 """Values of a trial, by config key such as ``train.actor_lr``."""
-Metric = Literal["deterministic_subtasks", "deterministic_return", "sampled_subtasks", "sampled_return"]
 _NOT_SEARCHED = {
     "name": "it names the folder that all trials share",
     "output": "all trials share one folder",
@@ -161,7 +162,8 @@ class SweepFile(Settings):
     samples: int = Field(default=1, ge=1)
     """How often the space is drawn from; with grids, how often each combination is. Raising it goes on with a sweep."""
     scheduler: SchedulerSettings = SchedulerSettings()
-    metric: Metric = "deterministic_subtasks"
+    metric: str = "deterministic_score"
+    """``deterministic_`` or ``sampled_``, then ``score`` or another metric of the environment's episodes."""
     mode: Literal["max", "min"] = "max"
     concurrency: int | None = Field(default=None, ge=1)
     """Trials at the same time; None means as many as have room, for pbt all."""
@@ -238,6 +240,12 @@ class Sweep:
         space = {key: dimension.model_dump(mode="json", exclude_none=True) for key, dimension in self.space.items()}
         return fingerprint(base, space, file.search, file.seed, file.scheduler, file.metric, file.mode, population)
 
+    @property
+    def metric(self) -> EpisodeMetric:
+        """What is optimised, as the base's environment declares it."""
+        scores, name = experiment_scores(self.base), self.file.metric.partition("_")[2]
+        return scores[scores.preferred[0] if name == SCORE else name]
+
     def experiment(self, parameters: Parameters) -> Experiment:
         """The experiment of a trial; a single value of ``methods`` or ``seeds`` is a list of one.
 
@@ -290,8 +298,20 @@ class Sweep:
                     f"{changed} in overrides.{method}. Remove it there."
                 )
 
+    def _check_metric(self, experiment: Experiment) -> None:
+        scores = experiment_scores(experiment)
+        known = [f"{mode}_{name}" for mode in MODES for name in (SCORE, *scores.names)]
+        if self.file.metric not in known:
+            raise SpirlError(f"{self.origin}: unknown metric {self.file.metric!r}; known are {', '.join(known)}.")
+        name = self.file.metric.partition("_")[2]
+        measured = [scores[one] for one in (scores.preferred if name == SCORE else (name,))]
+        if "mode" not in self.file.model_fields_set and any(metric.sign < 0 for metric in measured):
+            raise SpirlError(f"{self.origin}: less of {self.file.metric} is better, so write mode: min (or max).")
+
     def _check_experiment(self, experiment: Experiment) -> None:
-        mode, scheduler = self.file.metric.partition("_")[0], self.file.scheduler
+        scheduler = self.file.scheduler
+        self._check_metric(experiment)
+        mode = self.file.metric.partition("_")[0]
         if mode not in experiment.evaluate.modes:
             raise SpirlError(
                 f"{self.origin}: metric {self.file.metric} needs {mode} among evaluate.modes of the base experiment."

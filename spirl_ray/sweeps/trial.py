@@ -24,6 +24,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.pipeline import stages as pipeline
 from spirl_ray.pipeline.provenance import commit
+from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import readable_cause
 from spirl_ray.pipeline.training import checkpoints
 from spirl_ray.pipeline.workspace import Trial, Workspace
@@ -191,9 +192,10 @@ def _result(results: list[tuple[Trial, Row, Row]]) -> Row:
         "env_steps": sum(trained["env_steps"] for _, trained, _ in results),
         "wall_clock_s": round(sum(trained["wall_clock_s"] for _, trained, _ in results), 1),
     }
-    for mode in results[0][2]:
-        for ours, theirs in (("subtasks", "subtasks"), ("return", "episode_return")):
-            row[f"{mode}_{ours}"] = sum(found[mode][theirs] for _, _, found in results) / len(results)
+    scores = experiment_scores(results[0][0].experiment)
+    for mode in results[0][2]["modes"]:
+        means = scores.mean(found["modes"][mode] for _, _, found in results)
+        row |= {f"{mode}_{name}": value for name, value in scores.with_score(means).items()}
     everywhere = [_where(trial) for trial, _, _ in results]
     for key in ("policy", "config_hash", "skills"):
         row[key] = "+".join(dict.fromkeys(str(where[key]) for where in everywhere))

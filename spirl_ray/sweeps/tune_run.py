@@ -19,6 +19,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spirl_ray.config import to_yaml
+from spirl_ray.envs.metrics import MODES
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import write_atomically
 from spirl_ray.pipeline.session import ray_session, readable_cause
@@ -223,7 +224,8 @@ class _Recorder(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Row, **info: Any) -> None:
         record = self._record(trial)
-        row = {name: result[name] for name in _REPORTED if name in result}
+        metrics = tuple(f"{mode}_" for mode in MODES)
+        row = {name: value for name, value in result.items() if name in _REPORTED or name.startswith(metrics)}
         if result.get(FINAL):
             record.result = row
         else:
@@ -258,19 +260,8 @@ class _Recorder(tune.Callback):
         self.on_progress({running[name]: row for name, row in by_name.items() if name in running})
 
 
-_REPORTED = (
-    "env_steps",
-    "wall_clock_s",
-    "deterministic_subtasks",
-    "deterministic_return",
-    "sampled_subtasks",
-    "sampled_return",
-    "config_hash",
-    "commit",
-    "policy",
-    "skills",
-    "lineage",
-)
+_REPORTED = ("env_steps", "wall_clock_s", "config_hash", "commit", "policy", "skills", "lineage")
+"""What a record keeps of a report, besides the metrics of the evaluated episodes."""
 
 
 def searches_data(sweep: Sweep) -> bool:

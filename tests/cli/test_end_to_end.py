@@ -188,7 +188,7 @@ def test_a_run_that_is_killed_in_every_stage_goes_on_each_time(tmp_path: Path, s
     assert steps[-1] == trained["env_steps"]
     assert int(metrics[-1]["updates"]) == trained["updates"]
     # One update for each decision after the warm-up, as in an unbroken run.
-    assert trained["skill_steps"] - trained["updates"] <= 8 + 4
+    assert trained["decisions"] - trained["updates"] <= 8 + 4
     (skills,) = out.glob("skills/*/metrics.csv")
     assert [float(row["update"]) for row in rows(skills)] == list(range(100, 2001, 100))
     (episodes,) = out.glob("evaluation/*/episodes.csv")

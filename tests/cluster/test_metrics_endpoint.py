@@ -17,10 +17,14 @@ DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "spirl-ray.json"
 DRIVER = """
 import sys
 import ray
-from spirl_ray.pipeline.monitoring import GAUGES, Monitor
+from spirl_ray.envs import environment
+from spirl_ray.metrics import training_metrics
+from spirl_ray.pipeline.monitoring import Monitor
 ray.init(address=sys.argv[1], log_to_driver=False)
-for stage, columns in GAUGES.items():
-    Monitor("toy", "spirl_cl-s0", stage).show(dict.fromkeys(columns, 1.5))
+scores = environment("spirl/PointPads-v0").scores({})
+for stage in ("pretrain", "train"):
+    columns = [metric.name for metric in training_metrics(stage)] + ["subtasks"]
+    Monitor("toy", "spirl_cl-s0", stage, scores).show(dict.fromkeys(columns, 1.5))
 print("shown", flush=True)
 sys.stdin.read()
 """

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-from spirl_ray.pipeline.monitoring import GAUGES, TAGS
+from spirl_ray.cluster.grafana import dashboard
+from spirl_ray.metrics import training_metrics
+from spirl_ray.pipeline.monitoring import EPISODE_GAUGE, EPISODE_TAGS
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "spirl-ray.json").read_text())
@@ -19,18 +21,25 @@ def plotted() -> list[str]:
     return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
 
 
-def test_every_series_is_one_that_the_program_sets_and_none_is_forgotten() -> None:
+def test_the_file_is_what_the_table_of_metrics_makes() -> None:
+    assert dashboard() == DASHBOARD, "run: python -m spirl_ray.cluster.grafana > cluster/grafana/spirl-ray.json"
+
+
+def test_every_series_is_one_that_the_program_sets_and_no_panel_is_forgotten() -> None:
     names = {re.match(r"\w+", expression)[0] for expression in plotted()}  # type: ignore[index]
-    assert names == {f"ray_{name}" for columns in GAUGES.values() for name, _ in columns.values()}
+    metrics = [metric for stage in ("pretrain", "train") for metric in training_metrics(stage) if metric.panel]
+    assert names == {f"ray_{EPISODE_GAUGE}", *(f"ray_{metric.gauge}" for metric in metrics)}
 
 
 def test_series_are_chosen_and_named_by_the_programs_tags() -> None:
     variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
     for expression in plotted():
         labels = dict(re.findall(r'(\w+)=~"\$(\w+)"', expression))
-        assert labels == {"run": "run", "trial": "trial"}
-        assert set(labels) <= set(TAGS)
+        assert all(label == variable for label, variable in labels.items())
+        assert {"run", "trial"} <= set(labels) <= set(EPISODE_TAGS)
         assert set(labels.values()) <= variables
+    (repeated,) = [panel for panel in DASHBOARD["panels"] if "repeat" in panel]
+    assert repeated["repeat"] in variables
 
 
 def test_panels_have_a_title_a_meaning_and_a_place_of_their_own() -> None:

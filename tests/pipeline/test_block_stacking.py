@@ -88,9 +88,11 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
         package_version="0",
     )
 
-    plan = RolloutPlan(str(skills), env_id, TARGET, "sampled", prior=True)
+    plan = RolloutPlan(
+        str(skills), env_id, TARGET, "sampled", prior=True, scores=envs.environment(env_id).scores(TARGET)
+    )
     (row,) = run_episodes(plan, [0], tmp_path / "prior.mp4")
-    assert (row.steps, row.subtasks) == (12, 0)
+    assert (row.metrics["length"], row.metrics["tower_height"]) == (12, 1)
     assert (tmp_path / "prior.mp4").stat().st_size > 1000
 
     resolved = resolve(experiment, method, spec)  # type: ignore[arg-type]
@@ -111,12 +113,12 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
         **how,
     )
     (row,) = run_episodes(RolloutPlan(str(folder), env_id, TARGET, "deterministic"), [0])
-    assert row.steps == 12
+    assert row.metrics["length"] == 12
     with pytest.raises(SpirlError, match="this policy needs"):
         run_episodes(RolloutPlan(str(folder), env_id, TARGET | {"n_blocks": 8}, "deterministic"), [0])
 
 
 def test_the_target_is_every_tower_that_the_blocks_allow() -> None:
-    target = envs.environment("spirl/BlockStacking-v0").target
-    assert target({"n_blocks": 3}) == ("height 2", "height 3")
-    assert len(target({})) == 10
+    scores = envs.environment("spirl/BlockStacking-v0").scores
+    assert scores({"n_blocks": 3}).names == ("return", "length", "tower_height", "height_2", "height_3")
+    assert len(scores({}).names) == 3 + 10

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from spirl_ray.envs import environment
 from spirl_ray.pipeline import monitoring
-from spirl_ray.pipeline.monitoring import GAUGES, TAGS, Monitor
-from spirl_ray.rl.learner import LOGGED
+from spirl_ray.pipeline.monitoring import EPISODE_GAUGE, EPISODE_TAGS, TAGS, Monitor
 
 
 class FakeGauge:
@@ -20,12 +20,13 @@ class FakeGauge:
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
         assert description
-        assert tag_keys == TAGS
+        self.tag_keys = tag_keys
         self.name = name
         self.made.append(name)
 
     def set(self, value: float, tags: dict[str, str]) -> None:
-        self.shown[self.name] = (value, tags)
+        assert tuple(tags) == self.tag_keys == (EPISODE_TAGS if self.name == EPISODE_GAUGE else TAGS)
+        self.shown[" ".join([self.name, *list(tags.values())[len(TAGS) :]])] = (value, tags)
 
 
 @pytest.fixture
@@ -39,9 +40,23 @@ def gauges(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeGauge]]:
 
 
 def test_a_row_is_shown_under_run_trial_and_stage(gauges: type[FakeGauge]) -> None:
-    Monitor("kitchen", "spirl_cl-s3", "train").show({"divergence": 2.5, "env_steps": 100, "subtask/kettle": 1.0})
+    Monitor("kitchen", "spirl_cl-s3", "train").show({"divergence": 2.5, "env_steps": 100, "unknown": 1.0})
     tags = {"run": "kitchen", "trial": "spirl_cl-s3", "stage": "train"}
-    assert gauges.shown == {"spirl_divergence": (2.5, tags), "spirl_env_steps": (100.0, tags)}
+    assert set(gauges.shown) == {"spirl_divergence", "spirl_env_steps"}
+    assert gauges.shown["spirl_divergence"] == (2.5, tags)
+
+
+def test_what_an_environment_declares_is_shown_by_its_name_for_training_and_evaluation(
+    gauges: type[FakeGauge],
+) -> None:
+    scores = environment("spirl/BlockStacking-v0").scores({"n_blocks": 3})
+    row = {"tower_height": 1.5, "height_2": 0.5}
+    Monitor("blocks", "spirl-s0", "train", scores).show(row, {"sampled": {"tower_height": 2.0, "episodes": 5}})
+    assert {name: value for name, (value, _) in gauges.shown.items()} == {
+        "spirl_episode_metric tower_height training": 1.5,
+        "spirl_episode_metric height_2 training": 0.5,
+        "spirl_episode_metric tower_height sampled": 2.0,
+    }
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.5"])
@@ -55,9 +70,5 @@ def test_what_is_no_number_leaves_the_gauge_as_it_is(gauges: type[FakeGauge], va
 def test_trials_of_a_process_share_a_gauge(gauges: type[FakeGauge]) -> None:
     for trial in ("spirl-s0", "spirl-s1"):
         Monitor("kitchen", trial, "pretrain").show({"train_loss": 1.0})
-    assert gauges.made == ["spirl_pretrain_loss"]
-
-
-def test_columns_of_the_learner_are_called_as_the_learner_calls_them() -> None:
-    of_the_learner = {"divergence", "divergence_p90", "alpha", "critic_loss", "policy_loss"}
-    assert of_the_learner <= set(GAUGES["train"]) & set(LOGGED)
+    assert "spirl_pretrain_train_loss" in gauges.shown
+    assert gauges.made.count("spirl_pretrain_train_loss") == 1

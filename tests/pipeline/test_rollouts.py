@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from spirl_ray.config import SkillSettings
+from spirl_ray.envs.metrics import undeclared
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.rollouts import (
     EpisodeRow,
     RolloutPlan,
-    mean_return,
-    mean_subtasks,
     read_episode_rows,
     run_episodes,
     write_episodes,
@@ -46,7 +46,7 @@ def skills(tmp_path: Path) -> Path:
 
 
 def plan(skills: Path, mode: str = "sampled") -> RolloutPlan:
-    return RolloutPlan(str(skills), PADS, {}, mode, prior=True, seed=5)  # type: ignore[arg-type]
+    return RolloutPlan(str(skills), PADS, {}, mode, prior=True, seed=5, scores=envs.environment(PADS).scores({}))  # type: ignore[arg-type]
 
 
 def test_an_episode_is_the_same_in_any_order_and_company(skills: Path) -> None:
@@ -55,15 +55,28 @@ def test_an_episode_is_the_same_in_any_order_and_company(skills: Path) -> None:
     assert [row.seed for row in together] == [5, 6]
 
 
+def test_an_episode_is_measured_by_what_its_environment_declares(skills: Path) -> None:
+    (row,) = run_episodes(plan(skills), [0])
+    assert list(row.metrics) == ["return", "length", "subtasks", "north", "east", "south", "west"]
+    assert row.metrics["subtasks"] == sum(row.metrics[pad] for pad in ("north", "east", "south", "west"))
+    # Whoever declares nothing has the return; the pads' info says nothing of a success, so there is none.
+    (row,) = run_episodes(replace(plan(skills), scores=undeclared()), [0])
+    assert list(row.metrics) == ["return", "length"]
+    assert row.metrics["length"] == envs.environment(PADS).max_episode_steps
+
+
 def test_episodes_survive_their_csv(tmp_path: Path) -> None:
     rows = [
-        EpisodeRow("sampled", 3, 8, 1.5, 80, 2, "kettle > light switch"),
-        EpisodeRow("sampled", 4, 9, 0.0, 80, 0, ""),
+        EpisodeRow("sampled", 3, 8, {"return": 1.5, "length": 80.0, "success": 1.0}),
+        EpisodeRow("sampled", 4, 9, {"return": 0.0, "length": 80.0}),
     ]
     write_episodes(tmp_path / "episodes.csv", rows)
     assert read_episode_rows(tmp_path / "episodes.csv") == rows
     assert read_episode_rows(tmp_path / "none.csv") == []
-    assert (mean_return(rows), mean_subtasks(rows)) == (0.75, 1.0)
+    assert (tmp_path / "episodes.csv").read_text().splitlines()[0] == "mode,episode,seed,return,length,success"
+    (tmp_path / "episodes.csv").write_text("mode,episode\nsampled,3\n")
+    with pytest.raises(SpirlError, match=r"episodes\.csv is damaged"):
+        read_episode_rows(tmp_path / "episodes.csv")
 
 
 def test_a_video_is_filmed_beside_the_same_rows(skills: Path, tmp_path: Path) -> None:

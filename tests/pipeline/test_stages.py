@@ -42,7 +42,9 @@ class Rollouts:
             self.tasks -= len(task)
             self.asked += task
             if on_rows:
-                on_rows([EpisodeRow(mode, number, number, 1.0, 9, number, "") for mode, number in task])
+                on_rows(
+                    [EpisodeRow(mode, number, number, {"return": 1.0, "success": number % 2}) for mode, number in task]
+                )
         return []
 
 
@@ -60,7 +62,8 @@ def test_an_evaluation_that_was_stopped_runs_only_what_is_missing(
     second = Rollouts(monkeypatch)
     result = evaluate(tmp_path)
     assert first.asked + second.asked == [(mode, i) for mode in ("deterministic", "sampled") for i in range(3)]
-    assert result.facts["sampled"] == {"episodes": 3, "subtasks": 1.0, "episode_return": 1.0}
+    assert result.facts["score"] == "success"
+    assert result.facts["modes"]["sampled"] == {"episodes": 3, "return": 1.0, "success": pytest.approx(1 / 3)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "summary.json"]
 
 

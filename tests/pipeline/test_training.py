@@ -15,6 +15,7 @@ import pytest
 
 from spirl_ray.config import parse_experiment
 from spirl_ray.envs import environment
+from spirl_ray.envs.metrics import EpisodeMetric, declare
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.pipeline import snapshots, training
@@ -61,16 +62,97 @@ def test_metrics_from_after_the_restored_checkpoint_are_dropped(tmp_path: Path) 
 
 def test_snapshots_from_after_the_restored_checkpoint_are_removed(tmp_path: Path) -> None:
     run = run_in(tmp_path)
-    for steps in (0, 400, 800):
-        folder = run.out / "snapshots" / f"step-{steps:012d}"
-        folder.mkdir(parents=True)
-        for mode in ("deterministic", "sampled"):
-            result = {"env_steps": steps, "mode": mode, "subtasks": steps / 400, "episode_return": -steps}
-            (folder / f"evaluation-{mode}.json").write_text(json.dumps(result))
+    evaluated(run.out, {0: (0.0, 0.0), 400: (1.0, 1.0), 800: (2.0, 2.0)})
     evaluations = SnapshotEvaluations(run, 400)
     assert sorted(path.name[-3:] for path in (run.out / "snapshots").iterdir()) == ["000", "400"]
-    assert evaluations.at(400) == {"deterministic": 1.0, "sampled": 1.0}
-    assert evaluations.best() == 0
+    assert sorted(evaluations.results) == [
+        (0, "deterministic"),
+        (0, "sampled"),
+        (400, "deterministic"),
+        (400, "sampled"),
+    ]
+
+
+def evaluated(out: Path, subtasks: dict[int, tuple[float, float]], name: str = "subtasks") -> None:
+    """Snapshots with this score, deterministic and sampled, by their steps."""
+    for steps, values in subtasks.items():
+        folder = snapshots.snapshot_folder(out, steps)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "policy.safetensors").write_text(f"weights {steps}")
+        for mode, value in zip(("deterministic", "sampled"), values, strict=True):
+            result = {"env_steps": steps, "mode": mode, "episodes": 5, name: value, "return": -steps}
+            (folder / f"evaluation-{mode}.json").write_text(json.dumps(result))
+
+
+def test_the_best_snapshot_has_the_best_mean_of_both_modes_and_is_the_later_of_equals(tmp_path: Path) -> None:
+    scores = environment("spirl/PointPads-v0").scores({})
+    evaluated(tmp_path, {0: (4.0, 0.0), 100: (2.0, 3.0), 200: (3.0, 2.0), 300: (1.0, 1.0)})
+    found = snapshots.best_and_last(snapshots.results_so_far(tmp_path), scores)
+    assert (found["best"]["env_steps"], found["last"]["env_steps"]) == (200, 300)
+    assert found["best"]["deterministic"] == {"episodes": 5, "return": -200, "subtasks": 3.0}
+    (snapshots.snapshot_folder(tmp_path, 200) / "evaluation-sampled.json").unlink()  # evaluated in one mode only
+    assert snapshots.best_and_last(snapshots.results_so_far(tmp_path), scores)["best"]["env_steps"] == 100
+
+
+def test_the_best_snapshot_has_the_least_of_a_score_of_which_less_is_better(tmp_path: Path) -> None:
+    slow = EpisodeMetric(name="slowness", meaning="x", more_is_better=False, of=lambda outcome: 0.0)
+    evaluated(tmp_path, {0: (9.0, 9.0), 100: (2.0, 2.0), 200: (5.0, 5.0)}, "slowness")
+    found = snapshots.best_and_last(snapshots.results_so_far(tmp_path), declare([slow], "slowness"))
+    assert found["best"]["env_steps"] == 100
+
+
+@pytest.mark.parametrize(("publish", "steps"), [("best", 200), ("last", 400)])
+def test_the_settings_choose_which_snapshot_is_published(tmp_path: Path, publish: str, steps: int) -> None:
+    run = run_in(tmp_path, publish=publish)
+    evaluated(run.out, {200: (3.0, 3.0), 400: (1.0, 1.0)})
+    attempt = Attempt.begin(run.out)
+    training._publish_and_note(run, attempt, {"env_steps": 400})
+    trained = json.loads((run.out / "trained.json").read_text())
+    assert (trained["publish"], trained["published_env_steps"], trained["score"]) == (publish, steps, "subtasks")
+    assert (trained["best"]["env_steps"], trained["last"]["env_steps"]) == (200, 400)
+    assert (run.out / "policy.safetensors").read_text() == f"weights {steps}"
+    assert not list(run.out.glob("evaluation-*"))
+
+
+def test_another_choice_publishes_another_snapshot_without_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train() -> None:
+        raise AssertionError("there is nothing left to train")
+
+    monkeypatch.setattr(training, "algorithm_config", lambda run: train())
+    run = run_in(tmp_path)
+    evaluated(run.out, {200: (3.0, 3.0), 400: (1.0, 1.0)})
+    (run.out / "policy.json").touch()
+    training._publish_and_note(run, Attempt.begin(run.out), {"env_steps": 400, "updates": 7})
+    assert is_trained(run)
+    last = run_in(tmp_path, publish="last")
+    assert last.config_hash == run.config_hash
+    assert not is_trained(last)
+    result = training.train_policy(last)
+    assert (result["published_env_steps"], result["updates"]) == (400, 7)
+    assert (run.out / "policy.safetensors").read_text() == "weights 400"
+    assert is_trained(last)
+    assert training.train_policy(run)["published_env_steps"] == 200
+
+
+def test_a_longer_training_may_publish_a_later_snapshot(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    evaluated(run.out, {200: (3.0, 3.0), 400: (1.0, 1.0)})
+    assert training._publish_and_note(run, Attempt.begin(run.out), {"env_steps": 400})["published_env_steps"] == 200
+    evaluated(run.out, {600: (3.5, 3.0)})
+    assert training._publish_and_note(run, Attempt.begin(run.out), {"env_steps": 600})["published_env_steps"] == 600
+
+
+def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    evaluated(run.out, {400: (1.0, 1.0)})
+    old = Attempt.begin(run.out)
+    Attempt.begin(run.out)
+    with pytest.raises(SpirlError, match="attempt 2"):
+        training._publish_and_note(run, old, {"env_steps": 400})
+    assert not (run.out / "trained.json").exists()
+    assert not (run.out / "policy.safetensors").exists()
 
 
 def test_a_snapshot_without_a_result_is_evaluated_when_a_run_goes_on(
@@ -83,11 +165,13 @@ def test_a_snapshot_without_a_result_is_evaluated_when_a_run_goes_on(
     started = []
     monkeypatch.setattr(snapshots, "read_policy_card", lambda folder: type("Card", (), {"env_steps": 400}))
     monkeypatch.setattr(snapshots, "start_rollouts", lambda plan, episodes: started.append((plan.mode, list(episodes))))
-    monkeypatch.setattr(snapshots, "gather_rollouts", lambda refs: [EpisodeRow("m", 0, 0, 2.0, 9, 2, "a > b")])
+    monkeypatch.setattr(
+        snapshots, "gather_rollouts", lambda refs: [EpisodeRow("m", 0, 0, {"return": 2.0, "subtasks": 2.0})]
+    )
     evaluations = SnapshotEvaluations(run, 400)
     assert started == [("deterministic", [0]), ("sampled", [0])]
     evaluations.collect(7.0, wait=True)
-    assert evaluations.at(400) == {"deterministic": 2.0, "sampled": 2.0}
+    assert {mode: row["subtasks"] for mode, row in evaluations.newest.items()} == {"deterministic": 2.0, "sampled": 2.0}
     assert steps_in(run.out / "evaluations.csv") == [400, 400]
 
 
@@ -147,8 +231,13 @@ class Algorithm:
 
 def loop(run: TrainingRun, events: dict[int, Callable[[], Any]]) -> None:
     attempt = Attempt.begin(run.out)
-    evaluations: Any = SimpleNamespace(snapshot=lambda *_: None, collect=lambda *_: None, newest={})
-    monitor: Any = SimpleNamespace(show=lambda row: None)
+    evaluations: Any = SimpleNamespace(
+        snapshot=lambda *_: None,
+        collect=lambda *_: None,
+        newest={},
+        scores=environment("spirl/PointPads-v0").scores({}),
+    )
+    monitor: Any = SimpleNamespace(show=lambda *_: None)
     training._loop(run, attempt, Algorithm(events), evaluations, monitor, None)  # type: ignore[arg-type]
 
 

@@ -10,28 +10,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_skills import METHODS
 
 import spirl_ray.envs as envs
+from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.policy.policy import CARD, TENSORS, load_policy, prior_policy, save_policy
-from spirl_ray.rl.policy_network import SkillPolicy
+from spirl_ray.rl.methods import method_config
+from spirl_ray.rl.policy_network import PolicyNetwork, PolicyObserver, policy_spec
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import SkillExecution
 
 POINT_PADS = "spirl/PointPads-v0"
 HORIZON = 4
-STATE_DIM = envs.environment(POINT_PADS).state_dim
+FEATURES = envs.environment(POINT_PADS).features
 MakeSkills = Callable[..., Path]
+Observation = dict[str, np.ndarray]
 
 
-def observation(number: int) -> np.ndarray:
-    return np.random.default_rng(number).normal(size=STATE_DIM + 2).astype(np.float32)
+def observation(number: int) -> Observation:
+    rng = np.random.default_rng(number)
+    return {name: rng.normal(size=feature.shape).astype(np.float32) for name, feature in FEATURES.items()}
 
 
-def saved(folder: Path, skills: Path, **card: Any) -> SkillPolicy:
-    """Writes a policy with random weights; returns its network."""
+def saved(folder: Path, skills: Path, **card: Any) -> Callable[[Observation], Any]:
+    """Writes a policy with random weights; returns what gives its distribution."""
     torch.manual_seed(5)
-    network = SkillPolicy(load_skills(skills))
+    model = load_skills(skills)
+    method = method_config(METHODS[model.spec.decoder], TrainSettings(policy_init="scratch"), model.spec)
+    spec = policy_spec(model, method, FEATURES)
+    network, observer = PolicyNetwork(spec, model), PolicyObserver(spec, model)
     fields = {
         "environment": POINT_PADS,
         "env_kwargs": {},
@@ -41,8 +49,8 @@ def saved(folder: Path, skills: Path, **card: Any) -> SkillPolicy:
         "env_steps": 10,
         "config_hash": "abc",
     }
-    save_policy(folder, network.state_dict(), skills, **fields | card)
-    return network
+    save_policy(folder, network.state_dict(), skills, policy=spec, **fields | card)
+    return lambda seen: network(torch.from_numpy(observer(seen)).unsqueeze(0))
 
 
 def actions(policy: Any, count: int = 3 * HORIZON) -> np.ndarray:
@@ -59,10 +67,9 @@ def test_loaded_policy_acts_like_network_and_decoder(
     execution = SkillExecution(load_skills(skills), limit)
     expected = []
     while len(expected) < 3 * HORIZON:
-        state = observation(len(expected))[:STATE_DIM]
-        execution.begin(network(torch.from_numpy(state)[None]).mean[0].detach().numpy())
+        execution.begin(network(observation(len(expected))).mean[0].detach().numpy())
         while not execution.finished:
-            expected.append(execution.action(observation(len(expected))[:STATE_DIM]))
+            expected.append(execution.action(observation(len(expected))))
     np.testing.assert_array_equal(actions(load_policy(tmp_path / "policy")), np.stack(expected))
 
 
@@ -83,8 +90,9 @@ import sys
 sys.modules["ray"] = None
 import numpy
 from spirl_ray.policy.policy import load_policy
-state = numpy.array({observation(0).tolist()}, numpy.float32)
-print(*load_policy({str(tmp_path / "policy")!r}).act(state).tolist())
+given = { ({name: value.tolist() for name, value in observation(0).items()}) }
+seen = {{name: numpy.array(value, numpy.float32) for name, value in given.items()}}
+print(*load_policy({str(tmp_path / "policy")!r}).act(seen).tolist())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -123,11 +131,12 @@ def test_reset_forgets_the_running_skill_and_restarts_the_sampling(make_skills: 
 def test_bare_prior_acts_by_its_mode(make_skills: MakeSkills) -> None:
     skills = make_skills("closed_loop", "mixture")
     model = load_skills(skills)
-    state = observation(0)[:STATE_DIM]
+    seen = observation(0)
     execution = SkillExecution(model)
-    execution.begin(model.prior_distribution(torch.from_numpy(state)[None]).mode()[0].numpy())
-    found = prior_policy(skills, POINT_PADS, deterministic=True).act(state)
-    np.testing.assert_array_equal(found, execution.action(state))
+    rows = {name: torch.from_numpy(value)[None] for name, value in seen.items()}
+    execution.begin(model.prior_distribution(rows).mode()[0].numpy())
+    found = prior_policy(skills, deterministic=True).act(seen)
+    np.testing.assert_array_equal(found, execution.action(seen))
 
 
 @pytest.mark.parametrize("outside", ["../skills", "/tmp/skills", "skills/../../other"])
@@ -159,7 +168,28 @@ def test_card_of_another_shape_is_refused(make_skills: MakeSkills, tmp_path: Pat
         load_policy(tmp_path / "policy")
 
 
-def test_observation_of_another_environment_is_refused(make_skills: MakeSkills, tmp_path: Path) -> None:
+def test_a_card_of_version_1_is_refused_with_what_to_do(make_skills: MakeSkills, tmp_path: Path) -> None:
     saved(tmp_path / "policy", make_skills())
-    with pytest.raises(SpirlError, match=f"needs {STATE_DIM} entries"):
-        load_policy(tmp_path / "policy").act(np.zeros(STATE_DIM - 1, np.float32))
+    card = tmp_path / "policy" / CARD
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"format_version": 1}))
+    with pytest.raises(SpirlError, match=r"policy\.json has format version 1; this program reads 2\..*spirl train"):
+        load_policy(tmp_path / "policy")
+
+
+def test_objects_in_a_card_need_the_agent_that_they_are_seen_from(make_skills: MakeSkills, tmp_path: Path) -> None:
+    saved(tmp_path / "policy", make_skills())
+    card = tmp_path / "policy" / CARD
+    raw = json.loads(card.read_text())
+    objects = {"shape": [5, 3], "objects": {"agent": "nobody", "up": 2, "size": 0.1}}
+    raw["policy"]["features"]["things"] = objects
+    card.write_text(json.dumps(raw))
+    with pytest.raises(SpirlError, match=r"'things' is seen from 'nobody'"):
+        load_policy(tmp_path / "policy")
+
+
+def test_observation_without_a_feature_is_refused(make_skills: MakeSkills, tmp_path: Path) -> None:
+    saved(tmp_path / "policy", make_skills())
+    seen = observation(0)
+    del seen["lamps"]
+    with pytest.raises(SpirlError, match="lacks the feature 'lamps'"):
+        load_policy(tmp_path / "policy").act(seen)

@@ -9,12 +9,14 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from spirl_ray.envs.metrics import EpisodeMetric, declare, subtask_scores, undeclared
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.video import VideoWriter
 from spirl_ray.reports.records import ExperimentRecord, PriorRecord, SkillRecord, TrialRecord
 from spirl_ray.reports.report import duration, write_report
 
 SUBTASKS = ("microwave", "kettle", "bottom burner", "light switch")
+SCORES = subtask_scores(SUBTASKS)
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect"}
 
 
@@ -33,11 +35,12 @@ def episodes_csv(path, **subtasks_by_mode):
         "mode": [mode for mode, _ in rows],
         "episode": range(len(rows)),
         "seed": range(len(rows)),
-        "episode_return": [count for _, count in rows],
-        "steps": [280] * len(rows),
+        "return": [count for _, count in rows],
+        "length": [280] * len(rows),
         "subtasks": [count for _, count in rows],
-        "completed": [" > ".join(SUBTASKS[:count]) for _, count in rows],
     }
+    for index, name in enumerate(SCORES.names[3:]):
+        columns[name] = [float(count > index) for _, count in rows]
     return write_csv(path, columns)
 
 
@@ -55,7 +58,7 @@ def trial(folder, method="spirl", seed=0, subtasks=(3, 3, 4, 2), **changes):
         "mode": ["deterministic", "sampled"] * 5,
         "episodes": [10] * 10,
         "subtasks": np.linspace(0, 2, 10) + seed / 10,
-        "episode_return": np.linspace(0, 2, 10),
+        "return": np.linspace(0, 2, 10),
         "wall_clock_s": np.repeat(steps / 100, 2),
     }
     metrics = {
@@ -65,6 +68,7 @@ def trial(folder, method="spirl", seed=0, subtasks=(3, 3, 4, 2), **changes):
         "divergence_phase_0": [""] * 20,
         "alpha": np.geomspace(0.1, 0.001, 20),
         "q_mean": np.linspace(0, 10, 20),
+        "subtasks": np.linspace(0, 1, 20),
     }
     folder = folder / f"{len(method)}-{seed}"
     record = TrialRecord(
@@ -90,7 +94,7 @@ def experiment(**changes):
     record = ExperimentRecord(
         name="kitchen",
         environment="spirl/Kitchen-v0",
-        subtasks=SUBTASKS,
+        scores=SCORES,
         config_yaml="rl:\n  target_divergence: 5.0\n",
         commands=["spirl run kitchen.yaml"],
         versions={"ray": "2.60.0"},
@@ -168,11 +172,11 @@ def whole(tmp_path_factory):
 def test_whole_report_has_verdict_curves_tables_and_provenance(whole):
     _, page = whole
     for words in (
-        "spirl completes the most: of 4 subtasks, 3.17 (95% interval 2.50 to 4.00) with its deterministic",
-        "and 2.00 (95% interval 2.00 to 2.00) with sampled actions",
+        "spirl scores best: subtasks 3.17 of 4 (95% interval 2.50 to 4.00) with its deterministic",
+        "and 2.00 of 4 (95% interval 2.00 to 2.00) with sampled actions",
         "500 k primitive environment steps (3 seeds, 6 episodes for each policy)",
         "Next comes without prior with 1.00",
-        "The best bare prior, without any reinforcement learning, completes 0.75",
+        "The best bare prior, without any reinforcement learning, scores 0.75 of 4",
         "1 h 23 min",
         "target_divergence: 5.0",
         "spirl run kitchen.yaml",
@@ -196,17 +200,21 @@ def test_results_csv_has_a_row_for_every_evaluation_point_and_the_final_one(whol
             "seed",
             "env_steps",
             "mode",
-            "subtasks",
+            "evaluation",
             "episodes",
+            *SCORES.names,
             "wall_clock_s",
             "config_hash",
             "commit",
         ]
     )
     assert len(rows) == 6 * (10 + 2)
+    assert [row["evaluation"] for row in rows[:12]] == ["training"] * 10 + ["final"] * 2
     assert rows[10] == {
-        **{"method": "spirl", "seed": "0", "env_steps": "500000", "mode": "deterministic", "subtasks": "3"},
-        **{"episodes": "2", "wall_clock_s": "5025.0", "config_hash": "c0ffee", "commit": "abc1234"},
+        **{"method": "spirl", "seed": "0", "env_steps": "500000", "mode": "deterministic", "evaluation": "final"},
+        **{"episodes": "2", "return": "3", "length": "280", "subtasks": "3", "microwave": "1", "kettle": "1"},
+        **{"bottom_burner": "1", "light_switch": "0", "wall_clock_s": "5025.0", "config_hash": "c0ffee"},
+        "commit": "abc1234",
     }
 
 
@@ -218,13 +226,13 @@ def test_results_json_has_the_numbers_of_the_tables(whole):
     assert best["mean"] == pytest.approx((3 + 4 + 2.5) / 3)
     assert best["interquartile_mean"] == pytest.approx((0.25 * 2.5 + 3 + 0.25 * 4) / 1.5)
     assert best["mean_interval_95"] == [2.5, 4.0]
-    assert [score["subtasks"] for score in best["seeds"]] == [3, 4, 2.5]
-    shares = numbers["completion"][0]
-    assert shares["episodes"] == 6
-    assert shares["shares"] == pytest.approx(
-        {"microwave": 1, "kettle": 1, "bottom burner": 5 / 6, "light switch": 2 / 6}
-    )
-    assert numbers["priors"][1]["subtasks"] == 1
+    assert [one["metrics"]["subtasks"] for one in best["seeds"]] == [3, 4, 2.5]
+    assert numbers["score"] == "subtasks"
+    means = numbers["means"][0]
+    assert means["episodes"] == 6
+    shares = {name: means["means"][name] for name in SCORES.names[3:]}
+    assert shares == pytest.approx({"microwave": 1, "kettle": 1, "bottom_burner": 5 / 6, "light_switch": 2 / 6})
+    assert numbers["priors"][1]["mean"] == 1
 
 
 def test_experiment_with_nothing_trained_is_a_report_that_says_so(tmp_path):
@@ -290,8 +298,8 @@ def test_malformed_cell_is_named_by_file_line_and_column(tmp_path):
 
 def test_missing_column_is_named(tmp_path):
     broken = trial(tmp_path)
-    broken.evaluations_csv.write_text("env_steps,mode\n100,sampled\n")
-    with pytest.raises(SpirlError, match=r"evaluations\.csv: no column 'subtasks'"):
+    broken.evaluations_csv.write_text("mode,subtasks\nsampled,1\n")
+    with pytest.raises(SpirlError, match=r"evaluations\.csv: no column 'env_steps'"):
         write_report(tmp_path / "report", experiment(trials=[broken]))
 
 
@@ -306,7 +314,7 @@ def test_names_are_escaped(tmp_path):
     record = experiment(
         name=hostile,
         environment=hostile,
-        subtasks=(hostile,),
+        scores=subtask_scores([hostile]),
         config_yaml=hostile,
         commands=[hostile],
         versions={hostile: hostile},
@@ -400,5 +408,47 @@ def test_a_prior_is_scored_by_the_episodes_of_its_own_mode(tmp_path):
     modes = ("deterministic", "sampled")
     priors = [PriorRecord("closed-loop skills", "closed-loop skills", "none", 0, mode, path) for mode in modes]
     files = write_report(tmp_path / "report", experiment(trials=[], priors=priors))
-    found = {row["mode"]: (row["subtasks"], row["episodes"]) for row in json.loads(files.json.read_text())["priors"]}
+    found = {row["mode"]: (row["mean"], row["episodes"]) for row in json.loads(files.json.read_text())["priors"]}
     assert found == {"deterministic": (4.0, 2), "sampled": (1.5, 2)}
+
+
+def test_the_report_shows_the_best_and_the_last_snapshot_and_which_is_published(tmp_path):
+    def snapshot(steps, value):
+        modes = {mode: {"episodes": 20, "subtasks": value} for mode in ("deterministic", "sampled")}
+        return {"env_steps": steps, "score": value, **modes}
+
+    selection = {"publish": "best", "best": snapshot(300_000, 2.75), "last": snapshot(500_000, 1.25)}
+    record = experiment(trials=[trial(tmp_path, selection=selection), trial(tmp_path, "begun")])
+    files, page = report(tmp_path / "report", record)
+    assert "best300 k2.7520 episodes2.7520 episodespublished" in page.text
+    assert "last500 k1.2520 episodes1.2520 episodes" in page.text
+    assert "episodespublished" not in page.text.replace("2.7520 episodespublished", "")
+    (found,) = json.loads(files.json.read_text())["snapshots"]
+    assert (found["publish"], found["best"]["env_steps"], found["last"]["env_steps"]) == ("best", 300_000, 500_000)
+
+
+def episodes_of(path, **columns):
+    count = len(next(iter(columns.values())))
+    columns = {"mode": ["deterministic"] * count, "episode": range(count), "seed": range(count), **columns}
+    return write_csv(path, columns)
+
+
+@pytest.mark.parametrize(("success", "name"), [([1, 0, ""], "success"), (["", "", ""], "return")])
+def test_an_environment_that_declares_nothing_is_judged_by_success_where_there_is_one(tmp_path, success, name):
+    path = episodes_of(tmp_path / "episodes.csv", **{"return": [5, 6, 7], "length": [9, 9, 9], "success": success})
+    record = trial(tmp_path, evaluations_csv=None, final_episodes_csv=path)
+    files, _ = report(tmp_path / "report", experiment(trials=[record], scores=undeclared()))
+    numbers = json.loads(files.json.read_text())
+    assert numbers["score"] == name
+    assert numbers["methods"][0]["mean"] == {"success": 0.5, "return": 6.0}[name]
+
+
+def test_the_best_method_is_the_one_with_the_least_where_less_is_better(tmp_path):
+    steps = EpisodeMetric(name="energy", meaning="Energy", unit="J", more_is_better=False, of=lambda outcome: 0.0)
+    trials = [
+        trial(tmp_path, method, final_episodes_csv=episodes_of(tmp_path / f"{method}.csv", energy=values))
+        for method, values in (("wasteful", [9, 8]), ("thrifty", [2, 3]))
+    ]
+    _, page = report(tmp_path / "report", experiment(trials=trials, scores=declare([steps], "energy")))
+    assert "thrifty scores best: energy 2.50 J" in page.text
+    assert "Next comes wasteful with 8.50" in page.text

@@ -95,7 +95,8 @@ def test_learning_waits_for_the_warm_up_and_then_keeps_its_ratio(build: Callable
     assert counters["env_steps"] == 2 * (finished * sum(steps) + sum(steps[:running]))
     assert counters["episodes"] == 2 * finished == len(algorithm.recent)
     metrics = algorithm.episode_metrics()
-    assert metrics["episode_return"] == pytest.approx(metrics["subtasks"])
+    assert metrics["return"] == pytest.approx(metrics["subtasks"])
+    assert metrics["length"] == sum(steps)
     assert {"critic_loss", "alpha", "divergence_p99"} <= algorithm.learner_metrics.keys()
 
 

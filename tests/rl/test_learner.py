@@ -14,27 +14,38 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
+from toy_skills import random_observations
 
+import spirl_ray.envs as envs
 from spirl_ray.errors import SpirlError
+from spirl_ray.metrics import learner_columns
 from spirl_ray.rl import losses
-from spirl_ray.rl.learner import LOGGED
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.artifact import load_skills
+from spirl_ray.skills.gaussian import DiagonalGaussian
+from spirl_ray.skills.model import SkillModel
 
-STATE_DIM, LATENT_DIM, ROWS = 8, 3, 64
+LATENT_DIM, ROWS = 3, 64
+PADS = envs.environment("spirl/PointPads-v0").features
 MakeConfig = Callable[..., Any]
 MakeSkills = Callable[..., Path]
 
 
-def rows(seed: int = 0, **changes: Tensor) -> dict[str, Tensor]:
+def rows(model: SkillModel, seed: int = 0, **changes: Tensor) -> dict[str, Tensor]:
+    """Decisions whose observations hold random states and the prior parameters there."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
+    def observations(seed: int) -> Tensor:
+        states = random_observations(PADS, ROWS, seed=seed)
+        with torch.no_grad():
+            return torch.cat([*states.values(), model.prior_parameters(states)], dim=-1)
+
     return {
-        Columns.OBS: normal(ROWS, STATE_DIM),
-        Columns.NEXT_OBS: normal(ROWS, STATE_DIM),
+        Columns.OBS: observations(2 * seed + 1),
+        Columns.NEXT_OBS: observations(2 * seed + 2),
         Columns.ACTIONS: normal(ROWS, LATENT_DIM),
         Columns.REWARDS: normal(ROWS),
         Columns.TERMINATEDS: torch.zeros(ROWS),
@@ -43,26 +54,34 @@ def rows(seed: int = 0, **changes: Tensor) -> dict[str, Tensor]:
     } | changes
 
 
-def build_learner(config: Any) -> Any:
-    spaces = {
-        DEFAULT_MODULE_ID: (
-            Box(-math.inf, math.inf, (STATE_DIM,)),
-            Box(-math.inf, math.inf, (LATENT_DIM,)),
-        )
-    }
-    learner = config.build_learner(spaces=spaces)
-    learner.build()
-    return learner
+class Built:
+    """A learner, the skills that it acts through, and a batch for it."""
+
+    def __init__(self, config: Any) -> None:
+        self.skills = load_skills(config.skills_folder)
+        config.validate()
+        uses_prior = config.policy.uses_prior
+        size = sum(feature.size for feature in PADS.values()) + uses_prior * self.skills.prior.param_dim
+        spaces = {DEFAULT_MODULE_ID: tuple(Box(-math.inf, math.inf, (n,)) for n in (size, LATENT_DIM))}
+        self.learner = config.build_learner(spaces=spaces)
+        self.learner.build()
+        self.module = self.learner.module[DEFAULT_MODULE_ID].unwrapped()
+        self.size = size
+
+    def rows(self, seed: int = 0, **changes: Tensor) -> dict[str, Tensor]:
+        batch = rows(self.skills, seed, **changes)
+        return {name: value[:, : self.size] if name in _SEEN else value for name, value in batch.items()}
+
+    def states(self, column: str = Columns.OBS) -> dict[str, Tensor]:
+        return random_observations(PADS, ROWS, seed=1 if column == Columns.OBS else 2)
+
+    def update(self, batch: dict[str, Tensor] | None = None) -> dict[str, float]:
+        batch = self.rows() if batch is None else batch
+        results = self.learner.update(batch=MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(batch)}, env_steps=ROWS))
+        return {name: float(value) for name, value in results[DEFAULT_MODULE_ID].items()}
 
 
-def module_of(learner: Any) -> Any:
-    return learner.module[DEFAULT_MODULE_ID].unwrapped()
-
-
-def update(learner: Any, batch: dict[str, Tensor] | None = None) -> dict[str, float]:
-    batch = rows() if batch is None else batch
-    results = learner.update(batch=MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(batch)}, env_steps=ROWS))
-    return {name: float(value) for name, value in results[DEFAULT_MODULE_ID].items()}
+_SEEN = (Columns.OBS, Columns.NEXT_OBS)
 
 
 def state_of(module: Any) -> dict[str, Tensor]:
@@ -75,18 +94,18 @@ def changed(before: dict[str, Tensor], module: Any) -> set[str]:
 
 
 def test_policy_starts_as_the_prior(make_config: MakeConfig, make_skills: MakeSkills) -> None:
-    skills = make_skills()
-    module = module_of(build_learner(make_config(skills=skills)))
-    states = rows()[Columns.OBS]
-    prior = load_skills(skills).prior_distribution(states)
-    torch.testing.assert_close(module.policy(states).mean, prior.mean)
-    torch.testing.assert_close(module.policy(states).log_std, prior.log_std)
-    torch.testing.assert_close(module.forward_train(rows())["divergence"], torch.zeros(ROWS), atol=1e-5, rtol=0)
+    built = Built(make_config(skills=make_skills()))
+    policy, prior = built.module.policy(built.rows()[Columns.OBS]), built.skills.prior_distribution(built.states())
+    assert isinstance(prior, DiagonalGaussian)
+    torch.testing.assert_close(policy.mean, prior.mean)
+    torch.testing.assert_close(policy.log_std, prior.log_std)
+    divergence = built.module.forward_train(built.rows())["divergence"]
+    torch.testing.assert_close(divergence, torch.zeros(ROWS), atol=1e-5, rtol=0)
 
 
 def test_policy_from_scratch_differs_from_the_prior(make_config: MakeConfig) -> None:
-    module = module_of(build_learner(make_config(policy_init="scratch")))
-    assert module.forward_train(rows())["divergence"].mean() > 0.01
+    built = Built(make_config(policy_init="scratch"))
+    assert built.module.forward_train(built.rows())["divergence"].mean() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -105,26 +124,26 @@ def test_update_changes_everything_but_the_prior_and_the_normalisation(
     make_config: MakeConfig, make_skills: MakeSkills, prior: str, regulariser: str, policy_init: str
 ) -> None:
     skills = make_skills(prior=prior)
-    module = module_of(
-        learner := build_learner(make_config(skills=skills, regulariser=regulariser, policy_init=policy_init))
-    )
+    built = Built(make_config(skills=skills, regulariser=regulariser, policy_init=policy_init))
+    module = built.module
     before = state_of(module)
-    metrics = [update(learner) for _ in range(2)][-1]
+    metrics = [built.update() for _ in range(2)][-1]
     learned = {"policy", "critics", "target_critics", "log_alpha"}
     warmed_up = {"acts_from_prior"} if (regulariser, policy_init) == ("prior", "scratch") else set()
     assert changed(before, module) == learned | warmed_up
-    for name in ("state_mean", "state_std"):
-        torch.testing.assert_close(getattr(module.policy, name), before[f"policy.{name}"])
+    normalisation = [name for name in before if name.startswith("policy.encoder.")]
+    assert normalisation
+    assert all(torch.equal(module.state_dict()[name], before[name]) for name in normalisation)
     assert (module.prior is not None) == (regulariser == "prior")
-    assert all(math.isfinite(metrics[name]) for name in LOGGED)
+    assert all(math.isfinite(metrics[name]) for name in learner_columns())
 
 
 def test_divergence_towards_uniform_follows_the_squashed_entropy(make_config: MakeConfig) -> None:
-    module = module_of(build_learner(make_config(regulariser="uniform")))
+    built = Built(make_config(regulariser="uniform"))
+    module, states = built.module, built.rows()
     torch.manual_seed(3)
-    found = module.forward_train(rows())["divergence"]
+    found = module.forward_train(states)["divergence"]
     torch.manual_seed(3)
-    states = rows()
     module.policy(states[Columns.NEXT_OBS]).sample()
     policy = module.policy(states[Columns.OBS])
     torch.testing.assert_close(found, losses.divergence_to_uniform(policy, policy.sample()), rtol=1e-4, atol=1e-4)
@@ -134,31 +153,29 @@ def test_divergence_towards_uniform_follows_the_squashed_entropy(make_config: Ma
 def test_divergence_from_another_prior_is_taken_at_the_same_state(
     make_config: MakeConfig, make_skills: MakeSkills, prior: str
 ) -> None:
-    skills = make_skills(prior=prior)
-    module = module_of(build_learner(make_config(skills=skills)))
-    batch = rows()
+    built = Built(make_config(skills=make_skills(prior=prior), policy_init="scratch"))
+    module, batch = built.module, built.rows()
     torch.manual_seed(3)
     found = module.forward_train(batch)
-    model = load_skills(skills)
     torch.manual_seed(3)
     for name, column in (("next_divergence", Columns.NEXT_OBS), ("divergence", Columns.OBS)):
         policy = module.policy(batch[column])
         latent = policy.sample()
-        expected = policy.log_prob(latent) - model.prior_distribution(batch[column]).log_prob(latent)
+        expected = policy.log_prob(latent) - built.skills.prior_distribution(built.states(column)).log_prob(latent)
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_policy_loss_reaches_the_policy_and_not_the_critics(make_config: MakeConfig) -> None:
-    module = module_of(build_learner(make_config()))
-    forward = module.forward_train(rows())
+    built = Built(make_config())
+    module, forward = built.module, built.module.forward_train(built.rows())
     losses.policy_loss(forward["divergence"], forward["policy_value"], 0.5).backward()
     assert all(parameter.grad is None for parameter in module.critics.parameters())
     assert all(parameter.grad.abs().sum() > 0 for parameter in module.policy.parameters())
 
 
 def test_critic_loss_reaches_the_critics_and_not_the_policy(make_config: MakeConfig) -> None:
-    module = module_of(build_learner(make_config()))
-    forward = module.forward_train(rows())
+    built = Built(make_config())
+    module, forward = built.module, built.module.forward_train(built.rows())
     losses.critic_loss(list(forward["values"]), forward["next_value"]).backward()
     assert all(parameter.grad is not None for parameter in module.critics.parameters())
     assert all(parameter.grad is None for parameter in module.policy.parameters())
@@ -176,23 +193,23 @@ def test_logged_critic_loss_is_that_of_the_target_as_configured(
         divergence_in_target=divergence_in_target,
         reward_scale=reward_scale,
     )
-    learner = build_learner(config)
-    batch = rows(**{Columns.TERMINATEDS: (torch.arange(ROWS) % 2).float()})
+    built = Built(config)
+    batch = built.rows(**{Columns.TERMINATEDS: (torch.arange(ROWS) % 2).float()})
     torch.manual_seed(4)
     with torch.no_grad():
-        forward = module_of(learner).forward_train(batch)
+        forward = built.module.forward_train(batch)
     penalty = 0.7 * forward["next_divergence"] if divergence_in_target else 0.0
     later = 0.9 * (1 - batch[Columns.TERMINATEDS]) * (forward["next_value"] - penalty)
     target = reward_scale * batch[Columns.REWARDS] + later
     expected = sum(0.5 * (value - target).square().mean() for value in forward["values"])
     torch.manual_seed(4)
-    assert update(learner, batch)["critic_loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert built.update(batch)["critic_loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_target_critics_follow_by_polyak_averaging(make_config: MakeConfig) -> None:
-    module = module_of(learner := build_learner(make_config(polyak=0.25, critic_lr=0.01)))
-    before = state_of(module.target_critics)
-    update(learner)
+    built = Built(make_config(polyak=0.25, critic_lr=0.01))
+    module, before = built.module, state_of(built.module.target_critics)
+    built.update()
     main = module.critics.state_dict()
     for name, value in module.target_critics.state_dict().items():
         torch.testing.assert_close(value, 0.25 * main[name] + 0.75 * before[name])
@@ -200,43 +217,45 @@ def test_target_critics_follow_by_polyak_averaging(make_config: MakeConfig) -> N
 
 
 def test_alpha_falls_while_the_policy_is_at_the_prior_but_not_below_its_floor(make_config: MakeConfig) -> None:
-    falling = build_learner(make_config(initial_alpha=0.5, alpha_lr=0.1))
-    update(falling)
-    assert module_of(falling).log_alpha.exp().item() < 0.48
-    held = build_learner(make_config(initial_alpha=0.5, alpha_lr=0.1, alpha_min=0.49))
-    update(held)
-    assert module_of(held).log_alpha.exp().item() == pytest.approx(0.49)
+    falling = Built(make_config(initial_alpha=0.5, alpha_lr=0.1))
+    falling.update()
+    assert falling.module.log_alpha.exp().item() < 0.48
+    held = Built(make_config(initial_alpha=0.5, alpha_lr=0.1, alpha_min=0.49))
+    held.update()
+    assert held.module.log_alpha.exp().item() == pytest.approx(0.49)
 
 
 def test_a_fixed_alpha_stays_where_it_is_whatever_the_divergence(make_config: MakeConfig) -> None:
-    learner = build_learner(make_config(policy_init="scratch", initial_alpha=0.5, alpha_lr=0.1, fixed_alpha=0.2))
-    metrics = [update(learner) for _ in range(3)][-1]
+    learner = Built(make_config(policy_init="scratch", initial_alpha=0.5, alpha_lr=0.1, fixed_alpha=0.2))
+    metrics = [learner.update() for _ in range(3)][-1]
     assert metrics["alpha"] == pytest.approx(0.2)
-    assert module_of(learner).log_alpha.exp().item() == pytest.approx(0.2)
+    assert learner.module.log_alpha.exp().item() == pytest.approx(0.2)
 
 
 def test_a_restored_state_keeps_the_learning_rates_and_the_fixed_alpha_of_the_config(make_config: MakeConfig) -> None:
-    other = build_learner(make_config(actor_lr=1e-3, critic_lr=1e-3, alpha_lr=0.1))
-    update(other)
-    learner = build_learner(make_config(actor_lr=2e-4, critic_lr=3e-4, fixed_alpha=0.2))
-    learner.set_state(other.get_state())
-    rates = {name: learner.get_optimizer(optimizer_name=name).param_groups[0]["lr"] for name in ("policy", "critic")}
+    other = Built(make_config(actor_lr=1e-3, critic_lr=1e-3, alpha_lr=0.1))
+    other.update()
+    learner = Built(make_config(actor_lr=2e-4, critic_lr=3e-4, fixed_alpha=0.2))
+    learner.learner.set_state(other.learner.get_state())
+    rates = {
+        name: learner.learner.get_optimizer(optimizer_name=name).param_groups[0]["lr"] for name in ("policy", "critic")
+    }
     assert rates == {"policy": 2e-4, "critic": 3e-4}
-    assert module_of(learner).log_alpha.exp().item() == pytest.approx(0.2)
+    assert learner.module.log_alpha.exp().item() == pytest.approx(0.2)
 
 
 def test_alpha_rises_while_the_divergence_exceeds_its_target(make_config: MakeConfig) -> None:
-    learner = build_learner(make_config(policy_init="scratch", initial_alpha=0.5, alpha_lr=0.1, target_divergence=1e-4))
-    update(learner)
-    assert module_of(learner).log_alpha.exp().item() > 0.52
+    learner = Built(make_config(policy_init="scratch", initial_alpha=0.5, alpha_lr=0.1, target_divergence=1e-4))
+    learner.update()
+    assert learner.module.log_alpha.exp().item() > 0.52
 
 
 def test_divergence_is_logged_by_phase_of_the_episode(make_config: MakeConfig) -> None:
-    learner = build_learner(make_config(policy_init="scratch"))
+    learner = Built(make_config(policy_init="scratch"))
     phase = torch.tensor([0.1, 0.9]).repeat(ROWS // 2)
-    module = module_of(learner)
-    divergence = module.forward_train(rows())["divergence"].detach()
-    metrics = update(learner, rows(**{PHASE: phase}))
+    module = learner.module
+    divergence = module.forward_train(learner.rows())["divergence"].detach()
+    metrics = learner.update(learner.rows(**{PHASE: phase}))
     assert metrics["divergence_phase_0"] == pytest.approx(float(divergence[::2].mean()), rel=1e-4)
     assert metrics["divergence_phase_2"] == pytest.approx(float(divergence[1::2].mean()), rel=1e-4)
     assert "divergence_phase_1" not in metrics
@@ -244,12 +263,12 @@ def test_divergence_is_logged_by_phase_of_the_episode(make_config: MakeConfig) -
 
 
 def test_networks_that_stop_being_finite_stop_the_training(make_config: MakeConfig) -> None:
-    learner = build_learner(make_config(metrics_every=1000))
+    learner = Built(make_config(metrics_every=1000))
     with pytest.raises(SpirlError, match="diverged"):
-        update(learner, rows(**{Columns.REWARDS: torch.full((ROWS,), math.nan)}))
+        learner.update(learner.rows(**{Columns.REWARDS: torch.full((ROWS,), math.nan)}))
 
 
 def test_env_runners_get_the_policy_alone(make_config: MakeConfig) -> None:
-    learner = build_learner(make_config())
-    state = learner.get_state(components="rl_module", inference_only=True)["rl_module"][DEFAULT_MODULE_ID]
+    learner = Built(make_config())
+    state = learner.learner.get_state(components="rl_module", inference_only=True)["rl_module"][DEFAULT_MODULE_ID]
     assert {name.split(".")[0] for name in state} == {"policy"}

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from spirl_ray.config import Experiment, MethodName
-from spirl_ray.envs import environment
+from spirl_ray.config import SkillSettings, TrainSettings
+from spirl_ray.episodes.features import Feature, Features
 from spirl_ray.errors import SpirlError
-from spirl_ray.rl.methods import METHODS, ResolvedMethod, skill_spec
-from spirl_ray.rl.methods import resolve as resolve_for
+from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
+
+PADS: Features = {"state": Feature(shape=(8,))}
 
 
-def experiment(**train: Any) -> Experiment:
-    return Experiment.model_validate({"name": "test", "train": train})
-
-
-def resolve(chosen: Experiment, name: MethodName, latent_dim: int) -> ResolvedMethod:
-    """In an environment without images, for skills of this latent size."""
-    facts = dataclasses.replace(environment("spirl/PointPads-v0"), action_dim=latent_dim)
-    skills = chosen.skills.model_copy(update={"latent_dim": latent_dim})
-    return resolve_for(chosen, name, skill_spec(chosen.model_copy(update={"skills": skills}), name, facts))
-
-
-def test_every_method_name_has_its_preset() -> None:
-    assert set(METHODS) == set(get_args(MethodName))
+def resolve(name: str, latent_dim: int = 10, **train: Any) -> MethodConfig:
+    """The method with settings of stage 2, for skills of this latent size."""
+    spec = skill_spec(SkillSettings(latent_dim=latent_dim), name, PADS, latent_dim)
+    return method_config(name, TrainSettings(**train), spec)
 
 
 @pytest.mark.parametrize(
@@ -41,74 +32,68 @@ def test_every_method_name_has_its_preset() -> None:
         ("sac", "identity", "uniform", "scratch"),
     ],
 )
-def test_presets_are_those_of_the_paper(name: MethodName, decoder: str, regulariser: str, start: str) -> None:
-    resolved = resolve(experiment(), name, 10)
+def test_presets_are_those_of_the_paper(name: str, decoder: str, regulariser: str, start: str) -> None:
+    resolved = resolve(name)
     assert METHODS[name].decoder == decoder
     assert (resolved.name, resolved.regulariser, resolved.policy_init) == (name, regulariser, start)
 
 
 @pytest.mark.parametrize("name", ["spirl", "spirl_cl", "flat_prior"])
-def test_target_divergence_applies_towards_a_prior(name: MethodName) -> None:
-    assert resolve(experiment(), name, 10).target_divergence == 5.0
-    assert resolve(experiment(target_divergence=2.0), name, 10).target_divergence == 2.0
+def test_target_divergence_applies_towards_a_prior(name: str) -> None:
+    assert resolve(name).target_divergence == 5.0
+    assert resolve(name, 10, target_divergence=2.0).target_divergence == 2.0
 
 
 @pytest.mark.parametrize("name", ["ssp", "bc_sac", "sac"])
-def test_without_a_prior_the_target_is_sacs_entropy_rule(name: MethodName) -> None:
+def test_without_a_prior_the_target_is_sacs_entropy_rule(name: str) -> None:
     # Entropy -Z of a in [-1, 1]^Z is a divergence Z log 2 + Z to the uniform distribution there.
     expected = pytest.approx(4 * math.log(2.0) + 4)
-    assert resolve(experiment(), name, 4).target_divergence == expected
-    assert resolve(experiment(target_divergence=2.0), name, 4).target_divergence == expected
+    assert resolve(name, 4).target_divergence == expected
+    assert resolve(name, 4, target_divergence=2.0).target_divergence == expected
 
 
 def test_skills_are_limited_where_asked_and_wherever_entropy_is_maximised() -> None:
-    assert resolve(experiment(), "spirl", 10).latent_limit is None
-    assert resolve(experiment(latent_limit=3.0), "spirl", 10).latent_limit == 3.0
-    assert resolve(experiment(), "ssp", 10).latent_limit == 2.0
-    assert resolve(experiment(latent_limit=3.0), "ssp", 10).latent_limit == 3.0
+    assert resolve("spirl", 10).latent_limit is None
+    assert resolve("spirl", 10, latent_limit=3.0).latent_limit == 3.0
+    assert resolve("ssp", 10).latent_limit == 2.0
+    assert resolve("ssp", 10, latent_limit=3.0).latent_limit == 3.0
 
 
 @pytest.mark.parametrize("name", ["flat_prior", "bc_sac", "sac"])
-def test_flat_methods_have_their_limit_in_the_identity_decoder(name: MethodName) -> None:
-    assert resolve(experiment(latent_limit=3.0), name, 2).latent_limit is None
+def test_flat_methods_have_their_limit_in_the_identity_decoder(name: str) -> None:
+    assert resolve(name, 2, latent_limit=3.0).latent_limit is None
 
 
 @pytest.mark.parametrize("start", ["prior", "scratch"])
 def test_the_starting_point_can_be_ablated(start: str) -> None:
     for name in METHODS:
-        assert resolve(experiment(policy_init=start), name, 2).policy_init == start
+        assert resolve(name, 2, policy_init=start).policy_init == start
 
 
 def test_skill_models_follow_from_the_method() -> None:
-    chosen = Experiment.model_validate({"name": "test", "skills": {"horizon": 7, "latent_dim": 3}})
-    pads = environment("spirl/PointPads-v0")
-    skilled = skill_spec(chosen, "spirl_cl", pads)
+    settings = SkillSettings(horizon=7, latent_dim=3)
+    skilled = skill_spec(settings, "spirl_cl", PADS, 2)
     assert (skilled.decoder, skilled.horizon, skilled.latent_dim) == ("closed_loop", 7, 3)
-    flat = skill_spec(chosen, "sac", pads)
+    flat = skill_spec(settings, "sac", PADS, 2)
     assert (flat.decoder, flat.horizon, flat.latent_dim) == ("identity", 1, 2)
-    assert flat == skill_spec(chosen, "flat_prior", pads) == skill_spec(chosen, "bc_sac", pads)
+    assert flat == skill_spec(settings, "flat_prior", PADS, 2) == skill_spec(settings, "bc_sac", PADS, 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "proposals", "residual"),
-    [
-        ("spirl", True, True),
-        ("ssp", False, False),
-        ("flat_prior", True, True),
-        ("bc_sac", True, True),
-        ("sac", False, False),
-    ],
-)
-def test_with_images_only_methods_that_use_a_prior_are_shown_it(
-    name: MethodName, proposals: bool, residual: bool
-) -> None:
-    resolved = resolve_for(experiment(), name, skill_spec(experiment(), name, environment("spirl/Maze-v0")))
-    assert (resolved.proposals, resolved.residual) == (proposals, residual)
+def test_a_method_wants_skills_of_its_own_kind() -> None:
+    with pytest.raises(SpirlError, match="method spirl needs skills with the decoder open_loop"):
+        method_config("spirl", TrainSettings(), skill_spec(SkillSettings(), "spirl_cl", PADS, 2))
 
 
-def test_a_policy_near_the_prior_of_images_can_have_a_mixture_but_no_flow() -> None:
-    chosen = Experiment.model_validate({"name": "test", "skills": {"prior": "mixture"}})
-    assert resolve_for(chosen, "spirl", skill_spec(chosen, "spirl", environment("spirl/Maze-v0"))).residual
-    chosen = Experiment.model_validate({"name": "test", "skills": {"prior": "flow"}})
-    with pytest.raises(SpirlError, match=r"skills\.prior: flow"):
-        resolve_for(chosen, "spirl", skill_spec(chosen, "spirl", environment("spirl/Maze-v0")))
+def test_a_method_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(SpirlError, match="unknown method 'magic'; known are bc_sac, flat_prior, sac, spirl"):
+        skill_spec(SkillSettings(), "magic", PADS, 2)
+
+
+def test_skills_can_be_told_what_to_see_but_never_a_goal() -> None:
+    features = {**PADS, "goal": Feature(shape=(2,), role="goal"), "more": Feature(shape=(1,))}
+    assert skill_spec(SkillSettings(), "spirl", features, 2).features == ("state", "more")
+    assert skill_spec(SkillSettings(features=("more",)), "spirl", features, 2).features == ("more",)
+    with pytest.raises(SpirlError, match=r"skills\.features: 'goal' is a goal"):
+        skill_spec(SkillSettings(features=("state", "goal")), "spirl", features, 2)
+    with pytest.raises(SpirlError, match=r"skills\.features: 'els' is not a feature .* state, goal"):
+        skill_spec(SkillSettings(features=("els",)), "spirl", features, 2)

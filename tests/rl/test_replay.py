@@ -27,7 +27,7 @@ def rows(first: int, count: int) -> dict[str, np.ndarray]:
 
 
 def replay(capacity: int = 10, seed: int = 0) -> DecisionReplay:
-    return DecisionReplay(capacity, state_dim=2, latent_dim=1, seed=seed)
+    return DecisionReplay(capacity, observation_dim=2, latent_dim=1, seed=seed)
 
 
 def kept(buffer: DecisionReplay) -> list[float]:

@@ -7,11 +7,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from gymnasium.utils.env_checker import check_env
+from toy_skills import METHODS
 
 import spirl_ray.envs as envs
+from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.rl.methods import method_config
+from spirl_ray.rl.policy_network import PolicySpec, policy_spec
 from spirl_ray.rl.skill_env import SkillEnv
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import SkillExecution
@@ -27,19 +31,33 @@ class CountingEnv(gymnasium.Env[Any, Any]):
 
     def __init__(self, truncate: bool) -> None:
         self.truncate = truncate
-        self.observation_space = Box(-np.inf, np.inf, (20,), np.float32)
+        self.count = 0
+        numbers = {name: feature.shape for name, feature in envs.environment(POINT_PADS).features.items()}
+        self.observation_space = Dict(
+            {name: Box(-np.inf, np.inf, shape, np.float32) for name, shape in numbers.items()}
+        )
         self.action_space = Box(-1.0, 1.0, (2,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.count = 0
-        return np.zeros(20, np.float32), {"completed": ()}
+        return self._observe(), {"completed": ()}
 
     def step(self, action: Any) -> Any:
         self.count += 1
         ended = self.count == 6
         info = {"completed": ("done",) if ended else ()}
-        state = np.full(20, self.count, np.float32)
-        return state, float(self.count), ended and not self.truncate, ended and self.truncate, info
+        return self._observe(), float(self.count), ended and not self.truncate, ended and self.truncate, info
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        spaces = self.observation_space.spaces
+        return {name: np.full(space.shape, self.count, np.float32) for name, space in spaces.items()}
+
+
+def skill_env(folder: Path, kwargs: dict[str, Any], limit: float | None = None, env_id: str = POINT_PADS) -> SkillEnv:
+    skills = load_skills(folder)
+    method = method_config(METHODS[skills.spec.decoder], TrainSettings(), skills.spec)
+    policy = policy_spec(skills, method, envs.environment(env_id).features)
+    return SkillEnv(env_id, kwargs, skills, policy, limit)
 
 
 @pytest.mark.parametrize("truncate", [False, True])
@@ -47,9 +65,9 @@ def test_skill_sums_its_rewards_and_is_cut_by_the_end_of_the_episode(
     make_skills: MakeSkills, monkeypatch: pytest.MonkeyPatch, truncate: bool
 ) -> None:
     monkeypatch.setattr(envs, "make", lambda *_, **__: CountingEnv(truncate))
-    for name, value in (("episode_limit", 120), ("observation_dim", 8), ("state_dim", 8)):
-        monkeypatch.setattr(envs, name, lambda env, value=value: value)
-    env = SkillEnv(POINT_PADS, {}, make_skills(), None)
+    monkeypatch.setattr(envs, "episode_limit", lambda env: 120)
+    monkeypatch.setattr(envs, "observed_features", lambda env: envs.environment(POINT_PADS).features)
+    env = skill_env(make_skills(), {})
     _, info = env.reset(seed=0)
     assert (info["primitive_steps"], info["phase"]) == (0, 0.0)
 
@@ -71,25 +89,25 @@ def test_skill_is_its_primitive_actions_executed_one_by_one(
     make_skills: MakeSkills, decoder: str, limit: float | None
 ) -> None:
     folder = make_skills(decoder)
-    env = SkillEnv(POINT_PADS, {}, folder, limit)
+    env = skill_env(folder, {}, limit)
     latent = LATENT[: env.action_space.shape[0]]
     primitive, execution = envs.make(POINT_PADS), SkillExecution(load_skills(folder), limit)
-    state, _ = env.reset(seed=7)
-    expected = primitive.reset(seed=7)[0][: env.observation_dim]
-    np.testing.assert_array_equal(state, expected)
+    seen, _ = env.reset(seed=7)
+    expected = primitive.reset(seed=7)[0]
+    np.testing.assert_array_equal(seen, env.observer(expected))
     for _ in range(3):
-        state, *_, info = env.step(latent)
+        seen, *_, info = env.step(latent)
         execution.begin(latent)
         steps = 0
         while not execution.finished:
-            expected = primitive.step(execution.action(expected))[0][: env.observation_dim]
+            expected = primitive.step(execution.action(expected))[0]
             steps += 1
-        np.testing.assert_array_equal(state, expected)
+        np.testing.assert_array_equal(seen, env.observer(expected))
         assert info["primitive_steps"] == steps == (1 if decoder == "identity" else HORIZON)
 
 
 def test_phase_follows_the_time_limit_that_the_experiment_sets(make_skills: MakeSkills) -> None:
-    env = SkillEnv(POINT_PADS, {"max_episode_steps": 10}, make_skills(), None)
+    env = skill_env(make_skills(), {"max_episode_steps": 10})
     env.reset(seed=0)
     phases, steps, truncated = [], [], False
     while not truncated:
@@ -102,11 +120,32 @@ def test_phase_follows_the_time_limit_that_the_experiment_sets(make_skills: Make
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_gymnasium_accepts_the_environment(make_skills: MakeSkills) -> None:
-    env = SkillEnv(POINT_PADS, {}, make_skills(), 2.0)
+    env = skill_env(make_skills(), {}, 2.0)
     check_env(env, skip_render_check=True)
     assert env.action_space.shape == (LATENT_DIM,)
 
 
-def test_skills_of_another_environment_are_refused(make_skills: MakeSkills) -> None:
-    with pytest.raises(SpirlError, match="were trained for spirl/Kitchen-v0"):
-        SkillEnv(POINT_PADS, {}, make_skills(environment="spirl/Kitchen-v0"), None)
+def test_skills_that_see_something_else_are_refused(make_skills: MakeSkills) -> None:
+    skills = load_skills(make_skills(environment="spirl/Kitchen-v0"))
+    policy = PolicySpec(features=envs.environment(POINT_PADS).features, head="gaussian", uses_prior=False)
+    with pytest.raises(SpirlError, match=f"skills and {POINT_PADS} do not fit: the skills see the feature 'robot'"):
+        SkillEnv(POINT_PADS, {}, skills, policy)
+
+
+def test_skills_of_images_act_in_a_target_with_more_objects(make_skills: MakeSkills) -> None:
+    skills = load_skills(make_skills("closed_loop", environment="spirl/BlockStacking-v0"))
+    made = envs.make("spirl/BlockStacking-v0", n_blocks=2)
+    method = method_config("spirl_cl", TrainSettings(), skills.spec)
+    policy = policy_spec(skills, method, envs.observed_features(made))
+    env = SkillEnv("spirl/BlockStacking-v0", {"n_blocks": 2}, skills, policy)
+    assert env.observation_space.shape == (3 + 6 + 2 * 3 + skills.prior.param_dim,)
+    try:
+        seen, _ = env.reset(seed=0)
+    except SpirlError as error:
+        pytest.skip(str(error))
+    after, *_ = env.step(np.zeros(LATENT_DIM, np.float32))
+    assert np.isfinite(after).all()
+    assert not np.array_equal(seen, after)
+    env.close()
+    with pytest.raises(SpirlError, match="camera"):
+        SkillEnv("spirl/BlockStacking-v0", {"camera": False}, skills, policy)

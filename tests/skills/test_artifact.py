@@ -13,36 +13,22 @@ from typing import Any
 
 import pytest
 import torch
+from toy_skills import STATE, save_toy_skills, toy_model, toy_spec
 
-from spirl_ray.config import SkillSettings
+from spirl_ray.episodes.features import Feature
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_atomically
-from spirl_ray.skills.artifact import CARD, TENSORS, load_skills, read_skill_card, save_skills
-from spirl_ray.skills.model import SkillModel, SkillSpec
+from spirl_ray.skills.artifact import CARD, TENSORS, check_fit, load_skills, read_skill_card
+from spirl_ray.skills.model import SkillModel
 
 ENVIRONMENT = "spirl/PointPads-v0"
 
 
 def make_model(decoder: str = "closed_loop", **settings: Any) -> SkillModel:
-    torch.manual_seed(0)
-    small = {"horizon": 5, "latent_dim": 3, "width": 8, "decoder_layers": 1, "prior_layers": 1}
-    spec = SkillSpec(decoder=decoder, state_dim=4, action_dim=2, settings=SkillSettings(**{**small, **settings}))
-    model = SkillModel(spec)
-    model.set_normalisation(torch.tensor([0.1, 0.2, 0.3, 1e-8]), torch.tensor([1.0, 2.0, 3.0, 1 / 3]))
-    return model
+    return toy_model(decoder, **{"width": 8, "decoder_layers": 1, "prior_layers": 1, **settings})
 
 
-def save(folder: Path, model: SkillModel) -> None:
-    save_skills(
-        folder,
-        model,
-        environment=ENVIRONMENT,
-        dataset_sha256="d" * 64,
-        pretrain={"updates": 3},
-        seed=7,
-        metrics={"train_loss": 0.1},
-        package_version="0.0.0",
-    )
+save = save_toy_skills
 
 
 @pytest.fixture
@@ -61,7 +47,7 @@ def edit_card(folder: Path, **changes: Any) -> None:
 def test_round_trip_is_bit_equal(tmp_path: Path, decoder: str, prior: str) -> None:
     model = make_model(decoder, prior=prior, target_kl=0.5 if prior == "flow" else None)
     save(tmp_path, model)
-    loaded = load_skills(tmp_path, ENVIRONMENT)
+    loaded = load_skills(tmp_path)
     assert loaded.spec == model.spec
     state = loaded.state_dict()
     assert state.keys() == model.state_dict().keys()
@@ -80,8 +66,9 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_the_card_says_what_the_tensors_are(artifact: Path) -> None:
     card = read_skill_card(artifact)
     assert (card.environment, card.dataset_sha256, card.seed) == (ENVIRONMENT, "d" * 64, 7)
-    assert card.state_mean == pytest.approx([0.1, 0.2, 0.3, 1e-8])
-    assert card.state_std == pytest.approx([1.0, 2.0, 3.0, 1 / 3])
+    assert card.normalisation.keys() == {"state"}
+    assert card.normalisation["state"].mean == pytest.approx([-1.0, 0.0, 1.0, 2.0])
+    assert card.normalisation["state"].std == pytest.approx([0.8, 0.7, 0.8, 0.9])
     assert card.sha256 == hashlib.sha256((artifact / TENSORS).read_bytes()).hexdigest()
     assert sorted(file.name for file in artifact.iterdir()) == [CARD, TENSORS]
 
@@ -94,15 +81,13 @@ for name in ("ray", "gymnasium", "gymnasium_robotics", "mujoco", "minari", "pyar
 import numpy, torch
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import SkillExecution
-execution = SkillExecution(load_skills(__import__("pathlib").Path(sys.argv[1]), sys.argv[2]))
+execution = SkillExecution(load_skills(sys.argv[1]))
 execution.begin(numpy.ones(3, "float32"))
-print(execution.action(numpy.ones(4, "float32")).tolist())
+print(execution.action({"state": numpy.ones(4, "float32")}).tolist())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(artifact), ENVIRONMENT], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", program, str(artifact)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    here = load_skills(artifact).decode(torch.ones(1, 1, 4), torch.ones(1, 3))[0, 0].clamp(-1, 1)
+    here = load_skills(artifact).decode({"state": torch.ones(1, 1, 4)}, torch.ones(1, 3))[0, 0].clamp(-1, 1)
     assert json.loads(done.stdout) == pytest.approx(here.tolist(), abs=1e-6)
 
 
@@ -114,15 +99,22 @@ def test_a_flipped_byte_is_named_by_file(artifact: Path) -> None:
         load_skills(artifact)
 
 
-def test_skills_of_another_environment_are_refused(artifact: Path) -> None:
-    with pytest.raises(SpirlError, match=r"trained for spirl/PointPads-v0, this experiment uses spirl/Kitchen-v0"):
-        load_skills(artifact, "spirl/Kitchen-v0")
+def test_skills_fit_whatever_has_their_features_and_actions() -> None:
+    spec = toy_spec()
+    check_fit(spec, {**STATE, "more": Feature(shape=(2,))}, 2, "skills and environment")
+    for features, action_dim, said in (
+        ({"other": Feature(shape=(4,))}, 2, r"the skills see the feature 'state', there are other"),
+        ({"state": Feature(shape=(5,))}, 2, r"'state' has the shape \[5\], the skills were trained with \[4\]"),
+        (STATE, 3, "actions have 3 dimensions, those of the skills 2"),
+    ):
+        with pytest.raises(SpirlError, match=f"skills and environment do not fit: .*{said}"):
+            check_fit(spec, features, action_dim, "skills and environment")
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+@pytest.mark.parametrize("version", [None, 1, 3, "2"])
 def test_another_format_is_refused(artifact: Path, version: object) -> None:
     edit_card(artifact, format_version=version)
-    with pytest.raises(SpirlError, match=rf"{CARD} has format version {version!r}; this program reads 1"):
+    with pytest.raises(SpirlError, match=rf"{CARD} has format version {version!r}; this program reads 2.*pretrain"):
         load_skills(artifact)
 
 
@@ -183,7 +175,7 @@ def test_a_card_with_wrong_fields_is_refused(artifact: Path, changes: dict[str, 
 
 def test_a_card_with_impossible_dimensions_is_refused(artifact: Path) -> None:
     card = json.loads((artifact / CARD).read_text())
-    edit_card(artifact, spec={**card["spec"], "state_dim": -1})
+    edit_card(artifact, spec={**card["spec"], "action_dim": -1})
     with pytest.raises(SpirlError, match="is not a skill card"):
         load_skills(artifact)
 

@@ -5,33 +5,31 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from toy_skills import toy_model
 
-from spirl_ray.config import SkillSettings
 from spirl_ray.skills.execution import SkillExecution, decision_discount
-from spirl_ray.skills.model import SkillModel, SkillSpec
+from spirl_ray.skills.model import SkillModel
 
-STATES, ACTIONS, LATENTS, HORIZON = 4, 2, 3, 5
+LATENTS, HORIZON = 3, 5
 
 
 def make_model(decoder: str, scale: float = 1.0) -> SkillModel:
-    torch.manual_seed(0)
-    settings = SkillSettings(horizon=HORIZON, latent_dim=LATENTS, width=16, decoder_layers=2, prior_layers=1)
-    model = SkillModel(SkillSpec(decoder=decoder, state_dim=STATES, action_dim=ACTIONS, settings=settings))
-    model.set_normalisation(torch.tensor([0.5, -1.0, 0.0, 2.0]), torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    model = toy_model(decoder, prior_layers=1)
     with torch.no_grad():
         for parameter in model.codec.parameters():
             parameter.mul_(scale)
     return model.eval().requires_grad_(False)
 
 
-def states_on_the_way(count: int = HORIZON) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(count, STATES)).astype(np.float32)
+def states_on_the_way(count: int = HORIZON) -> list[dict[str, np.ndarray]]:
+    rows = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32)
+    return [{"state": row, "unseen": np.zeros(3, np.float32)} for row in rows]
 
 
 def test_an_open_loop_skill_is_its_plan_executed_one_by_one_whatever_the_states() -> None:
     model = make_model("open_loop")
     execution, latent = SkillExecution(model), np.array([0.3, -1.0, 2.0], np.float32)
-    plan = model.decode(torch.empty(1, 0, STATES), torch.from_numpy(latent).unsqueeze(0))[0].numpy()
+    plan = model.decode(None, torch.from_numpy(latent).unsqueeze(0))[0].numpy()
     assert np.abs(plan).max() < 1.0
     execution.begin(latent)
     executed = np.stack([execution.action(state) for state in states_on_the_way()])
@@ -55,7 +53,8 @@ def test_a_closed_loop_skill_decodes_the_current_state_at_every_step() -> None:
     execution.begin(latent)
     states = states_on_the_way()
     executed = np.stack([execution.action(state) for state in states])
-    together = model.decode(torch.from_numpy(states).unsqueeze(0), torch.from_numpy(latent).unsqueeze(0))[0].numpy()
+    rows = torch.from_numpy(np.stack([state["state"] for state in states])).unsqueeze(0)
+    together = model.decode({"state": rows}, torch.from_numpy(latent).unsqueeze(0))[0].numpy()
     np.testing.assert_allclose(executed, together, atol=1e-6)
     assert np.ptp(together, axis=0).min() > 1e-3
 
@@ -82,7 +81,8 @@ def test_actions_are_clipped_float32() -> None:
     execution = SkillExecution(model)
     execution.begin(np.full(LATENTS, 50.0, np.float32))
     state = states_on_the_way()[0]
-    raw = model.decode(torch.from_numpy(state).reshape(1, 1, -1), torch.full((1, LATENTS), 50.0))[0, 0].numpy()
+    row = {"state": torch.from_numpy(state["state"]).reshape(1, 1, -1)}
+    raw = model.decode(row, torch.full((1, LATENTS), 50.0))[0, 0].numpy()
     assert np.abs(raw).max() > 1.0
     action = execution.action(state)
     assert action.dtype == np.float32
@@ -103,6 +103,18 @@ def test_a_flat_policy_executes_the_tanh_of_what_it_chose() -> None:
     execution.begin(np.array([0.5, -3.0], np.float32))
     np.testing.assert_allclose(execution.action(states_on_the_way()[0]), np.tanh([0.5, -3.0]), rtol=1e-6)
     assert execution.finished
+
+
+def test_several_agents_act_at_the_same_time_as_each_would_alone() -> None:
+    model, states = make_model("closed_loop"), states_on_the_way(3)
+    latents = np.random.default_rng(1).normal(size=(3, LATENTS)).astype(np.float32)
+    together, alone = SkillExecution(model), SkillExecution(model)
+    together.begin(latents)
+    actions = together.action({"state": np.stack([state["state"] for state in states])})
+    assert actions.shape == (3, 2)
+    for latent, state, action in zip(latents, states, actions, strict=True):
+        alone.begin(latent)
+        np.testing.assert_allclose(alone.action(state), action, atol=1e-6)
 
 
 def test_discount_is_for_the_decision_or_for_each_primitive_step() -> None:

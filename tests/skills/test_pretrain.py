@@ -29,11 +29,11 @@ from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
+from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills import batches as batches_module
 from spirl_ray.skills import pretrain as pretrain_module
 from spirl_ray.skills.artifact import load_skills, read_skill_card
 from spirl_ray.skills.batches import Batches, PretrainJob, update_generator
-from spirl_ray.skills.model import SkillSpec
 from spirl_ray.skills.pretrain import held_out, pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -60,7 +60,7 @@ def make_job(
     training = {"updates": UPDATES, "batch_size": 16, "log_every": 5, "checkpoint_every": CHECKPOINT_EVERY}
     return PretrainJob(
         dataset=str(dataset),
-        spec=SkillSpec(decoder="closed_loop", state_dim=facts.state_dim, action_dim=facts.action_dim, settings=small),
+        spec=skill_spec(small, "spirl_cl", facts.features, facts.action_dim),
         settings=PretrainSettings(
             **{**training, "augmentation": AugmentationSettings(kind="target_preserving"), **settings}
         ),
@@ -134,15 +134,19 @@ def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return out, rows
 
 
-def training_states(job: PretrainJob) -> np.ndarray:
+def training_values(job: PretrainJob, feature: str) -> np.ndarray:
     kept = [episode for episode in read_episodes(job.dataset) if episode.id not in job.validation]
-    return np.concatenate([episode.states[:-1] for episode in kept]).astype(np.float64)
+    return np.concatenate([episode.observations[feature][:-1] for episode in kept]).astype(np.float64)
 
 
 def check_normalisation(out: Path, job: PretrainJob) -> None:
-    states, model = training_states(job), load_skills(out)
-    np.testing.assert_allclose(model.state_mean, states.mean(0), atol=1e-6)
-    np.testing.assert_allclose(model.state_std, np.maximum(states.std(0), 0.05), atol=1e-6)
+    model = load_skills(out)
+    for name in environment(PADS).features:
+        values = training_values(job, name)
+        np.testing.assert_allclose(model.statistics.mean[name], values.mean(0), atol=1e-6)
+        np.testing.assert_allclose(model.statistics.std[name], np.maximum(values.std(0), 0.05), atol=1e-6)
+    encoder = model.observations.encoder("lamps")
+    assert torch.equal(encoder.mean, model.statistics.mean["lamps"])  # type: ignore[arg-type]
 
 
 # --- whole runs ---
@@ -269,13 +273,13 @@ def test_what_the_listener_raises_is_not_lost() -> None:
 # --- a worker's data ---
 
 
-def windows_of(states: Tensor) -> set[bytes]:
-    return {window.numpy().tobytes() for window in states}
+def windows_of(observations: dict[str, Tensor]) -> set[bytes]:
+    return {window.numpy().tobytes() for window in torch.cat(list(observations.values()), dim=-1)}
 
 
 def expected_windows(job: PretrainJob, files: list[str]) -> set[bytes]:
     ids = {entry.id for entry in episode_index(job.dataset) if entry.file in files} - job.validation
-    table = WindowTable([e for e in read_episodes(job.dataset) if e.id in ids], HORIZON)
+    table = WindowTable([e for e in read_episodes(job.dataset) if e.id in ids], HORIZON, features=job.spec.seen)
     return windows_of(table.rows(torch.arange(len(table)))[0])
 
 
@@ -283,11 +287,13 @@ def test_drained_shards_do_not_depend_on_the_order_in_which_files_arrive(dataset
     job, files = make_job(dataset, held=2), dataset_files(dataset)
     drained = [Batches(job, order, 32, in_memory=True) for order in (files, files[::-1])]
     first, second = (batches.draw(update_generator(0, 7, 0)) for batches in drained)
-    assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
-    cpu = torch.device("cpu")
-    assert all(map(torch.equal, drained[0].state_statistics(cpu), drained[1].state_statistics(cpu)))
-    assert torch.equal(drained[0].held[0], drained[1].held[0])
+    (mean, std), (other_mean, other_std) = (batches.statistics(torch.device("cpu")) for batches in drained)
+    for name in job.spec.features:
+        assert torch.equal(first[0][name], second[0][name])
+        assert torch.equal(mean[name], other_mean[name])
+        assert torch.equal(std[name], other_std[name])
+        assert torch.equal(drained[0].held[0][name], drained[1].held[0][name])
 
 
 def test_held_out_windows_are_apart_from_those_to_train_on(dataset: Path) -> None:
@@ -296,7 +302,7 @@ def test_held_out_windows_are_apart_from_those_to_train_on(dataset: Path) -> Non
     drawn = [windows_of(batches.draw(update_generator(0, update, 0))[0]) for update in range(5)]
     assert set.union(*drawn) <= expected_windows(job, files)
     held = [episode for episode in read_episodes(job.dataset) if episode.id in job.validation]
-    table = WindowTable(held, HORIZON)
+    table = WindowTable(held, HORIZON, features=job.spec.seen)
     assert windows_of(batches.held[0]) == windows_of(table.rows(torch.arange(len(table)))[0])
 
 
@@ -305,13 +311,14 @@ def test_held_out_windows_are_few_and_spread_however_many_there_are(
 ) -> None:
     monkeypatch.setattr(batches_module, "_VALIDATION_WINDOWS", 6)
     job = make_job(dataset, held=2)
-    states, actions = Batches(job, dataset_files(dataset), 64, in_memory=False).held
-    assert len(states) == len(actions) == 6
+    observations, actions = Batches(job, dataset_files(dataset), 64, in_memory=False).held
+    positions = observations["position"]
+    assert len(positions) == len(actions) == 6
     held = sorted((e for e in read_episodes(dataset) if e.id in job.validation), key=lambda e: e.id)
-    for episode, windows in zip(held, states.split(3), strict=True):
+    for episode, windows in zip(held, positions.split(3), strict=True):
         count = episode.length - HORIZON + 1
         for window, start in zip(windows, (count // 6, count // 2, 5 * count // 6), strict=True):
-            np.testing.assert_array_equal(window, episode.states[start : start + HORIZON])
+            np.testing.assert_array_equal(window, episode.observations["position"][start : start + HORIZON])
 
 
 def test_no_held_out_episode_means_no_validation(dataset: Path) -> None:

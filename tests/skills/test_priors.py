@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.func import jacrev, vmap
 
+from spirl_ray.config import SkillSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.gaussian import DiagonalGaussian
-from spirl_ray.skills.priors import AffineCoupling, FlowPrior, GaussianMixture, GaussianPrior, MixturePrior
+from spirl_ray.skills.priors import AffineCoupling, FlowPrior, GaussianMixture, GaussianPrior, MixturePrior, SkillPrior
 
 
-def lively(module: nn.Module, seed: int = 0) -> nn.Module:
+def sizes(width: int, flow_layers: int) -> SkillSettings:
+    return SkillSettings(width=width, prior_layers=2, flow_layers=flow_layers, mixture_components=3)
+
+
+def distribution(prior: SkillPrior, encoded: Tensor) -> Any:
+    return prior.distribution(prior(encoded))
+
+
+def lively(module: Any, seed: int = 0) -> Any:
     """Larger weights than at the start of training, so that no scale or shift is near zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -30,13 +41,13 @@ def test_mixture_log_prob_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(mixture.log_prob(values), reference.log_prob(values))
 
 
-@pytest.mark.parametrize("by_part", [False, True])
-def test_mixture_draws_components_by_their_weights(by_part: bool) -> None:
+@pytest.mark.parametrize("by_component", [False, True])
+def test_mixture_draws_components_by_their_weights(by_component: bool) -> None:
     weights = torch.tensor([0.2, 0.5, 0.3])
     mean = torch.tensor([[-10.0, 1.0], [0.0, 2.0], [10.0, 3.0]]).expand(9000, 3, 2)
     mixture = GaussianMixture(weights.log().expand(9000, 3), DiagonalGaussian(mean, torch.full_like(mean, -3.0)))
     torch.manual_seed(0)
-    samples = mixture.draw_part().sample() if by_part else mixture.sample(torch.Generator().manual_seed(0))
+    samples = mixture.sample_component().sample() if by_component else mixture.sample(torch.Generator().manual_seed(0))
     component = ((samples[:, 0] + 15.0) / 10.0).long()
     torch.testing.assert_close(component.bincount(minlength=3) / 9000.0, weights, atol=0.02, rtol=0)
     torch.testing.assert_close(samples[:, 1], component + 1.0, atol=0.4, rtol=0)  # a row's own component
@@ -61,37 +72,37 @@ def test_coupling_inverts_exactly_with_the_jacobians_determinant(latent_dim: int
 
 
 def test_flow_moves_every_dimension() -> None:
-    prior = lively(FlowPrior(2, 5, width=8, layers=2, couplings=2))
-    flow = prior(torch.randn(3, 2))
+    prior = lively(FlowPrior(2, 5, sizes(8, 2)))
+    flow = distribution(prior, torch.randn(3, 2))
     base, latent = flow.base.mean, flow.mode()
     assert (base != latent).all()
 
 
 def test_flow_density_integrates_to_one() -> None:
-    prior = lively(FlowPrior(3, 2, width=8, layers=2, couplings=3), seed=1)
-    side = torch.linspace(-14.0, 14.0, 1000)
+    prior = lively(FlowPrior(3, 2, sizes(8, 3)), seed=1)
+    side = torch.linspace(-30.0, 30.0, 2000)
     grid = torch.cartesian_prod(side, side)
     with torch.no_grad():
-        density = prior(torch.tensor([[0.3, -0.7, 0.2]]).expand(len(grid), 3)).log_prob(grid).exp()
+        density = distribution(prior, torch.tensor([[0.3, -0.7, 0.2]]).expand(len(grid), 3)).log_prob(grid).exp()
     assert float(density.sum() * (side[1] - side[0]) ** 2) == pytest.approx(1.0, abs=2e-3)
 
 
 def test_flow_samples_follow_its_density() -> None:
-    prior = lively(FlowPrior(3, 2, width=8, layers=2, couplings=3), seed=1)
-    flow = prior(torch.tensor([[0.3, -0.7, 0.2]]).expand(20_000, 3))
+    prior = lively(FlowPrior(3, 2, sizes(8, 3)), seed=1)
+    flow = distribution(prior, torch.tensor([[0.3, -0.7, 0.2]]).expand(20_000, 3))
     with torch.no_grad():
         samples = flow.sample(torch.Generator().manual_seed(0))
         inside = (samples > flow.mode()).all(-1)
-        side = torch.linspace(-14.0, 14.0, 500)
+        side = torch.linspace(-30.0, 30.0, 1000)
         grid = torch.cartesian_prod(side, side)
-        density = prior(torch.tensor([[0.3, -0.7, 0.2]]).expand(len(grid), 3)).log_prob(grid).exp()
+        density = distribution(prior, torch.tensor([[0.3, -0.7, 0.2]]).expand(len(grid), 3)).log_prob(grid).exp()
     mass = density[(grid > flow.mode()[0]).all(-1)].sum() * (side[1] - side[0]) ** 2
     assert float(inside.float().mean()) == pytest.approx(float(mass), abs=0.03)
 
 
 def test_flow_refuses_a_single_dimension_in_words() -> None:
     with pytest.raises(SpirlError, match=r"skills\.prior: flow needs .* at least 2 dimensions, this one has 1"):
-        FlowPrior(3, 1, width=8, layers=2, couplings=2)
+        FlowPrior(3, 1, sizes(8, 2))
 
 
 def fork(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -103,19 +114,19 @@ def fork(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return states, latents + 0.1 * torch.randn(count, 2, generator=generator)
 
 
-def learn_fork(prior: nn.Module) -> tuple[float, float]:
+def learn_fork(prior: SkillPrior) -> tuple[float, float]:
     """Held-out NLL before and after training."""
     states, latents = fork(1000, seed=1)
     optimizer = torch.optim.Adam(prior.parameters(), lr=5e-3)
 
     def held_out() -> float:
         with torch.no_grad():
-            return float(-prior(states).log_prob(latents).mean())
+            return float(-distribution(prior, states).log_prob(latents).mean())
 
     before = held_out()
     for update in range(250):
         seen, wanted = fork(128, seed=100 + update)
-        loss = -prior(seen).log_prob(wanted).mean()
+        loss = -distribution(prior, seen).log_prob(wanted).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,12 +135,11 @@ def learn_fork(prior: nn.Module) -> tuple[float, float]:
 
 def test_every_prior_learns_and_only_the_richer_ones_see_both_modes() -> None:
     torch.manual_seed(0)
-    sizes = {"width": 32, "layers": 2}
-    before, gaussian = learn_fork(GaussianPrior(1, 2, **sizes))
+    before, gaussian = learn_fork(GaussianPrior(1, 2, sizes(32, 4)))
     assert gaussian < before - 0.2
-    before, mixture = learn_fork(MixturePrior(1, 2, components=3, **sizes))
+    before, mixture = learn_fork(MixturePrior(1, 2, sizes(32, 4)))
     assert mixture < before - 0.2
-    before, flow = learn_fork(FlowPrior(1, 2, couplings=4, **sizes))
+    before, flow = learn_fork(FlowPrior(1, 2, sizes(32, 4)))
     assert flow < before - 0.2
     # The best Gaussian has sigma = 1 and |s|; the data has two narrow modes.
     assert mixture < gaussian - 1.0

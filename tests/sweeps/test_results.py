@@ -27,7 +27,13 @@ def ledger_of(folder: Path, *trials: tuple[dict[str, Any], Any]) -> Ledger:
         if isinstance(value, str):
             ledger.records.append(TrialRecord(number, parameters, value, error="it\nbroke"))  # type: ignore[arg-type]
             continue
-        result = {"deterministic_subtasks": value, "env_steps": 400, "config_hash": "c0ffee", "commit": "abc"}
+        result = {
+            "deterministic_score": value,
+            "deterministic_subtasks": value,
+            "env_steps": 400,
+            "config_hash": "c0ffee",
+            "commit": "abc",
+        }
         ledger.records.append(TrialRecord(number, parameters, "finished", result=result))
     return ledger
 
@@ -74,7 +80,7 @@ def test_the_best_experiment_is_where_the_trials_are(tmp_path: Path) -> None:
     assert best is not None
     assert load_experiment(best) == chosen.experiment(ledger.records[0].parameters)
     assert load_experiment(best).folder == chosen.base.folder
-    assert "deterministic_subtasks 1, trial 0" in best.read_text()
+    assert "deterministic_score 1, trial 0" in best.read_text()
 
 
 def test_without_a_finished_trial_there_is_no_best_and_no_figure(tmp_path: Path) -> None:

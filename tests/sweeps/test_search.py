@@ -16,7 +16,7 @@ from spirl_ray.sweeps.tune_run import claim, cpus_of_a_trial
 
 
 def report(steps: int, value: float, **more: Any) -> dict[str, Any]:
-    return {"env_steps": steps, "deterministic_subtasks": value, **more}
+    return {"env_steps": steps, "deterministic_score": value, **more}
 
 
 def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_a_space_that_makes_no_sense_is_refused_before_anything_runs(
         ({"scheduler": {"kind": "asha", "grace_steps": 1}}, "scheduler.grace_steps 1 must be at least"),
         ({"scheduler": {"kind": "asha", "grace_steps": 400}}, "below train.env_steps (400)"),
         ({"metric": "sampled_subtasks", "base": {**TOY, "evaluate": {"modes": ["deterministic"]}}}, "evaluate.modes"),
+        ({"metric": "deterministic_tower_height"}, "known are deterministic_score, deterministic_return"),
+        ({"metric": "subtasks"}, "unknown metric 'subtasks'"),
         ({"scheduler": {"kind": "asha"}, "base": {**TOY, "seeds": [0, 1]}}, "one method with one seed"),
         ({"base": {**TOY, "overrides": {"spirl_cl": {"train.actor_lr": 0.1}}}}, "no effect on spirl_cl"),
         ({"trackers": {"wandb": {"project": "p", "api_key": "secret"}}}, "WANDB_API_KEY"),

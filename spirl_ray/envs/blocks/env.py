@@ -25,6 +25,7 @@ from spirl_ray.envs.blocks.world import (
     BlockWorld,
     Touches,
 )
+from spirl_ray.envs.metrics import EpisodeMetric, Scores, declare, subtask_metrics
 from spirl_ray.envs.offscreen import OffscreenCamera
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
 from spirl_ray.episodes.features import Array, Feature, Features, ObjectSet, Observation
@@ -253,15 +254,25 @@ def render_recorded(
     return [frame for frame in frames if frame is not None]
 
 
+def scores(n_blocks: int) -> Scores:
+    """The highest tower that has stood in the episode, and for each height whether one has."""
+    height = EpisodeMetric(
+        name="tower_height",
+        meaning="Height in blocks of the highest tower that has stood for half a second in the episode",
+        unit="blocks",
+        range=(1.0, float(n_blocks)),
+        more_is_better=True,
+        of=lambda outcome: 1 + len(outcome.info.get("completed", ())),
+    )
+    return declare([height, *subtask_metrics(subtasks(n_blocks))], "tower_height")
+
+
 SPEC = EnvironmentSpec(
     id="spirl/BlockStacking-v0",
     features=features(DATA_BLOCKS),
     action_dim=3,
     max_episode_steps=TARGET_STEPS,
-    subtasks=subtasks(TARGET_BLOCKS),
-    target=lambda kwargs: subtasks(kwargs.get("n_blocks", TARGET_BLOCKS)),
-    score="tower_height",
-    score_before=1,
+    metrics=lambda kwargs: scores(kwargs.get("n_blocks", TARGET_BLOCKS)),
     expert="spirl_ray.envs.blocks.expert:generate",
     render_recorded=render_recorded,
 )

@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from spirl_ray.envs.metrics import subtask_scores
 from spirl_ray.envs.offscreen import OffscreenCamera, load_mujoco
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
 from spirl_ray.episodes.features import Feature, Observation
@@ -147,8 +148,7 @@ SPEC = EnvironmentSpec(
     features=FEATURES,
     action_dim=ROBOT_DIM,
     max_episode_steps=280,
-    subtasks=tuple(GOALS),
-    target=lambda kwargs: kwargs.get("tasks", DEFAULT_TASKS),
+    metrics=lambda kwargs: subtask_scores(kwargs.get("tasks", DEFAULT_TASKS)),
     position_target=PositionTarget(
         feature="robot",
         positions=tuple(range(ROBOT_DIM)),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from spirl_ray.envs.maze import layout as maze_layout
 from spirl_ray.envs.maze.layout import VIEW_SIZE, Cell, Layout, LayoutViews
+from spirl_ray.envs.metrics import EpisodeMetric, declare
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, Renderer, observation_space
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, Feature, Observation
@@ -379,13 +380,19 @@ def floor_plan(env: gymnasium.Env[Any, Any]) -> FloorPlan:
     return FloorPlan("position", maze.walls, maze.fixed_start, maze.fixed_goal, maze.goal_radius)
 
 
+SUCCESS = EpisodeMetric(
+    name="success",
+    meaning="1 where the episode has reached the goal, else 0",
+    range=(0.0, 1.0),
+    more_is_better=True,
+    of=lambda outcome: float("goal" in outcome.info.get("completed", ())),
+)
 SPEC = EnvironmentSpec(
     id="spirl/Maze-v0",
     features=FEATURES,
     action_dim=2,
     max_episode_steps=2000,
-    subtasks=("goal",),
-    target=lambda kwargs: ("goal",),
+    metrics=lambda kwargs: declare([SUCCESS], "success"),
     expert="spirl_ray.envs.maze.env:generate",
     renderers={"view": view_renderer},
     render_recorded=render_recorded,

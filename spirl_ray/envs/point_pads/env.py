@@ -22,6 +22,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from spirl_ray.envs.metrics import subtask_scores
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature, Observation, stack_observations
@@ -325,8 +326,7 @@ SPEC = EnvironmentSpec(
     features=FEATURES,
     action_dim=2,
     max_episode_steps=120,
-    subtasks=tuple(PADS),
-    target=lambda kwargs: kwargs.get("tasks", tuple(PADS)),
+    metrics=lambda kwargs: subtask_scores(kwargs.get("tasks", tuple(PADS))),
     position_target=PositionTarget(feature="position", positions=(0, 1), gain=(GAIN, GAIN)),
     expert="spirl_ray.envs.point_pads.env:generate",
     render_recorded=render_recorded,

@@ -1,0 +1,197 @@
+"""What is measured: what a metric is, and the one table of the metrics of training.
+
+A row says its name, meaning and unit, how it is computed and where it shows. CSV columns, report, gauges, Grafana,
+sweeps and the terminal are made from these rows, so a new metric needs no change anywhere else. The metrics of
+episodes, which environments declare, are in `spirl_ray.envs.metrics`. Code outside the package adds rows of both
+kinds with `register_metric`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from spirl_ray.errors import SpirlError
+from spirl_ray.registry import Registry
+
+Stage = Literal["pretrain", "train"]
+PHASES = 3
+"""The divergence is recorded for this many equal parts of the episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of the table."""
+
+    name: str
+    """Its name in files, sweeps and gauges: lower-case letters, digits and underscores."""
+    meaning: str
+    """A sentence without its full stop."""
+    unit: str = ""
+    label: str = ""
+    """Its name on pages and in tables; empty is the name with blanks for underscores."""
+    range: tuple[float | None, float | None] = (None, None)
+    """Lowest and highest value, for axes; None where there is no bound, or none that is known."""
+    more_is_better: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise SpirlError(f"metric {self.name!r}: a name has lower-case letters, digits and underscores only")
+        if not self.label:
+            object.__setattr__(self, "label", self.name.replace("_", " "))
+
+    @property
+    def sign(self) -> float:
+        """-1 where less is better, else 1; the best value is the greatest one times the sign."""
+        return -1.0 if self.more_is_better is False else 1.0
+
+    @property
+    def is_share(self) -> bool:
+        """True for a metric from 0 to 1; its mean is shown as a share."""
+        return self.range == (0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingMetric(Metric):
+    """A column of a stage's ``metrics.csv``. Every one has a gauge; without a panel it is in no figure."""
+
+    stage: Stage
+    panel: str = ""
+    """Title of the panel in the report and in Grafana. Metrics with the same panel are drawn together."""
+    counter: bool = False
+    """It counts how far the training is, so the report, which draws over the steps, has no panel of it."""
+    log: bool = False
+    """A logarithmic axis, where the values span more than a factor of ten."""
+    brief: str = ""
+    """Its name in the terminal's line of progress; empty leaves it out."""
+    of: Callable[[Mapping[str, Any]], Any] | None = None
+    """For metrics of the learner: from the tensors of an update (see `learner_metrics`) to a number, or None."""
+
+    @property
+    def gauge(self) -> str:
+        """Its name among the gauges; on Ray's endpoint, ``ray_`` stands before it."""
+        return f"spirl_{'pretrain_' * (self.stage == 'pretrain')}{self.name}"
+
+
+TRAINING: Registry[TrainingMetric] = Registry("metric of training")
+EPISODE: Registry[Any] = Registry("metric of an episode", modules=("spirl_ray.envs.metrics",))
+"""Metrics that any environment's declaration and any config (``evaluate.metrics``) can name."""
+
+
+def training_metrics(stage: str) -> list[TrainingMetric]:
+    """The rows of a stage, in the order of the table."""
+    return [TRAINING[key] for key in TRAINING if TRAINING[key].stage == stage]
+
+
+def learner_metrics(update: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are computed in the learner, by name.
+
+    Args:
+        update: tensors of one update, by name: ``critic_loss``, ``policy_loss``, ``alpha`` (scalars); ``values``,
+            ``latent_std``; ``divergence`` [B] and ``phase`` [B] (where in the episode the skill began, from 0 to 1);
+            and whatever else a learner of one's own gives.
+    """
+    found = {}
+    for metric in training_metrics("train"):
+        if metric.of is not None and (value := metric.of(update)) is not None:
+            found[metric.name] = float(value)
+    return found
+
+
+def learner_columns() -> tuple[str, ...]:
+    """Names of the metrics that are computed in the learner."""
+    return tuple(metric.name for metric in training_metrics("train") if metric.of is not None)
+
+
+def register_metric(metric: Metric, *, replace: bool = False) -> None:
+    """Adds a row to the table.
+
+    A metric of an episode can then be named by any environment's declaration and by ``evaluate.metrics`` of a config.
+    A metric of training is a column that a stage, or its learner (``of``), gives a value.
+
+    Raises:
+        SpirlError: another metric has the name.
+    """
+    if isinstance(metric, TrainingMetric):
+        TRAINING.register(f"{metric.stage}.{metric.name}", metric, replace=replace)
+    else:
+        EPISODE.register(metric.name, metric, replace=replace)
+
+
+def _in_phase(index: int) -> Callable[[Mapping[str, Any]], Any]:
+    def mean(update: Mapping[str, Any]) -> Any:
+        part = (update["phase"] * PHASES).long().clamp(max=PHASES - 1)
+        chosen = update["divergence"][part == index]
+        return chosen.mean() if len(chosen) else None
+
+    return mean
+
+
+def _quantile(level: float) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda update: update["divergence"].quantile(level)
+
+
+def _row(stage: Stage, name: str, meaning: str, unit: str = "", *, signed: bool = False, **more: Any) -> TrainingMetric:
+    bounds = (None if signed else 0.0, None)
+    return TrainingMetric(stage=stage, name=name, meaning=meaning, unit=unit, range=bounds, **more)
+
+
+_DIVERGENCE, _BY_PHASE = "Divergence from the prior", "Divergence by phase of the episode"
+_NATS = "nats per decision"
+_LOSSES = (
+    ("loss", "Total loss of stage 1", "loss", "held out"),
+    ("reconstruction", "Reconstruction loss", "", ""),
+    ("kl", "KL divergence of the encoder", "", ""),
+    ("prior", "Prior loss", "", ""),
+)
+# fmt: off
+_ROWS = (
+    _row("train", "env_steps", "Primitive environment steps so far", "steps", panel="Environment steps", counter=True,
+         brief="steps"),
+    _row("train", "decisions", "Decisions of the policy so far, each of which is one skill", counter=True),
+    _row("train", "updates", "Gradient updates so far", counter=True),
+    _row("train", "episodes", "Training episodes so far", counter=True, brief="episodes"),
+    _row("train", "wall_clock_s", "Seconds of training so far, without interruptions", "s", counter=True),
+    # Computed in the learner.
+    _row("train", "divergence", "Mean divergence of the policy from the prior; alpha keeps it at the target divergence",
+         _NATS, panel=_DIVERGENCE, label="mean", brief="divergence", of=lambda u: u["divergence"].mean()),
+    _row("train", "divergence_p50", "Median of the divergence", _NATS, panel=_DIVERGENCE, label="median",
+         of=_quantile(0.5)),
+    _row("train", "divergence_p90", "90th percentile of the divergence", _NATS, panel=_DIVERGENCE,
+         label="90th percentile", of=_quantile(0.9)),
+    _row("train", "divergence_p99", "99th percentile of the divergence", _NATS, of=_quantile(0.99)),
+    *(
+        _row("train", f"divergence_phase_{index}", f"Mean divergence of skills that begin {when} in the episode",
+             _NATS, panel=_BY_PHASE, label=when, of=_in_phase(index))
+        for index, when in enumerate(("early", "halfway", "late"))
+    ),
+    _row("train", "alpha", "Temperature (alpha), the weight of the divergence; where it stays near zero, the target "
+         "divergence is looser than the task needs", panel="Temperature (alpha)", label="temperature (alpha)",
+         brief="temperature (alpha)", log=True, of=lambda u: u["alpha"], signed=True),
+    _row("train", "q_mean", "Mean value that the critics give to the decisions of a batch", panel="Mean Q value",
+         label="Q", of=lambda u: u["values"].mean(), signed=True),
+    _row("train", "critic_loss", "Loss of the critics", panel="Critic loss", log=True, of=lambda u: u["critic_loss"],
+         signed=True),
+    _row("train", "policy_loss", "Loss of the policy", panel="Policy loss", of=lambda u: u["policy_loss"], signed=True),
+    _row("train", "latent_std", "Mean standard deviation of the policy's latents", of=lambda u: u["latent_std"].mean(),
+         panel="Standard deviation of latents"),
+    # Measured by the driver.
+    _row("train", "env_steps_per_s", "Primitive environment steps in a second; sampling limits the training where "
+         "updates per second fall with it", "steps / s", panel="Environment speed", brief="steps/s"),
+    _row("train", "updates_per_s", "Gradient updates in a second", "updates / s", panel="Learning speed"),
+    # Stage 1; the losses are those of the skill model, by its own names.
+    _row("pretrain", "update", "Gradient updates so far", panel="Updates", counter=True),
+    *(
+        _row("pretrain", f"{part}_{name}", f"{panel}, {windows} windows", "nats per dimension", panel=panel,
+             label=windows, brief=brief, log=name == "loss", signed=True)
+        for name, panel, *briefs in _LOSSES
+        for part, windows, brief in zip(("train", "validation"), ("training", "held-out"), briefs, strict=True)
+    ),
+    _row("pretrain", "windows_per_s", "Windows in a second, all workers together", "windows / s",
+         panel="Training speed", brief="windows/s"),
+)
+# fmt: on
+for _metric in _ROWS:
+    register_metric(_metric)

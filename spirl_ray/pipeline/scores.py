@@ -1,0 +1,22 @@
+"""The metrics of an experiment's episodes."""
+
+from __future__ import annotations
+
+from spirl_ray.config import Experiment
+from spirl_ray.envs import environment
+from spirl_ray.envs.metrics import Scores
+from spirl_ray.errors import SpirlError
+
+
+def experiment_scores(experiment: Experiment) -> Scores:
+    """What the environment declares, with the metrics and the score that ``evaluate`` asks for.
+
+    Raises:
+        SpirlError: a metric that is not registered, or a score that is none of the metrics.
+    """
+    env, evaluate = experiment.env, experiment.evaluate
+    declared = environment(env.id).scores(env.kwargs)
+    try:
+        return declared.adding(evaluate.metrics, evaluate.score)
+    except SpirlError as error:
+        raise SpirlError(f"evaluate.metrics, evaluate.score: {error}") from error

@@ -1,0 +1,166 @@
+"""Skill decoders with the encoders that belong to them: open loop, closed loop, and the identity of flat methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spirl_ray.registry import Registry
+from spirl_ray.skills.encoders import Observations
+from spirl_ray.skills.gaussian import DiagonalGaussian
+from spirl_ray.skills.networks import RecurrentActionDecoder, mlp
+from spirl_ray.skills.spec import SkillSpec
+
+_MAX_ACTION = 0.999
+"""Actions are clamped to this before atanh, which is infinite at 1."""
+_FLAT_STD = 0.1
+"""Deviation of the flat case's posterior, in latent units; near 0, where tanh has slope 1, a tenth of full action."""
+
+
+class RecurrentEncoder(nn.Module):
+    """q(z | window): a one-layer LSTM whose last output gives a diagonal Gaussian."""
+
+    def __init__(self, inputs: int, latent_dim: int, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(inputs, width, batch_first=True)
+        self.head = nn.Linear(width, 2 * latent_dim)
+
+    def forward(self, sequence: Tensor) -> DiagonalGaussian:
+        outputs, _ = self.lstm(sequence)
+        return DiagonalGaussian.from_parameters(self.head(outputs[:, -1]))
+
+
+class SkillCodec(nn.Module):
+    """The skill encoder q(z | window) and the skill decoder of one kind.
+
+    Windows have T steps: H, or 1 where the kind looks at the first observation alone.
+    """
+
+    def observe(self, observations: Observations) -> Tensor | None:
+        """Encodes observations [B, T, *observed_shape] into features [B, T, F]; None where no features are needed."""
+        return None
+
+    def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
+        """q(z | window) [B, Z] from features [B, T, F] and actions [B, H, A]."""
+        raise NotImplementedError
+
+    def decode(self, features: Tensor | None, latent: Tensor) -> Tensor:
+        """Actions [B, T, A] (open loop: [B, H, A]) from features [B, T, F] and latents [B, Z]."""
+        raise NotImplementedError
+
+    def reconstruction_loss(self, features: Tensor | None, latent: Tensor, actions: Tensor) -> Tensor:
+        """NLL of a unit Gaussian around the decoded actions, without its constant: a mean over batch and dimensions."""
+        return 0.5 * (self.decode(features, latent) - actions).square().mean()
+
+    def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
+        """The actions to encode and those to decode where augmentation has perturbed a window, both [B, H, A].
+
+        By default the skill is encoded from the demonstration itself, so that latents do not carry the perturbation.
+        """
+        return actions, perturbed
+
+
+class OpenLoopCodec(SkillCodec):
+    """Encodes actions and decodes actions: the plan is fixed when the skill starts."""
+
+    def __init__(self, spec: SkillSpec) -> None:
+        super().__init__()
+        width = spec.settings.width
+        self.horizon = spec.horizon
+        self.encoder = RecurrentEncoder(spec.action_dim, spec.latent_dim, width)
+        self.decoder = RecurrentActionDecoder(spec.latent_dim, spec.action_dim, width)
+
+    def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
+        return self.encoder(actions)
+
+    def decode(self, features: Tensor | None, latent: Tensor) -> Tensor:
+        return self.decoder(latent, self.horizon)
+
+    def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
+        """The demonstration's own actions twice, because a plan cannot react to a displacement."""
+        return actions, actions
+
+
+class ClosedLoopCodec(SkillCodec):
+    """The decoder is a policy a(s_t, z) that sees the current observation at every primitive step."""
+
+    def __init__(self, spec: SkillSpec) -> None:
+        super().__init__()
+        settings = spec.settings
+        self.observations = spec.observation_encoder()
+        inputs = self.observations.outputs
+        self.encoder = RecurrentEncoder(spec.action_dim + inputs, spec.latent_dim, settings.width)
+        self.decoder = mlp(
+            inputs + spec.latent_dim, spec.action_dim, width=settings.width, layers=settings.decoder_layers
+        )
+
+    def observe(self, observations: Observations) -> Tensor:
+        return self.observations(observations)
+
+    def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
+        assert features is not None
+        return self.encoder(torch.cat([actions, features], dim=-1))
+
+    def decode(self, features: Tensor | None, latent: Tensor) -> Tensor:
+        assert features is not None
+        repeated = latent.unsqueeze(1).expand(-1, features.shape[1], -1)
+        return self.decoder(torch.cat([features, repeated], dim=-1))
+
+
+class IdentityCodec(SkillCodec):
+    """The flat case: the latent is the action itself before a tanh, so its prior is behaviour cloning.
+
+    An action prior of demonstrations that hardly vary would be so narrow that no policy stays close to it: the
+    divergence of a policy that is off by d grows with (d / sigma)^2. So actions are known to `_FLAT_STD` only.
+    """
+
+    def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
+        mean = torch.atanh(actions[:, 0].clamp(-_MAX_ACTION, _MAX_ACTION))
+        return DiagonalGaussian(mean, torch.full_like(mean, math.log(_FLAT_STD)))
+
+    def decode(self, features: Tensor | None, latent: Tensor) -> Tensor:
+        return torch.tanh(latent).unsqueeze(1)
+
+    def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
+        """The perturbed actions twice, because the latent is the action."""
+        return perturbed, perturbed
+
+
+@dataclass(frozen=True)
+class DecoderKind:
+    """A kind of skill decoder, and what the rest of the program must know of it."""
+
+    build: Callable[[SkillSpec], SkillCodec]
+    label: str
+    """What tables and figures call skills of this kind."""
+    closed_loop: bool
+    """True where the decoder sees the current observation at every primitive step."""
+    flat: bool = False
+    """True where a skill is one primitive action, of which the latent has the size."""
+
+    def observed_steps(self, horizon: int) -> int:
+        """How many steps of a window the model sees: a decoder that is not closed-loop needs only the first."""
+        return horizon if self.closed_loop else 1
+
+
+DECODERS: Registry[DecoderKind] = Registry("skill decoder")
+
+
+def register_decoder(name: str, kind: DecoderKind, *, replace: bool = False) -> None:
+    """Adds a kind of skill decoder that a method can name.
+
+    Args:
+        name: of the kind.
+        kind: how it is built.
+        replace: True allows to replace a kind of this name.
+    """
+    DECODERS.register(name, kind, replace=replace)
+
+
+register_decoder("open_loop", DecoderKind(OpenLoopCodec, "open-loop skills", closed_loop=False))
+register_decoder("closed_loop", DecoderKind(ClosedLoopCodec, "closed-loop skills", closed_loop=True))
+register_decoder("identity", DecoderKind(lambda spec: IdentityCodec(), "action prior (flat)", False, flat=True))

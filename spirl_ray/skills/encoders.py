@@ -1,0 +1,290 @@
+"""Observation encoders: from named features to the one vector that priors, decoders, policies and critics see.
+
+An encoder is chosen for each feature by its name in `ENCODERS`: ``vector`` (standardised numbers), ``image``
+(convolutions trained from scratch), ``objects`` (a set of alike objects, seen from the agent), ``pretrained`` (an image
+network loaded from a file), or one that `register_encoder` has added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from spirl_ray.config import EncoderSettings, Settings
+from spirl_ray.episodes.features import Feature, Features
+from spirl_ray.errors import SpirlError
+from spirl_ray.registry import Registry
+from spirl_ray.skills.networks import convolutions
+
+Observations = Mapping[str, Tensor]
+"""Values of features by name, [..., *Feature.observed_shape]; images are uint8, all else is float32."""
+
+HIGHEST = 3
+"""So many of the highest objects appear a second time: what stands or is carried must not hide among the others."""
+_SPREAD = 2.0
+"""Brings asinh(offset / size), of offsets that are mostly a few sizes, to about unit deviation."""
+
+
+class EncoderContext(Settings):
+    """What an encoder is built from."""
+
+    name: str
+    """Of the feature to encode."""
+    features: dict[str, Feature]
+    """All features that are encoded together, because one may be seen relative to another."""
+    width: int = Field(ge=1)
+    """Outputs of encoders that may choose their number."""
+    image_channels: int = Field(ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def feature(self) -> Feature:
+        return self.features[self.name]
+
+
+class FeatureEncoder(nn.Module):
+    """The encoder of one feature.
+
+    Args:
+        context: the feature and its settings; an encoder with options of its own reads them here.
+    """
+
+    outputs: int
+    """F, the numbers that it makes of one value."""
+
+    def __init__(self, context: EncoderContext) -> None:
+        super().__init__()
+        self.name, self.shape = context.name, context.feature.shape
+
+    def forward(self, observations: Observations) -> Tensor:
+        """Observations [..., *observed_shape] -> [..., F]."""
+        raise NotImplementedError
+
+    def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
+        """Takes the data's statistics [*shape] of the feature; encoders that do not standardise leave them."""
+
+    def load_pretrained(self) -> None:
+        """Loads weights from a file of the encoder's own, once, before stage 1 trains."""
+
+
+class VectorEncoder(FeatureEncoder):
+    """Numbers standardised by the data's statistics."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, context: EncoderContext) -> None:
+        super().__init__(context)
+        self.outputs = context.feature.size
+        self.rank = len(context.feature.shape)
+        self.register_buffer("mean", torch.zeros(self.outputs))
+        self.register_buffer("std", torch.ones(self.outputs))
+
+    def forward(self, observations: Observations) -> Tensor:
+        value = observations[self.name]
+        if self.rank > 1:
+            value = value.flatten(-self.rank)
+        return (value - self.mean) / self.std
+
+    def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
+        self.mean.copy_(mean.flatten())
+        self.std.copy_(std.flatten())
+
+
+class ImageEncoder(FeatureEncoder):
+    """Three convolutions over the stacked frames and a linear layer, trained from scratch.
+
+    An image uint8 [..., frames, height, width, channels] of any size becomes [..., F]; values go from 0..255 to
+    [-1, 1].
+    """
+
+    def __init__(self, context: EncoderContext) -> None:
+        super().__init__(context)
+        feature, first = context.feature, context.image_channels
+        height, width, channels = feature.shape
+        if min(height, width) < 8:
+            raise SpirlError(f"feature {self.name!r}: an image of {height} x {width} is too small, 8 x 8 is the least.")
+        self.outputs = context.width
+        self.net = convolutions(
+            feature.frames * channels, (first, 2 * first, 4 * first), (height, width), outputs=self.outputs
+        )
+
+    def forward(self, observations: Observations) -> Tensor:
+        return apply_to_images(self.net, observations[self.name])
+
+
+class PretrainedImageEncoder(FeatureEncoder):
+    """A convolutional network whose weights come from a safetensors file; only the linear layer after it learns.
+
+    Options: ``path`` of the file, ``channels`` (feature maps of each 4 × 4 convolution of stride 2). The file holds
+    ``net.0.weight``, ``net.0.bias``, ``net.2.weight``, …, as `ImageEncoder` has them, so a trained skill artifact can
+    be cut down to one. The weights are part of the skill artifact afterwards, which needs the file no more.
+    """
+
+    def __init__(self, context: EncoderContext) -> None:
+        super().__init__(context)
+        feature, options = context.feature, context.options
+        height, width, channels = feature.shape
+        maps = options.get("channels")
+        if not isinstance(maps, list | tuple) or not maps or not all(isinstance(m, int) and m > 0 for m in maps):
+            raise SpirlError(
+                f"skills.encoders.{self.name}: pretrained needs options.channels, the feature maps of each convolution "
+                f"such as [8, 16, 32], not {maps!r}."
+            )
+        self.path = options.get("path")
+        self.outputs = context.width
+        net = convolutions(feature.frames * channels, tuple(maps), (height, width), outputs=self.outputs)
+        self.trunk, self.head = net[:-2].requires_grad_(False), net[-2:]
+
+    def forward(self, observations: Observations) -> Tensor:
+        return self.head(apply_to_images(self.trunk, observations[self.name]))
+
+    def load_pretrained(self) -> None:
+        from pathlib import Path
+
+        from spirl_ray.files.tensors import read_tensors
+
+        if not isinstance(self.path, str):
+            raise SpirlError(f"skills.encoders.{self.name}: pretrained needs options.path, a safetensors file.")
+        tensors = read_tensors(Path(self.path).expanduser())
+        wanted = {f"net.{name}": value for name, value in self.trunk.state_dict().items()}
+        for name, value in wanted.items():
+            found = tensors.get(name)
+            if found is None or found.shape != value.shape:
+                has = "is missing" if found is None else f"has the shape {list(found.shape)}"
+                raise SpirlError(
+                    f"{self.path}: {name} {has}, feature {self.name!r} needs {list(value.shape)}. The file must hold "
+                    "the convolutions that options.channels describes, for images with as many channels."
+                )
+            value.copy_(found)
+
+
+class ObjectsEncoder(FeatureEncoder):
+    """Alike objects as the agent sees them, independent of the order in which they are listed.
+
+    Positions [..., N, d] become, first, the offsets from the agent, the nearest object first; then offsets and heights
+    of the `HIGHEST` highest objects: [..., N d + HIGHEST (d + 1)]. An offset o is given as asinh(o / size) / 2: in
+    detail where it is small, and roughly where it is large.
+    """
+
+    def __init__(self, context: EncoderContext) -> None:
+        super().__init__(context)
+        feature, objects = context.feature, context.feature.objects
+        if objects is None:
+            raise SpirlError(
+                f"feature {self.name!r} is encoded as objects, but its environment does not declare it so."
+            )
+        number, each = feature.shape
+        agent = context.features.get(objects.agent)
+        if agent is None or agent.shape != (each,):
+            has = "is not among the features that are seen" if agent is None else f"has the shape {list(agent.shape)}"
+            raise SpirlError(
+                f"feature {self.name!r} needs the agent's position, {objects.agent!r}, with {each} entries; it {has}."
+            )
+        self.objects = objects
+        self.outputs = number * each + min(HIGHEST, number) * (each + 1)
+
+    def forward(self, observations: Observations) -> Tensor:
+        places = observations[self.name]
+        offsets = places - observations[self.objects.agent].unsqueeze(-2)
+        nearest = offsets.square().sum(-1, keepdim=True).argsort(dim=-2)
+        heights = places[..., self.objects.up, None]
+        highest = heights.argsort(dim=-2, descending=True)[..., :HIGHEST, :]
+        scaled = (offsets / self.objects.size).asinh() / _SPREAD
+        parts = (
+            scaled.take_along_dim(nearest, -2),
+            scaled.take_along_dim(highest, -2),
+            heights.take_along_dim(highest, -2) / self.objects.size,
+        )
+        return torch.cat([part.flatten(-2) for part in parts], dim=-1)
+
+
+def apply_to_images(net: nn.Module, images: Tensor) -> Tensor:
+    """Images uint8 [..., frames, height, width, channels] through a network that takes [B, frames · channels, h, w]."""
+    *leading, frames, height, width, channels = images.shape
+    flat = images.reshape(-1, frames, height, width, channels)
+    flat = flat.permute(0, 1, 4, 2, 3).reshape(-1, frames * channels, height, width)
+    features: Tensor = net(flat.float() / 127.5 - 1.0)
+    return features.reshape(*leading, -1)
+
+
+EncoderFactory = Callable[[EncoderContext], FeatureEncoder]
+ENCODERS: Registry[EncoderFactory] = Registry("observation encoder")
+
+
+def register_encoder(name: str, factory: EncoderFactory, *, replace: bool = False) -> None:
+    """Adds an observation encoder that ``skills.encoders.FEATURE.kind`` can name.
+
+    Args:
+        name: of the encoder.
+        factory: builds a `FeatureEncoder` from an `EncoderContext`; a subclass is one.
+        replace: True allows to replace an encoder of this name.
+    """
+    ENCODERS.register(name, factory, replace=replace)
+
+
+register_encoder("vector", VectorEncoder)
+register_encoder("image", ImageEncoder)
+register_encoder("objects", ObjectsEncoder)
+register_encoder("pretrained", PretrainedImageEncoder)
+
+
+def encoder_of(feature: Feature, chosen: EncoderSettings | None) -> str:
+    """The name of a feature's encoder: the chosen one, or what fits its shape."""
+    if chosen is not None:
+        return chosen.kind
+    if feature.is_image:
+        return "image"
+    return "objects" if feature.objects is not None else "vector"
+
+
+class ObservationEncoder(nn.Module):
+    """Encodes several features and joins the results in the features' order.
+
+    Args:
+        features: what to encode, by name.
+        encoders: which encoders to use, where the default does not fit.
+        width: outputs of an image's encoder.
+        image_channels: feature maps of an image's first convolution.
+    """
+
+    def __init__(
+        self, features: Features, encoders: Mapping[str, EncoderSettings], *, width: int, image_channels: int
+    ) -> None:
+        super().__init__()
+        parts = []
+        for name, feature in features.items():
+            chosen = encoders.get(name)
+            context = EncoderContext(
+                name=name,
+                features=dict(features),
+                width=width,
+                image_channels=image_channels,
+                options={} if chosen is None else chosen.options,
+            )
+            parts.append(ENCODERS[encoder_of(feature, chosen)](context))
+        self.parts = nn.ModuleList(parts)
+        self.outputs = sum(part.outputs for part in parts)
+
+    def encoder(self, name: str) -> FeatureEncoder:
+        """The encoder of a feature."""
+        return next(part for part in self.encoders() if part.name == name)
+
+    def encoders(self) -> list[FeatureEncoder]:
+        """The encoders of the features, in order."""
+        return [part for part in self.parts if isinstance(part, FeatureEncoder)]
+
+    def forward(self, observations: Observations) -> Tensor:
+        """Observations [..., *observed_shape] by name -> [..., outputs]."""
+        encoded = [part(observations) for part in self.parts]
+        return encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=-1)
+
+    def set_normalisation(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor]) -> None:
+        """Gives every encoder the data's statistics of its feature, where the shapes agree."""
+        for part in self.encoders():
+            if part.name in mean and mean[part.name].shape == part.shape:
+                part.set_normalisation(mean[part.name], std[part.name])

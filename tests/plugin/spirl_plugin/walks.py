@@ -1,0 +1,37 @@
+"""A source of episodes: walks that this package draws itself, as many as ``data.options.walks`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from spirl_plugin.reach import Reach, walk
+from spirl_ray.config import DataSettings
+from spirl_ray.datasets.sources import Chunk, Description, Identity
+from spirl_ray.episodes.episode import Episode
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Walks to the target."""
+
+    number: int
+    attempts = 0
+
+    def chunks(self) -> list[Chunk]:
+        return [(index,) for index in range(self.number)]
+
+    def read(self, chunk: Chunk) -> Iterator[Episode]:
+        env = Reach()
+        for index in chunk:
+            yield walk(env, index, f"walk-{index:05d}")
+
+    def description(self) -> Description:
+        return Description(f"walks:{self.number}", "Apache-2.0", "spirl-plugin")
+
+    def identity(self) -> Identity:
+        return Identity("walks", {"number": self.number})
+
+
+def walks(data: DataSettings, env_id: str) -> Walks:
+    return Walks(int(data.options["walks"]))

@@ -1,0 +1,109 @@
+"""The config as users of RLlib and Tune write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spirl_ray.config import TrainSettings
+from spirl_ray.errors import SpirlError
+from spirl_ray.rl.config import SKILL_ENV, SkillPriorSACConfig, TrainingArguments
+
+PADS = "spirl/PointPads-v0"
+SMALL: dict[str, Any] = {"critic_width": 8, "critic_layers": 1, "batch_size": 16, "warmup_decisions": 8}
+MakeSkills = Callable[..., Path]
+
+
+def test_one_settings_model_holds_every_argument_with_its_default() -> None:
+    config = SkillPriorSACConfig().training(target_divergence=2.0, discount=0.9)
+    assert config.settings == TrainSettings(target_divergence=2.0, discount=0.9)
+    assert set(TrainingArguments.__annotations__) <= set(TrainSettings.model_fields)
+    assert config.training(target_divergence=3.0).settings == TrainSettings(target_divergence=3.0, discount=0.9)
+
+
+def test_what_training_can_be_told_is_what_the_learner_reads() -> None:
+    runs = {
+        *("env_steps", "env_runners", "envs_per_runner", "learners", "gpus_per_learner", "decisions_per_round"),
+        *("evaluate_every", "evaluate_episodes", "checkpoint_every", "keep_checkpoints", "publish"),
+    }
+    assert set(TrainSettings.model_fields) - set(TrainingArguments.__annotations__) <= runs
+
+
+def test_an_impossible_value_is_named() -> None:
+    with pytest.raises(SpirlError, match="polyak"):
+        SkillPriorSACConfig().training(polyak=2.0).settings  # noqa: B018
+
+
+def test_rllibs_own_names_mean_the_same_settings() -> None:
+    config = SkillPriorSACConfig().training(gamma=0.9, train_batch_size_per_learner=64, grad_clip=1.0)  # type: ignore[call-arg]
+    assert (config.settings.discount, config.settings.batch_size, config.grad_clip) == (0.9, 64, 1.0)
+
+
+def test_the_environment_is_wrapped_once(make_skills: MakeSkills) -> None:
+    skills = make_skills("open_loop")
+    config = SkillPriorSACConfig().skills(skills).environment(PADS, env_config={"tasks": ["north"]})
+    for _ in range(2):
+        config.validate()
+        assert config.env == SKILL_ENV
+        assert config.env_config["kwargs"] == {"tasks": ["north"]}
+    assert config.method["name"] == "spirl"
+    assert list(config.policy.features) == ["position", "velocity", "lamps"]
+
+
+def test_a_config_without_skills_says_what_is_missing() -> None:
+    with pytest.raises(SpirlError, match=r"call \.skills\(FOLDER\)"):
+        SkillPriorSACConfig().environment(PADS).validate()
+
+
+def test_skills_of_another_environment_are_refused_before_anything_starts(make_skills: MakeSkills) -> None:
+    config = SkillPriorSACConfig().skills(make_skills()).environment("spirl/Kitchen-v0")
+    with pytest.raises(SpirlError, match=r"skills in .* and spirl/Kitchen-v0 do not fit"):
+        config.validate()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_users_of_rllib_build_and_train_it(make_skills: MakeSkills) -> None:
+    config = (
+        SkillPriorSACConfig()
+        .skills(make_skills("closed_loop"))
+        .environment(PADS, env_config={"max_episode_steps": 30})
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=2, rollout_fragment_length=8)
+        .training(**SMALL)
+    )
+    algorithm = config.build_algo()
+    try:
+        algorithm.train()
+        result = algorithm.train()
+    finally:
+        algorithm.stop()
+    assert algorithm.counters["updates"] > 0
+    assert result["skills"]["decisions"] == 32
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_users_of_tune_search_its_settings(make_skills: MakeSkills, tmp_path: Path) -> None:
+    from ray import tune
+
+    from spirl_ray.rl.algorithm import SkillPriorSAC
+
+    config = (
+        SkillPriorSACConfig()
+        .skills(make_skills("closed_loop"))
+        .environment(PADS, env_config={"max_episode_steps": 30})
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=2, rollout_fragment_length=8)
+        .training(**{**SMALL, "target_divergence": tune.grid_search([1.0, 4.0])})
+    )
+    results = tune.Tuner(
+        SkillPriorSAC,
+        param_space=config,
+        run_config=tune.RunConfig(name="t", storage_path=str(tmp_path), stop={"training_iteration": 2}, verbose=0),
+    ).fit()
+    assert not results.errors
+    found = {result.config["train"]["target_divergence"]: result.metrics["skills"]["updates"] for result in results}
+    assert found.keys() == {1.0, 4.0}
+    assert min(found.values()) > 0
