@@ -45,7 +45,7 @@ def object_features(things: int) -> Features:
 
 
 class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
-    """The point moves by 0.2 · action; 1 is the reward at the target, where the episode ends."""
+    """The point moves by 0.2 · action; 1 is the reward at the target, where the episode ends as a success."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -62,13 +62,13 @@ class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         super().reset(seed=seed)
         self.position, self.target = self.np_random.uniform(-1.0, 1.0, (2, self.axes))
         self.moved = np.zeros(self.axes)
-        return self.observe(first=True), {"completed": ()}
+        return self.observe(first=True), {"success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         self.moved = STEP * np.clip(action, -1.0, 1.0)
         self.position = np.clip(self.position + self.moved, -1.0, 1.0)
         reached = self.reached
-        return self.observe(), float(reached), reached, False, {"completed": ("reached",) if reached else ()}
+        return self.observe(), float(reached), reached, False, {"success": reached}
 
     @property
     def reached(self) -> bool:
@@ -183,8 +183,6 @@ def _spec(env_id: str, features: Features, axes: int, expert: str) -> Environmen
         features=features,
         action_dim=axes,
         max_episode_steps=STEPS,
-        subtasks=("reached",),
-        target=lambda kwargs: ("reached",),
         expert=f"toy_environments:{expert}",
     )
 

@@ -12,7 +12,7 @@ from PIL import Image
 from stored import write_dataset
 
 from spirl_ray.envs import environment
-from spirl_ray.envs.maze import env as maze
+from spirl_ray.envs.maze import expert as maze
 from spirl_ray.envs.point_pads import env as point_pads
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
