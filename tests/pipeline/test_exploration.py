@@ -8,29 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from toy import start, write_config
+from toy_skills import toy_model
 
 import spirl_ray.envs as envs
-from spirl_ray.config import SkillSettings
 from spirl_ray.envs.spec import FloorPlan
 from spirl_ray.pipeline.exploration import coverage_rows, explore_with
-from spirl_ray.skills.model import SkillModel, SkillSpec, ViewShape
+from spirl_ray.skills.model import SkillModel
 
 MAZE = "spirl/Maze-v0"
 SMALL = {"layout_seed": 1, "size": 8, "start": None, "goal": None}
 
 
 def model(decoder: str) -> SkillModel:
-    facts = envs.environment(MAZE)
-    assert facts.view is not None
-    view = ViewShape(frames=facts.view.frames, size=facts.view.size, egocentric=facts.view.egocentric)
-    settings = SkillSettings(latent_dim=3, horizon=4, width=8, decoder_layers=1, prior_layers=1)
-    torch.manual_seed(0)
-    spec = SkillSpec.model_validate(
-        {"decoder": decoder, "state_dim": facts.state_dim, "action_dim": 2, "view": view, "settings": settings}
-    )
-    return SkillModel(spec).eval().requires_grad_(False)
+    spec = envs.environment(MAZE)
+    made = toy_model(decoder, spec.features, spec.action_dim, horizon=4)
+    return made.eval().requires_grad_(False)
 
 
 def test_coverage_counts_cells_episodes_and_ratios() -> None:
