@@ -191,7 +191,7 @@ def test_bad_trajectories_are_refused_by_episode_field_and_row(tmp_path: Path) -
 
     root = minari_root(tmp_path / "nan", nan)
     result = spirl("data", "import", kitchen_config(tmp_path, root))
-    assert_refused(result, "made/kitchen-v0:00000", "states", "row 3", "nan")
+    assert_refused(result, "made/kitchen-v0:00000", "objects", "row 3", "nan")
 
     root = minari_root(tmp_path / "wide", lambda buffer: None, width=8)
     result = spirl("data", "import", kitchen_config(tmp_path, root))
