@@ -54,9 +54,9 @@ class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         self.action_space = spaces.Box(-1.0, 1.0, (axes,), np.float32)
         self.render_mode = render_mode
         self.axes = axes
-        self.position: NDArray[np.float64] = np.zeros(axes)
-        self.target: NDArray[np.float64] = np.zeros(axes)
-        self.moved: NDArray[np.float64] = np.zeros(axes)
+        self.position: NDArray[np.floating] = np.zeros(axes)
+        self.target: NDArray[np.floating] = np.zeros(axes)
+        self.moved: NDArray[np.floating] = np.zeros(axes)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
