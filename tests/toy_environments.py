@@ -8,7 +8,7 @@ In each, a point moves to a target; a step takes microseconds. This module stand
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -47,14 +47,16 @@ def object_features(things: int) -> Features:
 class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
     """The point moves by 0.2 · action; 1 is the reward at the target, where the episode ends as a success."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium declares it so
 
     def __init__(self, features: Features, axes: int, render_mode: str | None) -> None:
         self.observation_space = observation_space(features)
         self.action_space = spaces.Box(-1.0, 1.0, (axes,), np.float32)
         self.render_mode = render_mode
         self.axes = axes
-        self.position = self.target = self.moved = np.zeros(axes)
+        self.position: NDArray[np.floating] = np.zeros(axes)
+        self.target: NDArray[np.floating] = np.zeros(axes)
+        self.moved: NDArray[np.floating] = np.zeros(axes)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
