@@ -56,14 +56,14 @@ class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         self.axes = axes
         self.position: NDArray[np.float64] = np.zeros(axes)
         self.target: NDArray[np.float64] = np.zeros(axes)
-        self.moved: NDArray[np.float64] = np.zeros(axes)
+        self.moved: NDArray[np.floating] = np.zeros(axes)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
         super().reset(seed=seed)
-        drawn: NDArray[np.float64] = self.np_random.uniform(-1.0, 1.0, (2, self.axes))
-        self.position, self.target = drawn
+        drawn = self.np_random.uniform(-1.0, 1.0, (2, self.axes))
+        self.position, self.target = drawn[0], drawn[1]
         self.moved = np.zeros(self.axes)
         return self.observe(first=True), {"success": False}
 
