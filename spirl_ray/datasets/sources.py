@@ -70,7 +70,7 @@ class EpisodeSource(Protocol):
 MakeSource = Callable[[DataSettings, str], EpisodeSource]
 """From the data settings and the environment's id to the source. Raises SpirlError for settings that do not fit."""
 SOURCES: Registry[MakeSource] = Registry(
-    "data source (data.source)",
+    "data source",
     modules=("spirl_ray.datasets.generated", "spirl_ray.datasets.minari", "spirl_ray.datasets.joined"),
     group="spirl_ray.sources",
 )

@@ -19,9 +19,10 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 
-from spirl_ray.config import Experiment, fingerprint
+from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_json
+from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.pipeline import stages as pipeline
 from spirl_ray.pipeline.provenance import commit
 from spirl_ray.pipeline.scores import experiment_scores

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import start, write_config
+from processes import start
+from toy import write_config
 
 import spirl_ray.envs as envs
 from spirl_ray.config import SkillSettings

@@ -8,9 +8,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
-from spirl_ray.envs.metrics import declare
 
 from spirl_ray.envs import EnvironmentEntry
+from spirl_ray.envs.metrics import declare
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature
