@@ -1,8 +1,9 @@
-# Two commands: `make quickstart` and `make test`. Both make .venv first, from constraints.txt.
+# `make quickstart` runs a small experiment, `make check` is for every change, `make test` is what CI runs.
+# Each makes .venv first, from constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart check test style types fast lint clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,11 +14,22 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/spirl run tune_configs/quickstart.yaml
 
-test: .venv/.installed
+# Style, types and fast tests in under two minutes on two cores, because mypy and the tests run at the same time.
+check: .venv/.installed
+	$(MAKE) --no-print-directory --jobs=2 --keep-going style types fast
+
+test: style types
+	$(BIN)/python -m pytest
+
+style: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.installed
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+fast: .venv/.installed
+	$(BIN)/python -m pytest -q -m 'not slow and not interrupts and not cluster'
 
 lint: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -1,3 +1,3 @@
 """spirl-ray: skill-prior reinforcement learning as a distributed training service on Ray."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

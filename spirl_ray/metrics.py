@@ -76,7 +76,7 @@ class TrainingMetric(Metric):
 
 
 TRAINING: Registry[TrainingMetric] = Registry("metric of training")
-EPISODE: Registry[Any] = Registry("metric of an episode", modules=("spirl_ray.envs.metrics",))
+EPISODE: Registry[Any] = Registry("metric of an episode")
 """Metrics that any environment's declaration and any config (``evaluate.metrics``) can name."""
 
 

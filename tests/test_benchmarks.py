@@ -93,7 +93,7 @@ def test_experts_are_counted_by_what_their_episodes_say(monkeypatch: pytest.Monk
         assert keep_failures, "a second attempt would hide the failure of the first"
         assert sorted(tasks) == ["kettle", "microwave"]
         for index in indices:
-            states, actions = np.zeros((4, 30), np.float32), np.zeros((3, 9), np.float32)
+            states, actions = {"state": np.zeros((4, 30), np.float32)}, np.zeros((3, 9), np.float32)
             solved = {"solved": index % 4 != 0}
             yield Episode(str(index), states, actions, np.zeros(3, np.float32), False, True, solved)
 

@@ -38,7 +38,7 @@ def registered() -> Iterator[None]:
 
 
 @pytest.fixture
-def gauges(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
+def gauges(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, ...], float]]:
     """Values of gauges by name, and by the tags that follow run, trial and stage."""
     shown: dict[tuple[str, ...], float] = {}
 
@@ -51,7 +51,7 @@ def gauges(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
 
     monkeypatch.setattr(monitoring, "Gauge", FakeGauge)
     monitoring._gauge.cache_clear()
-    yield shown  # type: ignore[misc]
+    yield shown
     monitoring._gauge.cache_clear()
 
 

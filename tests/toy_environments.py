@@ -8,7 +8,7 @@ In each, a point moves to a target; a step takes microseconds. This module stand
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spirl_ray.envs import register_environment
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
 from spirl_ray.episodes.episode import Episode
-from spirl_ray.episodes.features import Array, Feature, Features, ObjectSet, stack_observations
+from spirl_ray.episodes.features import Array, Feature, Features, ObjectSet, recorded, stack_observations
 
 CAMERAS, OBJECTS, GOAL = "toy/Cameras-v0", "toy/Objects-v0", "toy/Goal-v0"
 SIDE = 64  # pixels
@@ -45,16 +45,18 @@ def object_features(things: int) -> Features:
 
 
 class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
-    """The point moves by 0.2 · action; 1 is the reward at the target, where the episode ends."""
+    """The point moves by 0.2 · action; 1 is the reward at the target, where the episode ends as a success."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium declares it so
 
     def __init__(self, features: Features, axes: int, render_mode: str | None) -> None:
         self.observation_space = observation_space(features)
         self.action_space = spaces.Box(-1.0, 1.0, (axes,), np.float32)
         self.render_mode = render_mode
         self.axes = axes
-        self.position = self.target = self.moved = np.zeros(axes)
+        self.position: NDArray[np.floating] = np.zeros(axes)
+        self.target: NDArray[np.floating] = np.zeros(axes)
+        self.moved: NDArray[np.floating] = np.zeros(axes)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -62,13 +64,13 @@ class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         super().reset(seed=seed)
         self.position, self.target = self.np_random.uniform(-1.0, 1.0, (2, self.axes))
         self.moved = np.zeros(self.axes)
-        return self.observe(first=True), {"completed": ()}
+        return self.observe(first=True), {"success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         self.moved = STEP * np.clip(action, -1.0, 1.0)
         self.position = np.clip(self.position + self.moved, -1.0, 1.0)
         reached = self.reached
-        return self.observe(), float(reached), reached, False, {"completed": ("reached",) if reached else ()}
+        return self.observe(), float(reached), reached, False, {"success": reached}
 
     @property
     def reached(self) -> bool:
@@ -156,7 +158,6 @@ def _demonstrations(env: _Reach, name: str, indices: Iterable[int], seed: int, n
     for index in indices:
         rng = np.random.default_rng((seed, index))
         observation, _ = env.reset(seed=int(rng.integers(2**31)))
-        newest = {key: feature for key, feature in SPECS[name].features.items() if feature.is_image}
         seen, actions, rewards, there, completed = [observation], [], [], env.target, False
         for _ in range(DEMONSTRATED):
             if np.abs(env.position - there).max() < NEAR:
@@ -169,9 +170,7 @@ def _demonstrations(env: _Reach, name: str, indices: Iterable[int], seed: int, n
             rewards.append(reward)
         yield Episode(
             id=f"{name}-{seed}-{index:06d}",
-            observations=stack_observations(
-                [{k: v[-1] if k in newest else v for k, v in each.items()} for each in seen]
-            ),
+            observations=stack_observations([recorded(each, SPECS[name].features) for each in seen]),
             actions=np.stack(actions),
             rewards=np.array(rewards, np.float32),
             terminated=False,
@@ -186,8 +185,6 @@ def _spec(env_id: str, features: Features, axes: int, expert: str) -> Environmen
         features=features,
         action_dim=axes,
         max_episode_steps=STEPS,
-        subtasks=("reached",),
-        target=lambda kwargs: ("reached",),
         expert=f"toy_environments:{expert}",
     )
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from spirl_ray.config import SkillSettings
+from spirl_ray.config import SkillSettings, TrainSettings
 from spirl_ray.episodes.features import Feature, Features
-from spirl_ray.rl.methods import skill_spec
-from spirl_ray.skills.artifact import save_skills
+from spirl_ray.policy.policy import save_policy
+from spirl_ray.rl.methods import method_config, skill_spec
+from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
+from spirl_ray.skills.artifact import load_skills, save_skills
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.spec import SkillSpec
 
@@ -71,3 +73,24 @@ def random_observations(features: Features, *leading: int, seed: int = 1) -> dic
         else torch.randn(*leading, *feature.observed_shape, generator=generator)
         for name, feature in features.items()
     }
+
+
+def save_toy_policy(
+    folder: Path, skills: Path, features: Features, train: TrainSettings | None = None, **card: Any
+) -> Path:
+    """Writes a policy with random weights that acts through the skills of a folder, and returns its folder."""
+    model = load_skills(skills)
+    method = method_config(METHODS[model.spec.decoder], train or TrainSettings(policy_init="scratch"), model.spec)
+    spec = policy_spec(model, method, features)
+    torch.manual_seed(5)
+    facts = {
+        "environment": "spirl/PointPads-v0",
+        "env_kwargs": {},
+        "method": method.name,
+        "seed": 0,
+        "latent_limit": method.latent_limit,
+        "env_steps": 10,
+        "config_hash": "abc",
+    }
+    save_policy(folder, PolicyNetwork(spec, model).state_dict(), skills, policy=spec, **facts | card)
+    return folder

@@ -37,7 +37,7 @@ def build_module(build: Callable[[], Module], tensors: Path) -> Module:
     try:
         with torch.device("meta"):
             described = sum(tensor.nbytes for tensor in build().state_dict().values())
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, TypeError) as error:
         raise SpirlError(f"The card beside {tensors} describes an impossible model: {error}") from error
     found = plain_file_size(tensors)
     if described > found:

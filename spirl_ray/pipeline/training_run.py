@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spirl_ray.config import Experiment
-from spirl_ray.rl.config import SkillPriorSACConfig
+from spirl_ray.rl.algorithm import SkillPriorSACConfig
 from spirl_ray.rl.methods import MethodConfig
 
 

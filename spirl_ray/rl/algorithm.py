@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
-from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
+from ray.tune.registry import register_env
 
+from spirl_ray.config import TrainSettings, readable_problems
 from spirl_ray.envs import environment
-from spirl_ray.envs.metrics import EpisodeOutcome, undeclared
+from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import learner_columns
 from spirl_ray.rl.checkpoint import (
@@ -30,12 +34,14 @@ from spirl_ray.rl.checkpoint import (
     read_state,
     write_state,
 )
-from spirl_ray.rl.config import SkillPriorSACConfig
+from spirl_ray.rl.config import SKILL_ENV, TrainingArguments, make_skill_env, resolve
+from spirl_ray.rl.learner import SkillPriorSACLearner
 from spirl_ray.rl.methods import METHODS, MethodConfig
+from spirl_ray.rl.module import SkillPriorModule
+from spirl_ray.rl.policy_network import PolicySpec
 from spirl_ray.rl.replay import DecisionReplay, RowSource, decisions
+from spirl_ray.rl.sampling import Sampler
 
-_POLL_S = 0.002
-_PAUSE_S = 0.5
 _RECENT_EPISODES = 50
 _POLICY_PREFIX = "policy."
 _RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
@@ -43,22 +49,161 @@ SKILL_RESULTS = "skills"
 """Key of this algorithm's own counters and episode statistics in RLlib's result dict."""
 
 
-Sampled = tuple[list[SingleAgentEpisode], Any, float]
-"""Pieces of episodes, RLlib's metrics, seconds."""
+class SkillPriorSACConfig(AlgorithmConfig):
+    """Config of `SkillPriorSAC` for users of RLlib.
 
+    Example:
+        >>> config = (
+        ...     SkillPriorSACConfig()
+        ...     .skills("runs/kitchen_play/skills/closed_loop-…")
+        ...     .environment("spirl/Kitchen-v0", env_config={"tasks": ["microwave", "kettle"]})
+        ...     .training(target_divergence=2.0, warmup_decisions=256)
+        ... )
+        >>> algorithm = config.build_algo()
+        >>> result = algorithm.train()
 
-def _sample_and_measure(runner: EnvRunner) -> Sampled:
-    started = time.perf_counter()
-    episodes = runner.sample()
-    return episodes, runner.get_metrics(), time.perf_counter() - started
+    ``tune.Tuner(SkillPriorSAC, param_space=config)`` takes it as well; a value of ``training`` may be a search space.
+    """
 
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or SkillPriorSAC)
+        self.env: Any
+        self.env_config: Any
+        self.train: dict[str, Any] = {}
+        """The settings of stage 2 that differ from the defaults, see `settings`."""
+        self.skills_folder: str | None = None
+        self.method: dict[str, Any] | str | None = None
+        """A `MethodConfig` as plain values, or the name of a method; None is the method that the skills are for."""
+        self.dataset: str | None = None
+        """Folder of the demonstrations, for methods that also learn from them."""
+        self.metrics_every = 20
+        """Updates between two readings of the learner's metrics."""
+        self.silence_limit_s = 1800.0
+        """Training gives up when no env runner has answered for this long."""
+        self.normalize_actions = False
+        self.clip_actions = False
+        # The learner checks its own losses, two scans of every gradient less.
+        self.torch_skip_nan_gradients = True
+        # There are no connectors with state. Syncing them would make every round wait for the sampling.
+        self._dont_auto_sync_env_runner_states = True
+        self.min_time_s_per_iteration = None
+        self.restart_failed_env_runners = True
+        # A round waits this long for runners that are away, not the default 30 s, so that the others continue.
+        self.env_runner_health_probe_timeout_s = 1.0
+        # A restarted runner then gets the learner's weights, not those of a local runner that never learns.
+        self.create_local_env_runner = False
 
-def _try_to_sample(runner: EnvRunner) -> Sampled | str:
-    """The samples, or the traceback of an error in the environment, which RLlib would hide behind restarts."""
-    try:
-        return _sample_and_measure(runner)
-    except Exception:
-        return traceback.format_exc()
+    @property
+    def settings(self) -> TrainSettings:
+        """The settings of stage 2.
+
+        Raises:
+            SpirlError: naming the setting whose value is impossible.
+        """
+        try:
+            return TrainSettings.model_validate(self.train)
+        except ValidationError as error:
+            raise readable_problems(error, "SkillPriorSACConfig.training", TrainSettings) from error
+
+    @property
+    def policy(self) -> PolicySpec:
+        """What the policy sees; known once the config has been validated, which building the algorithm does."""
+        return PolicySpec.model_validate(self.env_config["policy"])
+
+    def skills(
+        self,
+        folder: str | Path,
+        *,
+        method: str | MethodConfig | None = None,
+        dataset: str | Path | None = None,
+    ) -> SkillPriorSACConfig:
+        """Says through which skills the policy acts.
+
+        Args:
+            folder: of the skill artifact; every node must be able to read it.
+            method: which method uses them; None is the first of the table with skills of this kind and a prior.
+            dataset: folder of the demonstrations, for methods that also learn from them.
+        """
+        self.skills_folder = str(Path(folder).absolute())
+        self.method = method.model_dump(mode="json") if isinstance(method, MethodConfig) else method
+        self.dataset = None if dataset is None else str(Path(dataset).absolute())
+        return self
+
+    def training(
+        self,
+        *,
+        metrics_every: int = NotProvided,
+        silence_limit_s: float = NotProvided,
+        **settings: Unpack[TrainingArguments],
+    ) -> SkillPriorSACConfig:
+        """Sets settings of stage 2 by name, and passes on what RLlib knows, such as ``grad_clip``.
+
+        Args:
+            metrics_every: updates between two readings of the learner's metrics.
+            silence_limit_s: training gives up when no env runner has answered for so many seconds.
+            settings: see `TrainingArguments`. RLlib's ``gamma`` and ``train_batch_size_per_learner`` are ``discount``
+                and ``batch_size`` here.
+        """
+        given: dict[str, Any] = dict(settings)
+        for theirs, ours in (("gamma", "discount"), ("train_batch_size_per_learner", "batch_size")):
+            if theirs in given:
+                given[ours] = given.pop(theirs)
+        own = {name: given.pop(name) for name in list(given) if name in TrainingArguments.__annotations__}
+        self.train = {**self.train, **{name: value for name, value in own.items() if value is not NotProvided}}
+        if metrics_every is not NotProvided:
+            self.metrics_every = metrics_every
+        if silence_limit_s is not NotProvided:
+            self.silence_limit_s = silence_limit_s
+        super().training(**given)
+        return self
+
+    def with_settings(self, settings: TrainSettings) -> SkillPriorSACConfig:
+        """Takes over a whole settings model, in place of single values of `training`."""
+        self.train = settings.model_dump(mode="json")
+        return self
+
+    def validate(self) -> None:
+        """Wraps the environment in a `SkillEnv`, which building the algorithm asks for.
+
+        Raises:
+            SpirlError: no skills, skills that do not fit the environment, or an impossible setting.
+        """
+        if self.env != SKILL_ENV:
+            self._wrap_environment()
+        register_env(SKILL_ENV, make_skill_env)
+        super().validate()
+
+    def _wrap_environment(self) -> None:
+        if self.skills_folder is None:
+            raise SpirlError(
+                "SkillPriorSACConfig needs skills: call .skills(FOLDER) with the folder of a skill artifact."
+            )
+        settings = self.settings
+        method, spec = resolve(self.env, self.env_config, self.skills_folder, self.method, settings)
+        self.method, policy = method.model_dump(mode="json"), spec.model_dump(mode="json")
+        self.env_config = {
+            "environment": self.env,
+            "kwargs": dict(self.env_config),
+            "skills": self.skills_folder,
+            "latent_limit": method.latent_limit,
+            "policy": policy,
+        }
+        self.env = SKILL_ENV
+        self.gamma, self.train_batch_size_per_learner = settings.discount, settings.batch_size
+        self.rl_module(
+            model_config={
+                "skills": self.skills_folder,
+                "method": self.method,
+                "policy": policy,
+                "settings": settings.model_dump(mode="json"),
+            }
+        )
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=SkillPriorModule)
+
+    def get_default_learner_class(self) -> type[Learner]:
+        return SkillPriorSACLearner
 
 
 class SkillPriorSAC(Algorithm):
@@ -86,7 +231,7 @@ class SkillPriorSAC(Algorithm):
         """Where the batches of updates come from."""
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         env = self.config.env_config
-        self.scores = environment(env["env_id"]).scores(env.get("env_kwargs", {})) if "env_id" in env else undeclared()
+        self.scores = environment(env["environment"]).scores(env["kwargs"])
         """What is measured of the training episodes; a driver may set others before it trains."""
         self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
         """Metrics of the newest training episodes, by name."""
@@ -95,7 +240,7 @@ class SkillPriorSAC(Algorithm):
         self._owed_updates = 0.0
         self._running: dict[str, tuple[float, int]] = {}
         self._sample_s = 0.0
-        self._heard_at = time.monotonic()
+        self.sampler = Sampler(self.env_runner_group, self.config)
         self.timings = {"sample_s": 0.0, "wait_s": 0.0, "learn_s": 0.0}
 
     def training_step(self) -> None:
@@ -118,52 +263,13 @@ class SkillPriorSAC(Algorithm):
         """Pieces of episodes sampled since the last round; requests the next ones before it returns.
 
         Empty while the env runners are away; RLlib brings them back between two rounds.
-
-        Raises:
-            RuntimeError: with the traceback from the env runner, when its environment failed.
-            SpirlError: when no env runner has answered for `silence_limit_s`.
         """
-        group = self.env_runner_group
-        if group.num_remote_env_runners() == 0:
-            samples = {0: _sample_and_measure(group.local_env_runner)}
-            self._send_weights(None)
-        else:
-            samples = self._next_samples()
-            if not samples:
-                return []
-            # Only to those that sample next: behind a running request, weights would be old when they are used.
-            self._send_weights(list(samples))
-            group.foreach_env_runner_async(_try_to_sample, tag="sample", remote_worker_ids=list(samples))
-        self.metrics.aggregate([metrics for _, metrics, _ in samples.values()], key=ENV_RUNNER_RESULTS)
-        self._sample_s = float(np.mean([seconds for _, _, seconds in samples.values()]))
-        return [episode for episodes, _, _ in samples.values() for episode in episodes]
-
-    def _next_samples(self) -> dict[int, Sampled]:
-        """What has been sampled by env runner; waits for the first, and requests from those that are idle."""
-        group = self.env_runner_group
-        group.foreach_env_runner_async(_try_to_sample, tag="sample")  # no more than one request a runner
-        deadline = time.monotonic() + self.config.sample_timeout_s
-        results: list[tuple[int, Sampled | str]] = []
-        while not results and group.num_in_flight_async_reqs("sample") and time.monotonic() < deadline:
-            results = group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.0)
-            if not results:
-                time.sleep(_POLL_S)
-        samples = {}
-        for index, sampled in results:
-            if isinstance(sampled, str):
-                raise RuntimeError(f"The environment of env runner {index} failed:\n{sampled}")
-            samples[index] = sampled
-        now = time.monotonic()
-        if samples:
-            self._heard_at = now
-        elif now - self._heard_at > self.config.silence_limit_s:
-            raise SpirlError(
-                f"No env runner has answered for {self.config.silence_limit_s:.0f} s. Check that the cluster has a "
-                "free CPU for each (`ray status`), then start the command again: it resumes from the last checkpoint."
-            )
-        else:
-            time.sleep(_PAUSE_S)
-        return samples
+        samples = self.sampler.collect(self._send_weights)
+        if not samples:
+            return []
+        self.metrics.aggregate([metrics for _, metrics, _ in samples], key=ENV_RUNNER_RESULTS)
+        self._sample_s = float(np.mean([seconds for _, _, seconds in samples]))
+        return [episode for episodes, _, _ in samples for episode in episodes]
 
     def _send_weights(self, runners: list[int] | None) -> None:
         if self.counters["updates"] > 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import subprocess
@@ -19,14 +18,14 @@ import yaml
 from click.testing import Result
 from minari.data_collector import EpisodeBuffer
 from toy import write_config
+from toy_skills import save_toy_policy, save_toy_skills, toy_model
 from typer.testing import CliRunner
 
 from spirl_ray.cli import main as cli
 from spirl_ray.config import load_experiment
+from spirl_ray.envs import environment
 from spirl_ray.pipeline.workspace import Trial, Workspace
-from spirl_ray.policy.policy import save_policy
-from spirl_ray.rl.policy_network import SkillPolicy
-from spirl_ray.skills.artifact import load_skills, save_skills
+from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.model import SkillModel
 
 runner = CliRunner()
@@ -191,7 +190,7 @@ def test_bad_trajectories_are_refused_by_episode_field_and_row(tmp_path: Path) -
 
     root = minari_root(tmp_path / "nan", nan)
     result = spirl("data", "import", kitchen_config(tmp_path, root))
-    assert_refused(result, "made/kitchen-v0:00000", "states", "row 3", "nan")
+    assert_refused(result, "made/kitchen-v0:00000", "objects", "row 3", "nan")
 
     root = minari_root(tmp_path / "wide", lambda buffer: None, width=8)
     result = spirl("data", "import", kitchen_config(tmp_path, root))
@@ -279,21 +278,19 @@ def test_skills_with_a_flipped_byte_are_refused(experiment: Trial, command: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["prior", "train"])
 def test_skills_of_another_environment_are_refused(experiment: Trial, command: str) -> None:
-    card = json.loads((experiment.skills / "skill.json").read_text())
-    (experiment.skills / "skill.json").write_text(json.dumps({**card, "environment": "spirl/Kitchen-v0"}))
-    assert_refused(spirl(command, config_of(experiment)), "spirl/Kitchen-v0", "spirl/PointPads-v0")
+    kitchen = environment("spirl/Kitchen-v0")
+    save_toy_skills(experiment.skills, toy_model("closed_loop", kitchen.features, kitchen.action_dim), kitchen.id)
+    assert_refused(spirl(command, config_of(experiment)), "feature 'robot'")
 
 
-def save_untrained_policy(trial: Trial, environment: str) -> None:
-    save_policy(
+def save_untrained_policy(trial: Trial, env_id: str) -> None:
+    save_toy_policy(
         trial.policy,
-        SkillPolicy(load_skills(trial.skills)).state_dict(),
         trial.skills,
-        environment=environment,
-        env_kwargs={},
+        environment("spirl/PointPads-v0").features,
+        environment=env_id,
         method=trial.method,
         seed=trial.seed,
-        latent_limit=2.0,
         env_steps=400,
         config_hash=trial.config_hash,
     )

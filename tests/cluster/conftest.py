@@ -9,9 +9,9 @@ import pytest
 from benchmarks.ray_nodes import RayNodes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nodes() -> Iterator[RayNodes]:
-    """A head with two CPUs, which offers the driver's resource, and a worker with two.
+    """One cluster for all modules: a head with two CPUs, which offers the driver's resource, and a worker with two.
 
     Ray finds a job's log where the head has its files, and a worker on the same machine has others.
     """

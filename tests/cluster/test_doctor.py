@@ -41,7 +41,8 @@ def test_a_version_that_differs_is_named_with_both(name: str, advice: str) -> No
 
 
 def test_what_does_not_import_and_what_pytorch_does_not_see_is_said() -> None:
-    assert "ModuleNotFoundError: mujoco" in judged(**{"import": "spirl_ray.envs: ModuleNotFoundError: mujoco"})[0]
+    imported: dict[str, Any] = {"import": "spirl_ray.envs: ModuleNotFoundError: mujoco"}
+    assert "ModuleNotFoundError: mujoco" in judged(**imported)[0]
     assert "CUDA image" in judged(gpu="Ray counts 1 GPUs, PyTorch sees 0")[0]
 
 

@@ -182,7 +182,7 @@ def test_the_log_is_followed_to_the_end_and_the_exit_status_is_the_drivers(
 ) -> None:
     monkeypatch.setattr(jobs, "_POLL_S", 0.0)
     seen: list[str] = []
-    ending = follow(Job(status, exit_code), "job", seen.append)  # type: ignore[arg-type]
+    ending = follow(Job(status, exit_code), "job", seen.append)
     assert "".join(seen) == "one two"
     assert ending.exit_code == expected
 

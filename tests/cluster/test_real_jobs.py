@@ -23,7 +23,7 @@ _PATIENCE_S = 1800.0
 
 
 def spirl(nodes: RayNodes, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "-m", "spirl_ray.cli", *map(str, arguments)], nodes, **environment)
+    return run([sys.executable, "-m", "spirl_ray.cli", *map(str, arguments)], nodes, cwd=None, **environment)
 
 
 def run(

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -100,8 +99,7 @@ def load_all(folder: Path) -> dict[str, Episode]:
 
 @pytest.fixture(autouse=True)
 def _small_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts: dict[str, Any] = {"max_episode_steps": 9, "subtasks": (), "target": lambda kwargs: ()}
-    spec = EnvironmentSpec(id="spirl/Test-v0", features=FEATURES, action_dim=ACTION_DIM, **facts)
+    spec = EnvironmentSpec(id="spirl/Test-v0", features=FEATURES, action_dim=ACTION_DIM, max_episode_steps=9)
     real = importing.environment_spec
     monkeypatch.setattr(importing, "environment_spec", lambda env_id: spec if env_id == spec.id else real(env_id))
 

@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 import spirl_ray.envs as envs
 from spirl_ray.envs.maze import env as maze
+from spirl_ray.envs.maze import expert
 from spirl_ray.envs.maze.layout import VIEW_SIZE, distances, free_cells, layout
 from spirl_ray.errors import SpirlError
 
@@ -154,7 +155,7 @@ def test_observations_hold_the_views_of_the_step_before_and_of_now() -> None:
 
 
 def test_views_are_rendered_from_recorded_positions_as_the_environment_shows_them() -> None:
-    episodes = [episode for episode in maze.generate(range(2), 0, size=8) if episode is not None]
+    episodes = [episode for episode in expert.generate(range(2), 0, size=8) if episode is not None]
     render = maze.SPEC.renderers["view"]([episode.metadata for episode in episodes])
     for number, episode in enumerate(episodes):
         facts, positions = episode.metadata, episode.observations["position"]
@@ -220,35 +221,35 @@ def test_a_picture_shows_path_start_and_goal() -> None:
 
 
 def test_demonstrations_depend_on_seed_and_index_alone() -> None:
-    together = list(maze.generate(range(4), 5, push_rate=0.02))
-    alone = next(maze.generate([2], 5, push_rate=0.02))
+    together = list(expert.generate(range(4), 5, push_rate=0.02))
+    alone = next(expert.generate([2], 5, push_rate=0.02))
     assert together[2] is not None
     assert alone is not None
     for name, values in alone.observations.items():
         np.testing.assert_array_equal(together[2].observations[name], values)
     np.testing.assert_array_equal(together[2].actions, alone.actions)
     assert together[2].metadata == alone.metadata
-    other = next(maze.generate([2], 6))
+    other = next(expert.generate([2], 6))
     assert other is not None
     assert (other.observations["position"][0] != alone.observations["position"][0]).any()
 
 
 @pytest.mark.parametrize("push_rate", [0.0, 0.02])
 def test_demonstrations_reach_their_goal_through_free_cells(push_rate: float) -> None:
-    for episode in maze.generate(range(6), 0, reach=0.5, push_rate=push_rate):
+    for episode in expert.generate(range(6), 0, reach=0.5, push_rate=push_rate):
         assert episode is not None
         walls = maze.stored_layout(episode.metadata)
         assert (walls == layout(episode.metadata["layout_seed"], episode.metadata["size"])).all()
         cells = np.rint(episode.observations["position"]).astype(int)
         assert not walls[cells[:, 0], cells[:, 1]].any()
-        assert np.hypot(*(episode.observations["position"][-1] - episode.metadata["goal"])) < 0.5 + 2 * maze.JITTER
-        assert maze.SHORTEST_EPISODE <= episode.length <= maze.LONGEST_EPISODE
+        assert np.hypot(*(episode.observations["position"][-1] - episode.metadata["goal"])) < 0.5 + 2 * expert.JITTER
+        assert expert.SHORTEST_EPISODE <= episode.length <= expert.LONGEST_EPISODE
         assert np.abs(episode.actions).max() <= 1.0
 
 
 def test_recorded_actions_replay_without_pushes_and_are_the_controllers_with_them() -> None:
     for push_rate in (0.0, 0.05):
-        (episode,) = maze.generate([1], 0, push_rate=push_rate)
+        (episode,) = expert.generate([1], 0, push_rate=push_rate)
         assert episode is not None
         facts = episode.metadata
         env = made(layout_seed=facts["layout_seed"], size=facts["size"], start=facts["start"], goal=facts["goal"])
@@ -263,7 +264,7 @@ def test_recorded_actions_replay_without_pushes_and_are_the_controllers_with_the
 @pytest.mark.parametrize("options", [{"reach": 0.0}, {"reach": 2.0}, {"push_rate": 1.0}, {"push_rate": -0.1}])
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(SpirlError, match="maze data"):
-        next(maze.generate([0], 0, **options))
+        next(expert.generate([0], 0, **options))
 
 
 def test_metadata_without_a_layout_are_refused() -> None:

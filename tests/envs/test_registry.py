@@ -44,9 +44,7 @@ class Still(gymnasium.Env[dict[str, Any], Any]):
 
 
 def spec(env_id: str = "test/Still-v0", **changes: Any) -> EnvironmentSpec:
-    facts: dict[str, Any] = dict(
-        id=env_id, features=FEATURES, action_dim=1, max_episode_steps=7, subtasks=(), target=lambda kwargs: ()
-    )
+    facts: dict[str, Any] = dict(id=env_id, features=FEATURES, action_dim=1, max_episode_steps=7)
     return EnvironmentSpec(**(facts | changes))
 
 

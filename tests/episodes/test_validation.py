@@ -133,7 +133,7 @@ def test_the_digest_depends_on_every_part_of_an_episode() -> None:
     changes: list[dict[str, Any]] = [
         {"id": "other"},
         {"observations": observing(arm=changed(ARM, (0, 0), 9))},
-        {"observations": observing(camera=CAMERA ^ 1)},
+        {"observations": observing(camera=255 - CAMERA)},
         {"observations": observing(camera=None)},
         {"observations": observing(camera=None, image=CAMERA)},
         {"observations": observing(camera=CAMERA.reshape(6, 2, 8, 1))},

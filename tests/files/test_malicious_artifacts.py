@@ -16,17 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from toy_skills import STATE, save_toy_policy, save_toy_skills, toy_model
 
-from spirl_ray.config import SkillSettings
-from spirl_ray.episodes.dataset import dataset_files, episodes_to_table, read_card, read_episodes
+from spirl_ray.episodes.dataset import dataset_files, read_card, read_episodes
+from spirl_ray.episodes.table import episodes_to_table
 from spirl_ray.errors import SpirlError
-from spirl_ray.policy.policy import load_policy, save_policy
-from spirl_ray.rl.policy_network import SkillPolicy
-from spirl_ray.skills.artifact import load_skills, save_skills
-from spirl_ray.skills.model import SkillModel, SkillSpec
+from spirl_ray.policy.policy import load_policy
+from spirl_ray.skills.artifact import load_skills
 
 ENVIRONMENT = "spirl/PointPads-v0"
-STATE_DIM = 4
 
 
 @pytest.fixture
@@ -39,37 +37,13 @@ def trap(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def skills(tmp_path: Path) -> Path:
-    settings = SkillSettings(horizon=3, latent_dim=2, width=8, decoder_layers=1, prior_layers=1)
-    model = SkillModel(SkillSpec(decoder="closed_loop", state_dim=STATE_DIM, action_dim=2, settings=settings))
-    save_skills(
-        tmp_path / "skills",
-        model,
-        environment=ENVIRONMENT,
-        dataset_sha256="d" * 64,
-        pretrain={},
-        seed=0,
-        metrics={},
-        package_version="0",
-    )
-    return tmp_path / "skills"
+    model = toy_model(horizon=3, latent_dim=2, width=8, decoder_layers=1, prior_layers=1)
+    return save_toy_skills(tmp_path / "skills", model, ENVIRONMENT)
 
 
 @pytest.fixture
 def policy(tmp_path: Path, skills: Path) -> Path:
-    network = SkillPolicy(load_skills(skills))
-    save_policy(
-        tmp_path / "policy",
-        network.state_dict(),
-        skills,
-        environment=ENVIRONMENT,
-        env_kwargs={},
-        method="spirl_cl",
-        seed=0,
-        latent_limit=None,
-        env_steps=1,
-        config_hash="c",
-    )
-    return tmp_path / "policy"
+    return save_toy_policy(tmp_path / "policy", skills, STATE)
 
 
 class Bomb:
@@ -215,10 +189,11 @@ def test_cards_that_are_none_are_refused(skills: Path, policy: Path, dataset: Pa
 @pytest.mark.parametrize(
     "changes",
     [
-        {"state_dim": 2**40},
-        {"state_dim": 2**62, "action_dim": 2**62},
+        {"data_features": {"state": {"shape": [2**40]}}},
+        {"data_features": {"state": {"shape": [2**62, 2**62]}}, "action_dim": 2**62},
+        {"data_features": {"state": {"shape": [2**20, 2**20, 3], "role": "image", "frames": 2**40}}},
+        {"latent_dim": 10**15},
         {"settings": {"width": 2**31}},
-        {"settings": {"latent_dim": 10**15}},
     ],
 )
 def test_a_card_of_a_giant_takes_no_memory(skills: Path, changes: dict[str, Any]) -> None:
@@ -227,6 +202,21 @@ def test_a_card_of_a_giant_takes_no_memory(skills: Path, changes: dict[str, Any]
     edit(skills / "skill.json", spec={**spec, **changes, "settings": settings})
     with pytest.raises(SpirlError, match=r"that its card describes|describes an impossible model"):
         load_skills(skills)
+
+
+def test_a_policy_card_of_a_giant_takes_no_memory(policy: Path) -> None:
+    spec = json.loads((policy / "policy.json").read_text())["policy"]
+    edit(policy / "policy.json", policy={**spec, "features": {"state": {"shape": [2**40]}}})
+    with pytest.raises(SpirlError, match=r"that its card describes|describes an impossible model"):
+        load_policy(policy)
+
+
+def test_a_policy_that_wants_images_that_its_skills_do_not_see_is_refused(policy: Path) -> None:
+    spec = json.loads((policy / "policy.json").read_text())["policy"]
+    features = {**spec["features"], "camera": {"shape": [8, 8, 1], "role": "image"}}
+    edit(policy / "policy.json", policy={**spec, "features": features})
+    with pytest.raises(SpirlError, match=r"policy\.json: the skills do not see the image 'camera'"):
+        load_policy(policy)
 
 
 def test_a_card_of_endless_layers_is_refused(skills: Path) -> None:
@@ -243,7 +233,7 @@ def test_a_card_of_endless_layers_is_refused(skills: Path) -> None:
 def dataset(tmp_path: Path) -> Path:
     folder = tmp_path / "dataset"
     folder.mkdir()
-    write_table(folder, episodes_to_table([], STATE_DIM, 2))
+    write_table(folder, episodes_to_table([], STATE, 2))
     return folder
 
 
@@ -253,9 +243,9 @@ def write_table(folder: Path, table: pa.Table) -> None:
     data = file.read_bytes()
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "rows": table.num_rows}
     card = {
-        "format_version": 1,
+        "format_version": 2,
         "environment": ENVIRONMENT,
-        "state_dim": STATE_DIM,
+        "features": {name: feature.model_dump(mode="json") for name, feature in STATE.items()},
         "action_dim": 2,
         "episodes": 0,
         "steps": 0,
@@ -297,7 +287,7 @@ def test_other_formats_in_place_of_parquet_are_refused(dataset: Path, trap: Path
 
 def test_a_column_of_pickles_is_refused_before_it_is_read(dataset: Path, trap: Path) -> None:
     """Ray Data registers an Arrow type whose values are unpickled when they are looked at."""
-    table = episodes_to_table([], STATE_DIM, 2)
+    table = episodes_to_table([], STATE, 2)
     field = pa.field(
         "bonus",
         pa.large_binary(),

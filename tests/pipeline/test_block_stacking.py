@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from toy_skills import save_toy_policy, save_toy_skills
 
 import spirl_ray.envs as envs
 from spirl_ray.config import Experiment, load_experiment
+from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.datasets.importing import _Shard, _write_shard
-from spirl_ray.datasets.sources import GeneratedSource
 from spirl_ray.datasets.windows import WindowTable
-from spirl_ray.episodes.dataset import table_to_episodes
+from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.rollouts import RolloutPlan, run_episodes
-from spirl_ray.policy.policy import save_policy
-from spirl_ray.rl.methods import resolve, skill_spec
-from spirl_ray.rl.policy_network import SkillPolicy
-from spirl_ray.skills.artifact import load_skills, save_skills
+from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills.model import SkillModel
 
 CONFIG = Path(__file__).parents[2] / "tune_configs" / "blocks.yaml"
@@ -34,8 +33,9 @@ def shipped() -> Experiment:
 def test_the_config_is_the_papers_task() -> None:
     experiment = load_experiment(CONFIG)
     env = envs.make(experiment.env.id, **experiment.env.kwargs)
-    assert (envs.state_dim(env), envs.episode_limit(env)) == (41, 1000)
-    assert skill_spec(experiment, "spirl", envs.environment(experiment.env.id)).state_dim == 23
+    assert envs.observed_features(env)["blocks"].shape == (11, 3)
+    assert envs.environment(experiment.env.id).features["blocks"].shape == (5, 3)
+    assert envs.episode_limit(env) == 1000
     train = experiment.train
     assert (train.target_divergence, train.critic_layers, train.critic_width) == (None, 2, 256)  # None is the paper's 5
     assert (experiment.skills.beta, experiment.skills.prior) == (0.002, "mixture")  # the paper: 0.01, a Gaussian
@@ -49,7 +49,7 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
     facts = envs.environment(env_id)
     source = GeneratedSource(env_id, episodes=2, kwargs=experiment.data.generate)
     file = tmp_path / "shard"
-    shard = _Shard(source, (0, 1), file, facts.state_dim, facts.action_dim, facts.stored_frames, False)
+    shard = _Shard(source, (0, 1), file, facts.features, facts.action_dim, False)
     try:
         written = _write_shard(shard)
     except SpirlError as error:
@@ -57,36 +57,31 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
     assert written["problems"] == []
     assert json.loads(shard.result.read_text())["result"]["steps"] == written["steps"] > 0
 
-    spec = skill_spec(experiment, method, facts)  # type: ignore[arg-type]
-    windows = WindowTable(
-        table_to_episodes(pq.read_table(file)), spec.horizon, view=facts.view, observed=spec.observed_steps
-    )
+    spec = skill_spec(experiment.skills, method, facts.features, facts.action_dim)
+    assert spec.features == ("gripper", "camera")
     torch.manual_seed(0)
     model, generator = SkillModel(spec), torch.Generator().manual_seed(0)
-    model.set_normalisation(windows.states.mean(0), windows.states.std(0))
+    episodes = table_to_episodes(pq.read_table(file), facts.features, facts.action_dim)
+    observed = model.kind.observed_steps(spec.horizon)
+    windows = WindowTable(episodes, spec.horizon, features=spec.seen, observed=observed)
+    rows = {name: np.concatenate([e.observations[name] for e in episodes]) for name in model.statistics.names}
+    model.set_normalisation(
+        {name: torch.from_numpy(value.mean(0)) for name, value in rows.items()},
+        {name: torch.from_numpy(value.std(0)) for name, value in rows.items()},
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     # The sum of the losses may rise, for the prior follows an embedding that moves; what each model is for may not.
     aim = "prior" if method == "flat_prior" else "reconstruction"
     fixed = *windows.sample(16, generator), torch.randn(16, spec.latent_dim, generator=generator)
     before = float(model(*fixed)[aim].detach())
     for _ in range(100):
-        states, actions = windows.sample(16, generator)
-        loss = model(states, actions, torch.randn(16, spec.latent_dim, generator=generator))["loss"]
+        observations, actions = windows.sample(16, generator)
+        loss = model(observations, actions, torch.randn(16, spec.latent_dim, generator=generator))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert float(model(*fixed)[aim].detach()) < 0.9 * before
-    skills = tmp_path / "skills"
-    save_skills(
-        skills,
-        model,
-        environment=env_id,
-        dataset_sha256="0" * 64,
-        pretrain={},
-        seed=0,
-        metrics={},
-        package_version="0",
-    )
+    skills = save_toy_skills(tmp_path / "skills", model, env_id)
 
     plan = RolloutPlan(
         str(skills), env_id, TARGET, "sampled", prior=True, scores=envs.environment(env_id).scores(TARGET)
@@ -95,26 +90,13 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
     assert (row.metrics["length"], row.metrics["tower_height"]) == (12, 1)
     assert (tmp_path / "prior.mp4").stat().st_size > 1000
 
-    resolved = resolve(experiment, method, spec)  # type: ignore[arg-type]
-    how = {"proposals": resolved.proposals, "residual": resolved.residual, "objects": resolved.objects}
-    network = SkillPolicy(load_skills(skills), envs.state_dim(envs.make(env_id, **TARGET)), **how)
-    folder = tmp_path / "policy"
-    save_policy(
-        folder,
-        network.state_dict(),
-        skills,
-        environment=env_id,
-        env_kwargs=TARGET,
-        method=method,
-        seed=0,
-        latent_limit=resolved.latent_limit,
-        env_steps=0,
-        config_hash="0",
-        **how,
+    target = envs.observed_features(envs.make(env_id, **TARGET))
+    folder = save_toy_policy(
+        tmp_path / "policy", skills, target, experiment.train, environment=env_id, env_kwargs=TARGET, method=method
     )
     (row,) = run_episodes(RolloutPlan(str(folder), env_id, TARGET, "deterministic"), [0])
     assert row.metrics["length"] == 12
-    with pytest.raises(SpirlError, match="this policy needs"):
+    with pytest.raises(SpirlError, match=r"'blocks' has the shape \[8, 3\], this policy needs \[7, 3\]"):
         run_episodes(RolloutPlan(str(folder), env_id, TARGET | {"n_blocks": 8}, "deterministic"), [0])
 
 

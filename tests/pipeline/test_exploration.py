@@ -8,36 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from processes import start
 from toy import write_config
+from toy_skills import toy_model
 
 import spirl_ray.envs as envs
-from spirl_ray.config import SkillSettings
 from spirl_ray.envs.spec import FloorPlan
 from spirl_ray.pipeline.exploration import coverage_rows, explore_with
-from spirl_ray.skills.model import SkillModel, SkillSpec, ViewShape
+from spirl_ray.skills.model import SkillModel
 
 MAZE = "spirl/Maze-v0"
 SMALL = {"layout_seed": 1, "size": 8, "start": None, "goal": None}
 
 
 def model(decoder: str) -> SkillModel:
-    facts = envs.environment(MAZE)
-    assert facts.view is not None
-    view = ViewShape(frames=facts.view.frames, size=facts.view.size, egocentric=facts.view.egocentric)
-    settings = SkillSettings(latent_dim=3, horizon=4, width=8, decoder_layers=1, prior_layers=1)
-    torch.manual_seed(0)
-    spec = SkillSpec.model_validate(
-        {"decoder": decoder, "state_dim": facts.state_dim, "action_dim": 2, "view": view, "settings": settings}
-    )
-    return SkillModel(spec).eval().requires_grad_(False)
+    spec = envs.environment(MAZE)
+    made = toy_model(decoder, spec.features, spec.action_dim, horizon=4)
+    return made.eval().requires_grad_(False)
 
 
 def test_coverage_counts_cells_episodes_and_ratios() -> None:
     walls = np.ones((6, 6), dtype=bool)
     walls[1:5, 1:5] = False  # 16 free cells
-    plan = FloorPlan(walls, (1, 1), (4, 4), 1.0)
+    plan = FloorPlan("position", walls, (1, 1), (4, 4), 1.0)
     still = np.full((2, 5, 2), 1.2, np.float32)
     walked = np.array([[[1, 1], [2, 1], [3.4, 1], [3, 1]], [[4, 1], [4, 2], [4, 3.2], [1, 1]]], np.float32)
     rows = {row["explorer"]: row for row in coverage_rows({"walks": walked, "stays": still}, plan)}
@@ -58,7 +51,7 @@ def test_agents_that_act_together_do_what_each_would_alone(decoder: str) -> None
     assert together.shape == (3, 13, 2)
     env = envs.make(MAZE, **kwargs)
     for number in range(3):
-        np.testing.assert_array_equal(together[number, 0], env.reset(seed=4 + number)[0][:2])
+        np.testing.assert_array_equal(together[number, 0], env.reset(seed=4 + number)[0]["position"])
     again = explore_with(skills, "prior", MAZE, kwargs, [0, 1, 2], seed=4)
     np.testing.assert_array_equal(together, again)
 

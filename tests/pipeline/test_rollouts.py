@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy_skills import save_toy_policy, save_toy_skills, toy_model
 
-from spirl_ray.config import SkillSettings
+import spirl_ray.envs as envs
 from spirl_ray.envs.metrics import undeclared
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.rollouts import (
@@ -17,32 +18,15 @@ from spirl_ray.pipeline.rollouts import (
     run_episodes,
     write_episodes,
 )
-from spirl_ray.policy.policy import save_policy
-from spirl_ray.rl.policy_network import SkillPolicy
-from spirl_ray.skills.artifact import load_skills, save_skills
-from spirl_ray.skills.model import SkillModel, SkillSpec
-
-import spirl_ray.envs as envs  # isort: skip
 
 PADS = "spirl/PointPads-v0"
 
 
 @pytest.fixture
 def skills(tmp_path: Path) -> Path:
-    facts = envs.environment(PADS)
-    settings = SkillSettings(latent_dim=2, width=8, decoder_layers=1, prior_layers=1)
-    spec = SkillSpec(decoder="closed_loop", state_dim=facts.state_dim, action_dim=facts.action_dim, settings=settings)
-    save_skills(
-        tmp_path / "skills",
-        SkillModel(spec),
-        environment=PADS,
-        dataset_sha256="",
-        pretrain={},
-        seed=0,
-        metrics={},
-        package_version="test",
-    )
-    return tmp_path / "skills"
+    pads = envs.environment(PADS)
+    model = toy_model("closed_loop", pads.features, pads.action_dim, latent_dim=2, width=8, horizon=10)
+    return save_toy_skills(tmp_path / "skills", model)
 
 
 def plan(skills: Path, mode: str = "sampled") -> RolloutPlan:
@@ -86,17 +70,7 @@ def test_a_video_is_filmed_beside_the_same_rows(skills: Path, tmp_path: Path) ->
 
 
 def test_a_policy_of_another_environment_is_refused(skills: Path, tmp_path: Path) -> None:
-    save_policy(
-        tmp_path / "policy",
-        SkillPolicy(load_skills(skills)).state_dict(),
-        skills,
-        environment="spirl/Kitchen-v0",
-        env_kwargs={},
-        method="spirl_cl",
-        seed=0,
-        latent_limit=2.0,
-        env_steps=0,
-        config_hash="",
-    )
+    features = envs.environment(PADS).features
+    save_toy_policy(tmp_path / "policy", skills, features, environment="spirl/Kitchen-v0")
     with pytest.raises(SpirlError, match="was trained for spirl/Kitchen-v0"):
         RolloutPlan(str(tmp_path / "policy"), PADS, {}, "sampled").agent()

@@ -24,14 +24,16 @@ from spirl_ray.pipeline.session import TERMINATED
 from spirl_ray.pipeline.snapshots import SnapshotEvaluations
 from spirl_ray.pipeline.training import MetricsLog, is_trained, read_provenance
 from spirl_ray.pipeline.training_run import TrainingRun
-from spirl_ray.rl.methods import resolve, skill_spec
+from spirl_ray.rl.methods import method_config, skill_spec
 
 from toy import TOY  # isort: skip
 
 
 def run_in(folder: Path, **train: Any) -> TrainingRun:
     experiment = parse_experiment({**TOY, "train": {**TOY["train"], **train}}, "test")
-    method = resolve(experiment, "spirl_cl", skill_spec(experiment, "spirl_cl", environment(experiment.env.id)))
+    pads = environment(experiment.env.id)
+    spec = skill_spec(experiment.skills, "spirl_cl", pads.features, pads.action_dim)
+    method = method_config("spirl_cl", experiment.train, spec)
     return TrainingRun(experiment, method, 0, folder / "skills", folder / "out", "hash")
 
 
@@ -41,12 +43,12 @@ def steps_in(path: Path) -> list[int]:
 
 
 def test_the_weight_of_the_divergence_can_be_fixed(tmp_path: Path) -> None:
-    assert training.algorithm_config(run_in(tmp_path)).fixed_alpha is None
-    assert training.algorithm_config(run_in(tmp_path, fixed_alpha=0.2)).fixed_alpha == 0.2
+    assert training.algorithm_config(run_in(tmp_path)).settings.fixed_alpha is None
+    assert training.algorithm_config(run_in(tmp_path, fixed_alpha=0.2)).settings.fixed_alpha == 0.2
 
 
 def test_the_learner_is_told_the_scale_of_rewards(tmp_path: Path) -> None:
-    assert training.algorithm_config(run_in(tmp_path, reward_scale=0.02)).reward_scale == 0.02
+    assert training.algorithm_config(run_in(tmp_path, reward_scale=0.02)).settings.reward_scale == 0.02
 
 
 def test_metrics_from_after_the_restored_checkpoint_are_dropped(tmp_path: Path) -> None:

@@ -34,12 +34,15 @@ def fresh(folder: Path, **changes: Any) -> Workspace:
 
 
 def test_recorded_and_generated_data_alone_or_together_are_three_datasets(tmp_path: Path) -> None:
-    data = {**TOY["data"], "dataset": "D4RL/kitchen/complete-v2"}
-    made = [fresh(tmp_path, data={**data, "source": source}) for source in ("generated", "minari", "both")]
-    kinds = [type(each.source).__name__ for each in made if each.experiment.data.source == "generated"]
-    assert kinds == ["GeneratedSource"]
+    data, env = {**TOY["data"], "dataset": "D4RL/kitchen/complete-v2"}, {"id": "spirl/Kitchen-v0"}
+    made = [fresh(tmp_path, env=env, data={**data, "source": name}) for name in ("generated", "minari", "both")]
     assert len({each.dataset for each in made}) == 3
-    more = fresh(tmp_path, data={**data, "source": "both", "episodes": 2 * made[0].experiment.data.episodes})
+    assert [each.dataset.name.rpartition("-")[0] for each in made] == [
+        "generated-6",
+        "D4RL-kitchen-complete-v2",
+        "generated-6-D4RL-kitchen-complete-v2",
+    ]
+    more = fresh(tmp_path, env=env, data={**data, "source": "both", "episodes": 12})
     assert more.dataset != made[2].dataset
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet and a film show recorded states as the environment draws them."""
+"""A contact sheet and a film show recorded episodes as the environment draws them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from stored import write_dataset
 
 from spirl_ray.envs import environment
-from spirl_ray.envs.maze import env as maze
+from spirl_ray.envs.maze import expert as maze
 from spirl_ray.envs.point_pads import env as point_pads
-from spirl_ray.episodes.dataset import DatasetCard, Episode, FileEntry, episodes_to_table
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import demonstrations
 from spirl_ray.pipeline.demonstrations import film_demonstrations, spread_episodes
@@ -24,24 +24,7 @@ from spirl_ray.reports.contact_sheet import COLUMNS, EPISODES, PICTURE, write_co
 
 def write(folder: Path, environment_id: str, episodes: list[Episode]) -> Path:
     spec = environment(environment_id)
-    folder.mkdir()
-    name = "episodes-00000-of-00001.parquet"
-    pq.write_table(episodes_to_table(episodes, spec.state_dim, spec.action_dim), folder / name)
-    card = DatasetCard(
-        environment=environment_id,
-        state_dim=spec.state_dim,
-        action_dim=spec.action_dim,
-        episodes=len(episodes),
-        steps=sum(episode.length for episode in episodes),
-        source="test",
-        licence="none",
-        attribution="nobody",
-        content_sha256="",
-        files={name: FileEntry(sha256="", bytes=0, rows=len(episodes))},
-        created_by="test",
-    )
-    (folder / "card.json").write_text(card.model_dump_json())
-    return folder
+    return write_dataset(folder, [episodes], spec.features, spec.action_dim, environment=environment_id)
 
 
 @pytest.fixture
@@ -64,19 +47,20 @@ def test_datasets_stand_below_each_other_with_spread_episodes_and_steps(pads: Pa
 
 def test_a_picture_is_the_one_that_the_environment_drew(pads: Path) -> None:
     first = next(iter(point_pads.generate([0], 0)))
-    start, end = point_pads.pictures(first.metadata, first.states, [0, first.length])
+    assert point_pads.SPEC.render_recorded is not None
+    start, end = point_pads.SPEC.render_recorded(first.metadata, first.observations, [0, first.length])
     bright = (start == (250, 185, 45)).all(-1).sum(), (end == (250, 185, 45)).all(-1).sum()
     assert bright[0] == 0  # no pad is visited yet
     assert bright[1] > 500
     assert (end == (70, 130, 200)).all(-1).sum() > 100  # the path
 
 
-def test_an_environment_without_pictures_is_refused(
+def test_an_environment_that_cannot_draw_is_refused(
     pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blind = dataclasses.replace(environment("spirl/PointPads-v0"), pictures=None)
+    blind = dataclasses.replace(environment("spirl/PointPads-v0"), render_recorded=None)
     monkeypatch.setattr(contact_sheet, "environment", lambda _: blind)
-    with pytest.raises(SpirlError, match="cannot draw recorded states"):
+    with pytest.raises(SpirlError, match="cannot draw recorded episodes"):
         write_contact_sheet([pads], tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
 
@@ -101,9 +85,9 @@ def test_a_film_of_long_episodes_takes_as_long_with_fewer_frames(
     assert seconds == pytest.approx(episode.length / 20, rel=0.2)
 
 
-def test_a_film_without_pictures_is_refused(pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blind = dataclasses.replace(environment("spirl/PointPads-v0"), pictures=None)
+def test_a_film_of_what_cannot_be_drawn_is_refused(pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = dataclasses.replace(environment("spirl/PointPads-v0"), render_recorded=None)
     monkeypatch.setattr(demonstrations, "environment", lambda _: blind)
-    with pytest.raises(SpirlError, match="cannot draw recorded states"):
+    with pytest.raises(SpirlError, match="cannot draw recorded episodes"):
         film_demonstrations(pads, tmp_path / "film.mp4", 1, 20)
     assert not (tmp_path / "film.mp4").exists()

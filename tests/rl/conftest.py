@@ -14,7 +14,7 @@ NETWORKS = {"critic_width": 16, "critic_layers": 1}
 @pytest.fixture
 def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
     """A small `SkillPriorSACConfig`: ``make_config(method=..., env_runners=..., **training)``."""
-    from spirl_ray.rl.config import SkillPriorSACConfig
+    from spirl_ray.rl.algorithm import SkillPriorSACConfig
     from spirl_ray.rl.methods import MethodConfig, method_config
     from spirl_ray.skills.artifact import load_skills
 

@@ -22,8 +22,8 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
+from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.datasets.importing import import_dataset
-from spirl_ray.datasets.sources import GeneratedSource
 from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_episodes

@@ -21,12 +21,10 @@ class HalfOffline:
     """Rows of the replay and of the demonstrations in equal parts."""
 
     def __init__(self, algorithm: SkillPriorSAC) -> None:
-        config = algorithm.config
-        assert config.dataset is not None
         self.online = algorithm.replay
         rows = demonstrations(algorithm)
         count, width = rows[Columns.OBS].shape
-        self.offline = DecisionReplay(count, width, rows[Columns.ACTIONS].shape[1], seed=config.seed or 0)
+        self.offline = DecisionReplay(count, width, rows[Columns.ACTIONS].shape[1], seed=algorithm.config.seed or 0)
         self.offline.add(rows)
 
     def sample(self, count: int) -> dict[str, Tensor]:
@@ -46,6 +44,8 @@ class HalfOffline:
 def demonstrations(algorithm: SkillPriorSAC) -> dict[str, np.ndarray]:
     """Decisions from every H-th window of the dataset, with the recorded rewards."""
     config = algorithm.config
+    assert config.skills_folder is not None
+    assert config.dataset is not None
     skills = load_skills(config.skills_folder)
     observer, horizon = PolicyObserver(config.policy, skills), skills.spec.horizon
     columns: dict[str, list[Any]] = {}

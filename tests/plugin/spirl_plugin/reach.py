@@ -54,7 +54,9 @@ def walk(env: Reach, seed: int, name: str) -> Episode:
     """One of them, with a little noise."""
     rng = np.random.default_rng(seed)
     seen, _ = env.reset(seed=seed)
-    observations, actions, rewards, ended = [seen], [], [], False
+    observations, ended = [seen], False
+    actions: list[np.ndarray] = []
+    rewards: list[float] = []
     while not ended and len(actions) < STEPS:
         wanted = 10.0 * (seen["target"] - seen["position"]) + rng.normal(0.0, 0.2, 2)
         action = np.clip(wanted, -1.0, 1.0).astype(np.float32)

@@ -10,7 +10,8 @@ import pytest
 
 from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
-from spirl_ray.rl.config import SKILL_ENV, SkillPriorSACConfig, TrainingArguments
+from spirl_ray.rl.algorithm import SkillPriorSACConfig
+from spirl_ray.rl.config import SKILL_ENV, TrainingArguments
 
 PADS = "spirl/PointPads-v0"
 SMALL: dict[str, Any] = {"critic_width": 8, "critic_layers": 1, "batch_size": 16, "warmup_decisions": 8}

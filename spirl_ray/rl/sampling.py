@@ -1,0 +1,95 @@
+"""Sampling that overlaps learning: env runners are asked for more before the learner uses what they have sampled."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from spirl_ray.errors import SpirlError
+
+_POLL_S = 0.002
+_PAUSE_S = 0.5
+Sampled = tuple[list[SingleAgentEpisode], Any, float]
+"""Pieces of episodes, RLlib's metrics, seconds."""
+
+
+def _sample_and_measure(runner: EnvRunner) -> Sampled:
+    started = time.perf_counter()
+    episodes = runner.sample()
+    return episodes, runner.get_metrics(), time.perf_counter() - started
+
+
+def _try_to_sample(runner: EnvRunner) -> Sampled | str:
+    """The samples, or the traceback of an error in the environment, which RLlib would hide behind restarts."""
+    try:
+        return _sample_and_measure(runner)
+    except Exception:
+        return traceback.format_exc()
+
+
+class Sampler:
+    """What the env runners have sampled, and the requests that they are working on.
+
+    Args:
+        group: RLlib's group of env runners.
+        config: of the algorithm.
+    """
+
+    def __init__(self, group: Any, config: Any) -> None:
+        self.group, self.config = group, config
+        self._heard_at = time.monotonic()
+
+    def collect(self, send_weights: Callable[[list[int] | None], None]) -> list[Sampled]:
+        """What has been sampled since the last call; requests the next samples before it returns.
+
+        Empty while the env runners are away; RLlib brings them back between two rounds.
+
+        Args:
+            send_weights: sends the newest weights to env runners by their number, or to the local one (None).
+
+        Raises:
+            RuntimeError: with the traceback from the env runner, when its environment failed.
+            SpirlError: when no env runner has answered for ``silence_limit_s``.
+        """
+        if self.group.num_remote_env_runners() == 0:
+            samples = [_sample_and_measure(self.group.local_env_runner)]
+            send_weights(None)
+            return samples
+        found = self._next_samples()
+        if found:
+            # Only to those that sample next: behind a running request, weights would be old when they are used.
+            send_weights(list(found))
+            self.group.foreach_env_runner_async(_try_to_sample, tag="sample", remote_worker_ids=list(found))
+        return list(found.values())
+
+    def _next_samples(self) -> dict[int, Sampled]:
+        """What has been sampled by env runner; waits for the first, and requests from those that are idle."""
+        group = self.group
+        group.foreach_env_runner_async(_try_to_sample, tag="sample")  # no more than one request a runner
+        deadline = time.monotonic() + self.config.sample_timeout_s
+        results: list[tuple[int, Sampled | str]] = []
+        while not results and group.num_in_flight_async_reqs("sample") and time.monotonic() < deadline:
+            results = group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.0)
+            if not results:
+                time.sleep(_POLL_S)
+        samples = {}
+        for index, sampled in results:
+            if isinstance(sampled, str):
+                raise RuntimeError(f"The environment of env runner {index} failed:\n{sampled}")
+            samples[index] = sampled
+        now = time.monotonic()
+        if samples:
+            self._heard_at = now
+        elif now - self._heard_at > self.config.silence_limit_s:
+            raise SpirlError(
+                f"No env runner has answered for {self.config.silence_limit_s:.0f} s. Check that the cluster has a "
+                "free CPU for each (`ray status`), then start the command again: it resumes from the last checkpoint."
+            )
+        else:
+            time.sleep(_PAUSE_S)
+        return samples
