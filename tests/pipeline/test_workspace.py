@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,17 +141,18 @@ def test_names_of_classes_and_files_and_texts_for_people_change_no_key(
 
     before = keys()
     assert before == keys()
-    for model in (EnvSettings, SkillSettings, PretrainSettings, TrainSettings, EvaluateSettings, DataSettings):
-        monkeypatch.setattr(model, "__name__", "Renamed")
-        monkeypatch.setattr(model, "__qualname__", "Renamed")
-        monkeypatch.setattr(model, "__module__", "spirl_ray.elsewhere")
-    for kind in (SkillSpec, MethodConfig, Feature, Method, GeneratedSource, Trial):
-        monkeypatch.setattr(kind, "__name__", "Renamed")
-        monkeypatch.setattr(kind, "__qualname__", "Renamed")
-        monkeypatch.setattr(kind, "__module__", "spirl_ray.elsewhere")
+    settings = (EnvSettings, SkillSettings, PretrainSettings, TrainSettings, EvaluateSettings, DataSettings)
+    kinds = (*settings, SkillSpec, MethodConfig, Feature, Method, GeneratedSource, Trial)
+    names = {kind: (kind.__name__, kind.__qualname__, kind.__module__) for kind in kinds}
     described = replace(METHODS["spirl_cl"], summary="in other words")
     monkeypatch.setitem(METHODS._entries, "spirl_cl", described)
-    assert keys() == before
+    try:
+        for kind in kinds:
+            kind.__name__, kind.__qualname__, kind.__module__ = "Renamed", "Renamed", "spirl_ray.elsewhere"
+        assert keys() == before
+    finally:
+        for kind, given in names.items():
+            kind.__name__, kind.__qualname__, kind.__module__ = given
 
 
 def test_keys_are_made_of_settings(tmp_path: Path) -> None:
@@ -171,26 +173,17 @@ def test_only_methods_that_use_a_prior_have_one(tmp_path: Path) -> None:
     assert having == ["spirl", "spirl_cl", "flat_prior", "bc_sac"]
 
 
-def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path) -> None:
+def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_card(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(sha256=(folder / "policy.json").read_text())
+
+    monkeypatch.setattr("spirl_ray.pipeline.workspace.read_policy_card", read_card)
     one = trial(tmp_path)
-    card = {
-        "format_version": 1,
-        "environment": "spirl/PointPads-v0",
-        "env_kwargs": {},
-        "method": "spirl_cl",
-        "seed": 0,
-        "latent_limit": None,
-        "state_dim": 1,
-        "env_steps": 1,
-        "skills": "skills",
-        "config_hash": "c",
-        "sha256": "first",
-    }
     one.policy.mkdir(parents=True)
-    (one.policy / "policy.json").write_text(json.dumps(card))
+    (one.policy / "policy.json").write_text("first")
     before = one.evaluation
     assert before == trial(tmp_path, train={"env_steps": 9}).evaluation
-    (one.policy / "policy.json").write_text(json.dumps({**card, "sha256": "second"}))
+    (one.policy / "policy.json").write_text("second")
     assert one.evaluation != before
 
 
