@@ -19,7 +19,6 @@ import ray.data
 from ray.exceptions import RayError
 
 from spirl_ray import __version__
-from spirl_ray.config import fingerprint
 from spirl_ray.datasets.sources import Chunk, EpisodeSource
 from spirl_ray.envs import environment as environment_spec
 from spirl_ray.episodes.dataset import CARD, FORMAT_VERSION, DatasetCard, FileEntry, read_card
@@ -28,6 +27,7 @@ from spirl_ray.episodes.features import Features
 from spirl_ray.episodes.table import episodes_to_table, schema
 from spirl_ray.episodes.validation import Problem, check_episode, content_digest, episode_digest, file_digest
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.fingerprint import fingerprint
 
 _SHOWN_PROBLEMS = 10
 _EPISODES_A_ROW_GROUP = 64

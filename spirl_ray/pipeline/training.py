@@ -35,7 +35,7 @@ from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC
 
-_RESULT, PROVENANCE = "trained.json", "provenance.json"
+RESULT, PROVENANCE = "trained.json", "provenance.json"
 _STEPS_PER_ROW = 1000
 Row = dict[str, Any]
 
@@ -47,13 +47,13 @@ def is_trained(run: TrainingRun) -> bool:
     # Another `train.publish` or `evaluate.score` may choose another snapshot; without snapshots, there is no choice.
     found = best_and_last(results_so_far(run.out), experiment_scores(run.experiment))
     wanted = found.get(run.experiment.train.publish)
-    return wanted is None or wanted["env_steps"] == read_json(run.out / _RESULT).get("published_env_steps")
+    return wanted is None or wanted["env_steps"] == read_json(run.out / RESULT).get("published_env_steps")
 
 
 def _reached(run: TrainingRun) -> bool:
-    if not (run.out / _RESULT).exists() or not (run.out / POLICY_CARD).exists():
+    if not (run.out / RESULT).exists() or not (run.out / POLICY_CARD).exists():
         return False
-    return read_json(run.out / _RESULT)["env_steps"] >= run.experiment.train.env_steps
+    return read_json(run.out / RESULT)["env_steps"] >= run.experiment.train.env_steps
 
 
 def train_policy(
@@ -85,7 +85,7 @@ def train_policy(
         if on_evaluation is not None:
             for evaluation in evaluations_so_far(run.out, scores):
                 on_evaluation(evaluation)
-        result = read_json(run.out / _RESULT)
+        result = read_json(run.out / RESULT)
         return result if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), result)
     torch.set_num_threads(1)
     attempt = Attempt.begin(run.out)
@@ -190,7 +190,7 @@ def _publish_and_note(run: TrainingRun, attempt: Attempt, result: Row) -> Row:
     _publish(snapshot_folder(run.out, found[publish]["env_steps"]), run.out)
     chosen = {"publish": publish, "published_env_steps": found[publish]["env_steps"]}
     result |= {**chosen, SCORE: scores.score_in(results.values()).name, **found}
-    write_json(run.out / _RESULT, result)
+    write_json(run.out / RESULT, result)
     return result
 
 

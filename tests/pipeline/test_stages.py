@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workspaces import workspace
 
 from spirl_ray.config import EvaluateSettings
 from spirl_ray.errors import SpirlError
@@ -90,8 +91,6 @@ def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(
 
 
 def test_data_files_are_compared_with_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_workspace import workspace
-
     from spirl_ray.episodes.dataset import FileEntry, read_card
     from spirl_ray.episodes.validation import file_digest
 
