@@ -82,8 +82,8 @@ def test_progress_without_a_terminal_is_a_line_every_tenth(tmp_path: Path, capsy
     terminal.run_stage("Training [kettle]", work)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "  Training [kettle]: 10 %  steps 100 · temperature (alpha) 0.123"
-    assert lines[9] == "  Training [kettle]: 100 %  steps 1,000 · α 0.123"
-    assert lines[10] == "done  Training [kettle]  steps 15,710 · loss 0.714"
+    assert lines[9] == "  Training [kettle]: 100 %  steps 1,000 · temperature (alpha) 0.123"
+    assert lines[10] == "done  Training [kettle]  loss 0.714 · steps 15,710"
     assert lines[11].endswith(": metrics.csv, 12 Parquet files")
     assert len(lines) == 12
 

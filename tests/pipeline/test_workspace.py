@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from toy import TOY
+from toy_skills import save_toy_policy, save_toy_skills, toy_model
 
 from spirl_ray.config import parse_experiment
+from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import DatasetCard
 from spirl_ray.episodes.features import Feature
 from spirl_ray.errors import SpirlError
@@ -169,23 +171,11 @@ def test_only_methods_that_use_a_prior_have_one(tmp_path: Path) -> None:
 
 def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path) -> None:
     one = trial(tmp_path)
-    card = {
-        "format_version": 1,
-        "environment": "spirl/PointPads-v0",
-        "env_kwargs": {},
-        "method": "spirl_cl",
-        "seed": 0,
-        "latent_limit": None,
-        "state_dim": 1,
-        "env_steps": 1,
-        "skills": "skills",
-        "config_hash": "c",
-        "sha256": "first",
-    }
-    one.policy.mkdir(parents=True)
-    (one.policy / "policy.json").write_text(json.dumps(card))
+    features = environment("spirl/PointPads-v0").features
+    save_toy_policy(one.policy, save_toy_skills(tmp_path / "skills", toy_model(features=features)), features)
     before = one.evaluation
     assert before == trial(tmp_path, train={"env_steps": 9}).evaluation
+    card = json.loads((one.policy / "policy.json").read_text())
     (one.policy / "policy.json").write_text(json.dumps({**card, "sha256": "second"}))
     assert one.evaluation != before
 
