@@ -54,21 +54,22 @@ class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         self.action_space = spaces.Box(-1.0, 1.0, (axes,), np.float32)
         self.render_mode = render_mode
         self.axes = axes
-        self.position: NDArray[np.floating] = np.zeros(axes)
-        self.target: NDArray[np.floating] = np.zeros(axes)
+        self.position: NDArray[np.float64] = np.zeros(axes)
+        self.target: NDArray[np.float64] = np.zeros(axes)
         self.moved: NDArray[np.floating] = np.zeros(axes)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
         super().reset(seed=seed)
-        self.position, self.target = self.np_random.uniform(-1.0, 1.0, (2, self.axes))
+        drawn = self.np_random.uniform(-1.0, 1.0, (2, self.axes))
+        self.position, self.target = drawn[0], drawn[1]
         self.moved = np.zeros(self.axes)
         return self.observe(first=True), {"success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         self.moved = STEP * np.clip(action, -1.0, 1.0)
-        self.position = np.clip(self.position + self.moved, -1.0, 1.0)
+        self.position = np.clip(self.position + self.moved, -1.0, 1.0).astype(np.float64)
         reached = self.reached
         return self.observe(), float(reached), reached, False, {"success": reached}
 

@@ -101,7 +101,8 @@ def test_a_maze_from_nothing_to_a_report_and_into_another_layout(tmp_path: Path)
     assert process.returncode == 0, output
     folders = [path for path in (tmp_path / "out" / "evaluation").glob("spirl-*")]
     assert len(folders) == 2
-    assert all(json.loads((f / "summary.json").read_text())["sampled"]["episodes"] == 2 for f in folders)
+    summaries = [json.loads((f / "summary.json").read_text()) for f in folders]
+    assert [each["modes"]["sampled"]["episodes"] for each in summaries] == [2, 2]
 
     process = start("evaluate", config, "--set", "env.start=[0, 0]")
     output, _ = process.communicate(timeout=300)

@@ -6,11 +6,11 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from toy import TOY
+from toy_skills import save_toy_policy, save_toy_skills, toy_model
 from workspaces import trial
 
 from spirl_ray.config import (
@@ -23,6 +23,7 @@ from spirl_ray.config import (
     parse_experiment,
 )
 from spirl_ray.datasets.generated import GeneratedSource
+from spirl_ray.envs import environment
 from spirl_ray.episodes.features import Feature
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.workspace import Trial, Workspace
@@ -173,17 +174,14 @@ def test_only_methods_that_use_a_prior_have_one(tmp_path: Path) -> None:
     assert having == ["spirl", "spirl_cl", "flat_prior", "bc_sac"]
 
 
-def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_card(folder: Path) -> SimpleNamespace:
-        return SimpleNamespace(sha256=(folder / "policy.json").read_text())
-
-    monkeypatch.setattr("spirl_ray.pipeline.workspace.read_policy_card", read_card)
+def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path) -> None:
     one = trial(tmp_path)
-    one.policy.mkdir(parents=True)
-    (one.policy / "policy.json").write_text("first")
+    features = environment("spirl/PointPads-v0").features
+    save_toy_policy(one.policy, save_toy_skills(tmp_path / "skills", toy_model(features=features)), features)
     before = one.evaluation
     assert before == trial(tmp_path, train={"env_steps": 9}).evaluation
-    (one.policy / "policy.json").write_text("second")
+    card = json.loads((one.policy / "policy.json").read_text())
+    (one.policy / "policy.json").write_text(json.dumps({**card, "sha256": "second"}))
     assert one.evaluation != before
 
 

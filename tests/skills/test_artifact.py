@@ -85,7 +85,9 @@ execution = SkillExecution(load_skills(sys.argv[1]))
 execution.begin(numpy.ones(3, "float32"))
 print(execution.action({"state": numpy.ones(4, "float32")}).tolist())
 """
-    done = subprocess.run([sys.executable, "-c", program, str(artifact)], capture_output=True, text=True, timeout=300)
+    plain = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # without the toy environments, a plugin
+    command = [sys.executable, "-c", program, str(artifact)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=plain)
     assert done.returncode == 0, done.stderr
     here = load_skills(artifact).decode({"state": torch.ones(1, 1, 4)}, torch.ones(1, 3))[0, 0].clamp(-1, 1)
     assert json.loads(done.stdout) == pytest.approx(here.tolist(), abs=1e-6)
