@@ -35,8 +35,8 @@ EXCEPTIONS = {
     "cluster/jobs.py: cluster imports cli": "a job on a cluster is `python -m spirl_ray.cli` in a process of its own"
 }
 
-TOO_LONG = ["config.py"]
-TOO_LARGE = ["envs"]
+TOO_LONG: list[str] = []
+TOO_LARGE: list[str] = []
 """What is still too long and too large. Both lists are to become empty: an entry that is not needed fails a test."""
 
 FLAGS = {"proposals", "egocentric", "pixels"}

@@ -162,9 +162,11 @@ class DatasetWriter:
         if problems := check_episode(episode, self.features, self.action_dim):
             listing = "\n".join(f"  {field}: {what}" for field, what in problems[:_SHOWN_PROBLEMS])
             raise SpirlError(f"{self._where}: episode {identifier!r} is not valid:\n{listing}")
-        digest = episode_digest(episode)
         try:
+            digest = episode_digest(episode)
             self._take(episode)
+        except SpirlError as error:  # metadata that are not JSON-able
+            raise SpirlError(f"{self._where}: {error}") from error
         except (OSError, pa.ArrowException) as error:
             raise self._storage(error) from error
         self._digests[identifier] = digest

@@ -52,7 +52,7 @@ def test_one_command_goes_from_nothing_to_a_report(folder: Path, first_output: s
     out = folder / "out"
     stages = [
         "Data",
-        "Film of the data",
+        "Video of the data",
         "Skills for spirl_cl",
         "Bare prior of spirl_cl",
         "Training spirl_cl",
