@@ -4,8 +4,8 @@
         --variant pretrain.augmentation.kind=none
 
 makes three files in ``benchmarks/results/``: ``<name>.csv`` has every evaluation point of every trial;
-``<name>_prior.csv`` has the bare priors, one row for each seed and mode, and beside them those of every ``--variant`` of
-the config; ``<name>.json`` has the exact config, versions and hardware. An exploration also gives
+``<name>_prior.csv`` has the bare priors, one row for each seed and mode, and beside them those of every ``--variant``
+of the config; ``<name>.json`` has the exact config, versions and hardware. An exploration also gives
 ``<name>_exploration.csv`` and ``<name>_exploration.png``. Metrics have the names that the environment declares.
 
 ``--add`` keeps the rows of methods that the given config does not have, so that trials with another budget can be
