@@ -65,7 +65,7 @@ def test_settings_that_a_page_names_exist(page: Path) -> None:
 @page
 def test_commands_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"(?<![\w/.])spirl ([a-z]+)", _code(page.read_text()))
-    assert set(named) <= set(typer.main.get_group(app).commands)  # type: ignore[attr-defined]
+    assert set(named) <= set(typer.main.get_group(app).commands)
 
 
 @page
