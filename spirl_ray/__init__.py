@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spirl_ray.policy.policy import load_policy
     from spirl_ray.skills.artifact import load_skills
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "DatasetWriter",
     "Feature",

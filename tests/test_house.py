@@ -25,17 +25,18 @@ STOREYS = (
     {"policy"},
     {"pipeline"},
     {"sweeps", "reports", "cluster"},
+    {"api"},
     {"cli"},
 )
 """A room may import the rooms of the storeys below it, and none of its own storey."""
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
-EVERYBODYS = {"config", "errors", "registry", "metrics"}
+EVERYBODYS = {"config", "config_file", "errors", "registry", "metrics"}
 """Modules that every room may import and that may import no room."""
 EXCEPTIONS = {
     "cluster/jobs.py: cluster imports cli": "a job on a cluster is `python -m spirl_ray.cli` in a process of its own"
 }
 
-TOO_LONG = ["config.py"]
+TOO_LONG: list[str] = []
 TOO_LARGE = ["envs"]
 """What is still too long and too large. Both lists are to become empty: an entry that is not needed fails a test."""
 
