@@ -37,7 +37,7 @@ EXCEPTIONS = {
 }
 
 TOO_LONG: list[str] = []
-TOO_LARGE = ["envs"]
+TOO_LARGE: list[str] = []
 """What is still too long and too large. Both lists are to become empty: an entry that is not needed fails a test."""
 
 FLAGS = {"proposals", "egocentric", "pixels"}
