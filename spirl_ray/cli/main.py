@@ -27,6 +27,7 @@ from spirl_ray.cli.terminal import (
 )
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -258,7 +259,7 @@ class _Session:
             run_stage("Film of the data", lambda _: self.pipeline.show_demonstrations(self.workspace))
 
     def require_data(self) -> None:
-        if not (self.workspace.dataset / "card.json").exists():
+        if not (self.workspace.dataset / layout.DATASET_CARD).exists():
             raise SpirlError(
                 f"There is no dataset in {self.workspace.dataset}. Run spirl run, or spirl data import, with the same "
                 "config and --set options first."
@@ -284,11 +285,11 @@ class _Session:
 
     def trained(self, trial: Any) -> Any:
         """The trial itself if it is trained, or the one that differs only by the environment's settings in --set."""
-        if (trial.policy / "trained.json").exists():
+        if (trial.policy / layout.TRAINED).exists():
             return trial
         kept = [text for text in self.overrides if not text.startswith("env.") or text.startswith("env.id=")]
         origin = type(self.workspace)(load_experiment(self.config, kept)).trial(trial.method, trial.seed)
-        if not (origin.policy / "trained.json").exists():
+        if not (origin.policy / layout.TRAINED).exists():
             raise SpirlError(
                 f"There is no trained policy for {_name(trial)} in {origin.policy}. Run spirl train with the same "
                 "config and --set options first."
@@ -307,7 +308,7 @@ class _Session:
         from spirl_ray.reports.gather import gather
         from spirl_ray.reports.report import write_report
 
-        out = self.workspace.folder / "report"
+        out = self.workspace.folder / layout.REPORTS
         with self.workspace.locked(out):
             files = write_report(out, gather(self.workspace, shlex.join(self.command("run"))))
         console.print("[green]done[/green]  Report")

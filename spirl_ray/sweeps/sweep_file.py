@@ -23,6 +23,7 @@ from spirl_ray.config import (
 )
 from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.pipeline.scores import experiment_scores
 
 Parameters = dict[str, Any]
@@ -230,7 +231,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """Where the sweep's own files are, in the folder of its experiment."""
-        return self.base.folder.absolute() / "sweeps" / f"{self.file.name}-{self.key}"
+        return self.base.folder.absolute() / layout.SWEEPS / f"{self.file.name}-{self.key}"
 
     @property
     def key(self) -> str:
