@@ -146,9 +146,8 @@ def _alive(pid: int) -> bool:
 
 
 def _cannot_write(path: Path, partial: Path, error: OSError) -> SpirlError:
-    """The error for the file that failed if that is another one, such as a file of which this one is a copy."""
-    named = Path(str(error.filename)) if error.filename is not None else path
-    if named == partial or partial in named.parents:
-        named = path
+    """The error names the file that failed as well, if that is another one, such as a full disk's or a source."""
     reason = error.strerror or str(error).strip().split("\n")[0] or type(error).__name__
-    return SpirlError(f"Cannot write {named}: {reason}. Free space or fix permissions, or choose another `output`.")
+    if error.filename is not None and partial not in ((failed := Path(str(error.filename))), *failed.parents):
+        reason += f" ({failed})"
+    return SpirlError(f"Cannot write {path}: {reason}. Free space or fix permissions, or choose another `output`.")

@@ -35,7 +35,7 @@ _NOT_SEARCHED = {
     "overrides": "search the key itself; it applies to every method of a trial",
     "explore": "no trial draws the exploration figure",
     "env.id": "a folder belongs to one environment; write a sweep for each",
-    "train.env_steps": "a longer training goes on in the folder of the shorter one; evaluations.csv has the course",
+    "train.env_steps": f"a longer training resumes in the shorter one's folder; {layout.EVALUATIONS} has the course",
     "train.evaluate_every": "it does not change what is learned",
     "train.evaluate_episodes": "it does not change what is learned",
     "train.checkpoint_every": "it does not change what is learned",
