@@ -252,7 +252,6 @@ def test_no_file_is_long() -> None:
     assert long_files(ROOT) == []
 
 
-@pytest.mark.xfail(strict=True, reason="envs holds 20.3 % until skills, rl and reports have grown by what is under way")
 def test_no_folder_holds_more_than_a_fifth() -> None:
     assert large_folders(ROOT) == []
 
