@@ -15,7 +15,6 @@ import ray.data
 from ray.exceptions import RayError
 
 from spirl_ray import __version__
-from spirl_ray.config import fingerprint
 from spirl_ray.datasets.sources import Chunk, EpisodeSource
 from spirl_ray.envs import environment as environment_spec
 from spirl_ray.episodes.dataset import FORMAT_VERSION, DatasetCard, FileEntry, read_card
@@ -26,6 +25,7 @@ from spirl_ray.episodes.validation import Problem, check_episode, content_digest
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import FolderExists, partial_file, partial_folder, write_json
+from spirl_ray.files.fingerprint import fingerprint
 
 _SHOWN_PROBLEMS = 10
 _EPISODES_A_ROW_GROUP = 64

@@ -24,8 +24,9 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_atomically, write_json
 from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.events import Progress, silent
+from spirl_ray.pipeline.results import ExplorationResult
 from spirl_ray.pipeline.session import finished_tasks
-from spirl_ray.pipeline.stages import Progress, StageResult, silent
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import SkillExecution
@@ -66,7 +67,7 @@ def exploration_folder(workspace: Workspace) -> Path:
     return workspace.exploration([trial.skills for trial in exploring_trials(workspace)])
 
 
-def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageResult:
+def run_exploration(workspace: Workspace, progress: Progress = silent) -> ExplorationResult:
     """Explores on Ray with trained skills, and writes the figure, the coverage table and a summary.
 
     Args:
@@ -85,7 +86,8 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageR
     plan, limit = facts.floor_plan(made), envs.episode_limit(made)
     with workspace.locked(out):
         if (out / layout.SUMMARY).exists():
-            return StageResult(out, False, read_json(out / layout.SUMMARY))
+            rows = read_json(out / layout.SUMMARY)["rows"]
+            return ExplorationResult(folder=out, ran=False, figure=out / layout.EXPLORATION_FIGURE, rows=rows)
         episodes = math.ceil(settings.env_steps / limit)
         chunks = [
             range(first, min(episodes, first + _EPISODES_A_TASK)) for first in range(0, episodes, _EPISODES_A_TASK)
@@ -108,7 +110,7 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageR
         write_atomically(out / layout.EXPLORATION_FIGURE, _figure(paths, rows, plan))
         summary = {"rows": rows, "env": env.model_dump(mode="json"), "env_steps": rows[0]["env_steps"]}
         write_json(out / layout.SUMMARY, summary)
-    return StageResult(out, True, summary)
+    return ExplorationResult(folder=out, ran=True, figure=out / layout.EXPLORATION_FIGURE, rows=rows)
 
 
 def coverage_rows(paths: dict[str, NDArray[np.float32]], plan: FloorPlan) -> list[dict[str, Any]]:

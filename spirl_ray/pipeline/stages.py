@@ -1,14 +1,13 @@
-"""The stages of an experiment, each of which goes on where it stopped and skips what is done."""
+"""The stages of an experiment: each resumes where it stopped and skips what is done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from spirl_ray.config import EnvSettings, EvaluateSettings, Experiment
-from spirl_ray.datasets.importing import ImportReport, import_dataset
+from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.envs.metrics import MODES, Mode
 from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.validation import file_digest
@@ -17,7 +16,16 @@ from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.demonstrations import film_remotely
+from spirl_ray.pipeline.events import Progress, silent
 from spirl_ray.pipeline.monitoring import Monitor
+from spirl_ray.pipeline.results import (
+    DataResult,
+    DemonstrationsResult,
+    EvaluationResult,
+    SkillsResult,
+    Snapshot,
+    TrainingResult,
+)
 from spirl_ray.pipeline.rollouts import (
     EpisodeRow,
     RolloutPlan,
@@ -39,32 +47,13 @@ from spirl_ray.skills.pretrain import held_out, pretrain
 Row = dict[str, Any]
 
 
-class Progress(Protocol):
-    """How long work tells how far it is; the command line shows bars, tests show nothing."""
-
-    def __call__(self, done: float, total: float, facts: Row) -> None: ...
-
-
-def silent(done: float, total: float, facts: Row) -> None:
-    """Shows nothing."""
-
-
-@dataclass
-class StageResult:
-    """What a stage has to show: its folder, whether it had to work, and facts worth a line."""
-
-    folder: Path
-    ran: bool
-    facts: Row = field(default_factory=dict)
-
-
-def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[StageResult, ImportReport | None]:
+def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResult:
     """Imports or generates the dataset, unless it is there."""
     data, out = workspace.experiment.data, workspace.dataset
     with workspace.locked(out):
         if (out / layout.DATASET_CARD).exists():
             card = read_card(out)
-            return StageResult(out, False, {"episodes": card.episodes, "steps": card.steps}), None
+            return DataResult(folder=out, ran=False, episodes=card.episodes, steps=card.steps)
         report = import_dataset(
             workspace.source,
             out,
@@ -73,26 +62,29 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[Sta
             shards=data.shards,
             progress=lambda done, total: progress(done, total, {}),
         )
-    facts: Row = {"episodes": report.card.episodes, "steps": report.card.steps}
-    if report.skipped:
-        facts["skipped"] = len(report.skipped)
-    if attempts := workspace.source.attempts:
-        facts["success_rate"] = 1.0 - report.missing / attempts
-    return StageResult(out, True, facts), report
+    attempts = workspace.source.attempts
+    return DataResult(
+        folder=out,
+        ran=True,
+        episodes=report.card.episodes,
+        steps=report.card.steps,
+        skipped=tuple(map(str, report.skipped)),
+        expert_success=1.0 - report.missing / attempts if attempts else None,
+    )
 
 
-def show_demonstrations(workspace: Workspace) -> StageResult:
+def show_demonstrations(workspace: Workspace) -> DemonstrationsResult:
     """Films as many demonstrations as episodes of an agent; the environment must be able to draw them."""
     out, settings = workspace.demonstrations, workspace.experiment.evaluate
     with workspace.locked(out):
         if (out / layout.DEMONSTRATIONS_VIDEO).exists() and read_json(out / layout.VIDEO_SETTINGS) == _films(settings):
-            return StageResult(out, False)
+            return DemonstrationsResult(folder=out, ran=False, video=out / layout.DEMONSTRATIONS_VIDEO)
         film_remotely(workspace.dataset, out / layout.DEMONSTRATIONS_VIDEO, settings.videos, settings.video_fps)
         write_json(out / layout.VIDEO_SETTINGS, _films(settings))
-    return StageResult(out, True)
+    return DemonstrationsResult(folder=out, ran=True, video=out / layout.DEMONSTRATIONS_VIDEO)
 
 
-def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
+def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
     """Stage 1: skills and prior of a trial, unless another trial has trained the same.
 
     Raises:
@@ -101,7 +93,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
     out = trial.skills
     with trial.workspace.locked(out):
         if (out / layout.SKILL_CARD).exists():
-            return StageResult(out, False, dict(read_skill_card(out).metrics))
+            return _skills(trial, False, read_skill_card(out).metrics)
         data, settings = trial.experiment.data, trial.experiment.pretrain
         dataset = trial.workspace.dataset
         check_files(dataset)
@@ -123,7 +115,11 @@ def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
             progress(row["update"], settings.updates, row)
 
         metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))
-    return StageResult(out, True, dict(metrics))
+    return _skills(trial, True, metrics)
+
+
+def _skills(trial: Trial, ran: bool, metrics: Mapping[str, float]) -> SkillsResult:
+    return SkillsResult(folder=trial.skills, ran=ran, method=trial.method, seed=trial.seed, metrics=dict(metrics))
 
 
 def check_files(dataset: Path) -> None:
@@ -144,7 +140,9 @@ def check_files(dataset: Path) -> None:
         raise SpirlError(f"{name} {found}. Remove the folder {dataset} and import the data again.")
 
 
-def train(trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Row], None] | None = None) -> StageResult:
+def train(
+    trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Row], None] | None = None
+) -> TrainingResult:
     """Stage 2: the high-level policy of a trial.
 
     Args:
@@ -165,15 +163,26 @@ def train(trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Ro
         done = is_trained(run)
         total = trial.experiment.train.env_steps
         facts = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
-    published, score = facts[facts["publish"]], facts["score"]
-    label = score.replace("_", " ")
-    shown = {f"{label}, {mode}": published[mode][score] for mode in MODES if score in published[mode]}
-    return StageResult(trial.policy, not done, {**facts, "scores": shown})
+    return TrainingResult(
+        folder=trial.policy,
+        ran=not done,
+        method=trial.method,
+        seed=trial.seed,
+        best=_snapshot(facts["best"]),
+        last=_snapshot(facts["last"]),
+        **{name: facts[name] for name in ("env_steps", "decisions", "updates", "wall_clock_s", "commit")},
+        score=facts["score"],
+        publish=facts["publish"],
+    )
+
+
+def _snapshot(facts: Row) -> Snapshot:
+    return Snapshot(facts["env_steps"], facts["score"], {mode: facts[mode] for mode in MODES if mode in facts})
 
 
 def evaluate_policy(
     trial: Trial, progress: Progress = silent, *, videos: bool = True, env: EnvSettings | None = None
-) -> StageResult:
+) -> EvaluationResult:
     """The final evaluation of a trained policy: episodes in every mode, and videos.
 
     Args:
@@ -192,15 +201,31 @@ def evaluate_policy(
     there = trial.experiment.model_copy(update={"env": env})
     plans = _plans(there, trial.policy, prior=False)
     with trial.workspace.locked(out):
-        return _evaluate(out, plans, settings, settings.episodes, videos, progress)
+        ran, summary = _evaluate(out, plans, settings, settings.episodes, videos, progress)
+    return _evaluation(trial, out, ran, summary)
 
 
-def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> StageResult:
+def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> EvaluationResult:
     """Episodes of the bare prior: latents drawn from p(z | s), and the prior's mean latent."""
     settings, out = trial.experiment.evaluate, trial.prior_rollouts
     plans = _plans(trial.experiment, trial.skills, prior=True)
     with trial.workspace.locked(out):
-        return _evaluate(out, plans, settings, settings.prior_episodes, videos, progress)
+        ran, summary = _evaluate(out, plans, settings, settings.prior_episodes, videos, progress)
+    return _evaluation(trial, out, ran, summary)
+
+
+def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row) -> EvaluationResult:
+    videos = {mode: layout.video(out, mode) for mode in summary["modes"]}
+    return EvaluationResult(
+        folder=out,
+        ran=ran,
+        method=trial.method,
+        seed=trial.seed,
+        score=summary["score"],
+        modes=summary["modes"],
+        episodes_csv=out / layout.EPISODES,
+        videos={mode: video for mode, video in videos.items() if video.exists()},
+    )
 
 
 def _plans(experiment: Experiment, agent: Path, *, prior: bool) -> dict[Mode, RolloutPlan]:
@@ -218,12 +243,16 @@ def _evaluate(
     episodes: int,
     videos: bool,
     progress: Progress,
-) -> StageResult:
-    """Runs and writes the episodes of one agent. What a stopped evaluation has finished is not run again."""
+) -> tuple[bool, Row]:
+    """Runs and writes the episodes of one agent, except those that a stopped evaluation has finished.
+
+    Returns:
+        Whether there was anything to do, and the contents of ``summary.json``.
+    """
     films = _missing_films(out, settings) if videos else []
     done = (out / layout.SUMMARY).exists()
     if done and not films:
-        return StageResult(out, False, read_json(out / layout.SUMMARY))
+        return False, read_json(out / layout.SUMMARY)
     rows = read_episode_rows(out / (layout.EPISODES if done else layout.EPISODES_SO_FAR))
     scores = next(iter(plans.values())).scores
     finished = {(row.mode, row.episode) for row in rows}
@@ -247,7 +276,7 @@ def _evaluate(
     if films:
         write_json(out / layout.VIDEOS / layout.VIDEO_SETTINGS, _films(settings))
     if done:
-        return StageResult(out, True, read_json(out / layout.SUMMARY))
+        return True, read_json(out / layout.SUMMARY)
     summary: Row = {"score": scores.score_in([row.metrics for row in rows]).name, "modes": {}}
     for mode in settings.modes:
         chosen = [row.metrics for row in rows if row.mode == mode]
@@ -255,7 +284,7 @@ def _evaluate(
     write_episodes(out / layout.EPISODES, rows)
     write_json(out / layout.SUMMARY, summary)
     (out / layout.EPISODES_SO_FAR).unlink(missing_ok=True)
-    return StageResult(out, True, summary)
+    return True, summary
 
 
 def _films(settings: EvaluateSettings) -> Row:

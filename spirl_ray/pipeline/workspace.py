@@ -15,13 +15,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spirl_ray.config import EnvSettings, Experiment, MethodName, TrainSettings, fingerprint
+from spirl_ray.config import EnvSettings, Experiment
 from spirl_ray.datasets.sources import EpisodeSource, episode_source
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import FORMAT_VERSION, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
+from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
 from spirl_ray.policy.policy import read_policy_card
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
@@ -148,7 +149,7 @@ class Workspace:
 
     # --- one method with one seed ---
 
-    def trial(self, method: MethodName, seed: int) -> Trial:
+    def trial(self, method: str, seed: int) -> Trial:
         """Paths and resolved settings of a method with a seed. The dataset must be there."""
         return Trial(self, self.experiment.for_method(method), method, seed)
 
@@ -163,7 +164,7 @@ class Trial:
 
     workspace: Workspace
     experiment: Experiment
-    method: MethodName
+    method: str
     seed: int
     lineage: str | None = None
     """Identifies the checkpoint of another policy that this one goes on from (population based training)."""
@@ -209,10 +210,6 @@ class Trial:
                 "policy_init",
             },
         )
-        # Results from before there were these keys keep their places.
-        for key in ("fixed_alpha", "reward_scale"):
-            if train[key] == TrainSettings.model_fields[key].default:
-                del train[key]
         return fingerprint(self.skills_key, self.experiment.env, train, self.method_config)
 
     @cached_property

@@ -10,20 +10,13 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from spirl_ray.config import (
-    Experiment,
-    MethodName,
-    Settings,
-    assign,
-    fingerprint,
-    parse_experiment,
-    read_mapping,
-    readable_problems,
-    split_override,
-)
+from spirl_ray.config import Experiment, Settings, assign, parse_experiment, readable_problems
+from spirl_ray.config_file import read_mapping, split_override
 from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
+from spirl_ray.files.fingerprint import fingerprint
+from spirl_ray.pipeline.kinds import check_kinds
 from spirl_ray.pipeline.scores import experiment_scores
 
 Parameters = dict[str, Any]
@@ -291,7 +284,7 @@ class Sweep:
             if key == name or key.startswith(f"{name}."):
                 raise SpirlError(f"{self.origin}, space: {key} cannot be searched: {reason}.")
 
-    def _check_overrides(self, method: MethodName) -> None:
+    def _check_overrides(self, method: str) -> None:
         for key, changed in itertools.product(self.space, self.base.overrides.get(method, {})):
             if key == changed or key.startswith(f"{changed}.") or changed.startswith(f"{key}."):
                 raise SpirlError(
@@ -311,6 +304,7 @@ class Sweep:
 
     def _check_experiment(self, experiment: Experiment) -> None:
         scheduler = self.file.scheduler
+        check_kinds(experiment, self.origin)
         self._check_metric(experiment)
         mode = self.file.metric.partition("_")[0]
         if mode not in experiment.evaluate.modes:

@@ -19,12 +19,14 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 
-from spirl_ray.config import Experiment, fingerprint
+from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, write_json
+from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.pipeline import stages as pipeline
-from spirl_ray.pipeline.provenance import commit
+from spirl_ray.pipeline.events import Progress
+from spirl_ray.pipeline.results import EvaluationResult, TrainingResult
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import readable_cause
 from spirl_ray.pipeline.training import checkpoints
@@ -140,7 +142,7 @@ def run_trial(order: Order, name: str, board: Any) -> Row:
     """
     shown = 0.0
 
-    def stage(text: str) -> pipeline.Progress:
+    def stage(text: str) -> Progress:
         def progress(done: float, total: float, facts: Row) -> None:
             nonlocal shown
             if time.monotonic() - shown > _SHOW_EVERY_S or done >= total:
@@ -168,8 +170,8 @@ def run_trial(order: Order, name: str, board: Any) -> Row:
         label = "" if len(trials) == 1 else f" {trial.method} {trial.seed}"
         pipeline.train_skills(trial, stage(f"skills{label}"))
         _check_steps(trial)
-        trained = pipeline.train(trial, stage(f"training{label}"), partial(report, trial)).facts
-        evaluated = pipeline.evaluate_policy(trial, stage(f"evaluation{label}"), videos=False).facts
+        trained = pipeline.train(trial, stage(f"training{label}"), partial(report, trial))
+        evaluated = pipeline.evaluate_policy(trial, stage(f"evaluation{label}"), videos=False)
         results.append((trial, trained, evaluated))
     return _result(results)
 
@@ -187,20 +189,20 @@ def _check_steps(trial: Trial) -> None:
         )
 
 
-def _result(results: list[tuple[Trial, Row, Row]]) -> Row:
+def _result(results: list[tuple[Trial, TrainingResult, EvaluationResult]]) -> Row:
     row: Row = {
-        "env_steps": sum(trained["env_steps"] for _, trained, _ in results),
-        "wall_clock_s": round(sum(trained["wall_clock_s"] for _, trained, _ in results), 1),
+        "env_steps": sum(trained.env_steps for _, trained, _ in results),
+        "wall_clock_s": round(sum(trained.wall_clock_s for _, trained, _ in results), 1),
     }
     scores = experiment_scores(results[0][0].experiment)
-    for mode in results[0][2]["modes"]:
-        means = scores.mean(found["modes"][mode] for _, _, found in results)
+    for mode in results[0][2].modes:
+        means = scores.mean(found.modes[mode] for _, _, found in results)
         row |= {f"{mode}_{name}": value for name, value in scores.with_score(means).items()}
     everywhere = [_where(trial) for trial, _, _ in results]
     for key in ("policy", "config_hash", "skills"):
         row[key] = "+".join(dict.fromkeys(str(where[key]) for where in everywhere))
     row["lineage"] = everywhere[0]["lineage"]
-    row["commit"] = "+".join(dict.fromkeys(trained.get("commit", commit()) for _, trained, _ in results))
+    row["commit"] = "+".join(dict.fromkeys(trained.commit for _, trained, _ in results))
     return row
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
-from test_sweep_file import RATES, sweep
+from sweep_files import RATES, sweep
 
 from spirl_ray.config import load_experiment
 from spirl_ray.files import layout
