@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from spirl_ray.pipeline.experiment import ExperimentRun
 
-_IN_PYTHON = 'spirl.run(spirl.load_experiment("mine.yaml"))  # in Python; the settings are below'
+_IN_PYTHON = 'spirl.run(spirl.load_experiment("my_experiment.yaml"))  # in Python; the settings are below'
 
 
 def run(experiment: Experiment, *, on_event: Listener = ignore, command: str = _IN_PYTHON) -> ExperimentResult:

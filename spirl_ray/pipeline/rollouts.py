@@ -151,7 +151,10 @@ def read_episode_rows(path: Path) -> list[EpisodeRow]:
     """
     fixed = ("mode", "episode", "seed")
     rows = []
-    for row in read_csv(path, fixed):
-        values = {name: row.number(name) for name, text in row.cells.items() if name not in fixed and text}
-        rows.append(EpisodeRow(row.cells["mode"], row.whole_number("episode"), row.whole_number("seed"), values))
+    try:
+        for row in read_csv(path, fixed):
+            values = {name: row.number(name) for name, text in row.cells.items() if name not in fixed and text}
+            rows.append(EpisodeRow(row.cells["mode"], row.whole_number("episode"), row.whole_number("seed"), values))
+    except SpirlError as error:
+        raise SpirlError(f"{error}. Remove this file, so that its episodes are run again.") from error
     return rows

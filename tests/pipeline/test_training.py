@@ -226,7 +226,7 @@ class Algorithm:
         return {}
 
     def save_checkpoint(self, folder: str) -> None:
-        Path(folder).mkdir(parents=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "state.json").write_text(json.dumps(self.counters))
         self.events.get(-self.counters["env_steps"], lambda: None)()
 
