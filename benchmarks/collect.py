@@ -15,18 +15,16 @@ added: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=200
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.files.atomic import write_atomically, write_json
-from spirl_ray.files.tables import write_csv
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.reports.gather import gather
-from spirl_ray.reports.tables import chosen_score, load_trials, prior_scores, results_csv
+from spirl_ray.reports.tables import chosen_score, load_trials, prior_scores, result_rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,11 +48,9 @@ def prior_rows(experiment: Experiment) -> list[dict[str, Any]]:
 
 def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of a file that differ from all new ones in some key, then the new ones."""
-    if not path.exists():
-        return rows
     new = {tuple(str(row.get(key, "")) for key in keys) for row in rows}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if tuple(row.get(key, "") for key in keys) not in new] + rows
+    found = [row.cells for row in read_csv(path)]
+    return [row for row in found if tuple(row.get(key, "") for key in keys) not in new] + rows
 
 
 def main() -> None:
@@ -68,8 +64,7 @@ def main() -> None:
     experiment = load_experiment(options.config, options.set)
     name = experiment.name
     record = gather(Workspace(experiment), "")
-    text = results_csv(load_trials(record.trials, record.scores), record.scores)
-    trials: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
+    trials = result_rows(load_trials(record.trials, record.scores), record.scores)
     priors = prior_rows(experiment)
     for variant in options.variant:
         rows = prior_rows(load_experiment(options.config, [*options.set, variant]))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.pipeline.events import Listener, Progress, ignore
 from spirl_ray.pipeline.ray_environment import prepare_ray
 from spirl_ray.pipeline.results import (
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from spirl_ray.pipeline.experiment import ExperimentRun
 
-_IN_PYTHON = 'spirl.run(spirl.load_experiment("experiment.yaml"))  # in Python; the settings are below'
+_IN_PYTHON = 'spirl.run(spirl.load_experiment("my_experiment.yaml"))  # in Python; the settings are below'
 
 
 def run(experiment: Experiment, *, on_event: Listener = ignore, command: str = _IN_PYTHON) -> ExperimentResult:
@@ -203,7 +204,7 @@ def _report(running: ExperimentRun, command: str) -> ReportResult:
     from spirl_ray.reports.gather import gather
     from spirl_ray.reports.report import write_report
 
-    out = running.workspace.folder / "report"
+    out = running.workspace.folder / layout.REPORTS
 
     def write(progress: Progress) -> ReportResult:
         with running.workspace.locked(out):

@@ -7,6 +7,7 @@ from rich.markup import escape
 from spirl_ray.cli.sweep_table import SweepTable, print_failures, print_files, print_ranking
 from spirl_ray.cli.terminal import StageDisplay, console, print_next, say_waiting, shown
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.pipeline.experiment import ExperimentRun
 from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.sweeps.ledger import Ledger, Status
@@ -14,7 +15,7 @@ from spirl_ray.sweeps.results import settings, write_best, write_figure, write_r
 from spirl_ray.sweeps.search import left
 from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import trackers
-from spirl_ray.sweeps.tune_run import LEDGER, claim, ray_for, run_sweep, searches_data
+from spirl_ray.sweeps.tune_run import claim, ray_for, run_sweep, searches_data
 
 _ENDS: tuple[Status, ...] = ("finished", "stopped", "failed")
 
@@ -35,7 +36,7 @@ def run(sweep: Sweep) -> None:
                 f"changed since. This one has a folder of its own, {escape(shown(sweep.folder))}; policies that both "
                 "ask for are trained once."
             )
-        ledger = Ledger(sweep.folder / LEDGER)
+        ledger = Ledger(sweep.folder / layout.TRIALS)
         if waiting := left(sweep, ledger):
             ledger = _run(sweep, workspace, ledger, waiting)
         else:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,24 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from spirl_ray import __version__
-from spirl_ray.episodes.dataset import CARD, DatasetCard, FileEntry
+from spirl_ray.episodes.dataset import DatasetCard, FileEntry
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, Feature, FeatureName, stored_features
 from spirl_ray.episodes.table import episodes_to_table, schema
 from spirl_ray.episodes.validation import check_episode, content_digest, episode_digest, file_digest
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
+from spirl_ray.files.atomic import partial_folder, write_atomically
 
 _FEATURES = TypeAdapter(dict[FeatureName, Feature])
 _EPISODES_A_GROUP = 64
 _BYTES_A_GROUP = 32 * 2**20
 """A group of rows is written when it has this many episodes or bytes, so memory does not grow with the dataset."""
 _SHOWN_PROBLEMS = 10
+
+
+class _Abandoned(Exception):
+    """The block of a writer has raised, so what it has written is removed."""
 
 
 class DatasetWriter:
@@ -90,7 +95,6 @@ class DatasetWriter:
         self.environment = environment
         self._source, self._licence, self._attribution = source, licence, attribution
         self._shards = shards
-        self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
         self._open = ExitStack()
         self._writers: list[pq.ParquetWriter] = []
         self._waiting: list[list[Episode]] = []
@@ -107,11 +111,8 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         if os.path.lexists(self.path) and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise SpirlError(f"{self._where}: there is something already; choose another folder, or remove it")
-        try:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-        except OSError as error:
-            raise self._storage(error) from error
+        self._folder = partial_folder(self.path)
+        self._partial = self._folder.__enter__()
         self._entered = True
         return self
 
@@ -172,16 +173,14 @@ class DatasetWriter:
         self._digests[identifier] = digest
         self._steps += episode.length
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._entered = False
-        try:
-            if kind is None:
-                self._finish()
-        except (OSError, pa.ArrowException) as failure:
-            raise self._storage(failure) from failure
-        finally:
-            self._open.close()
-            shutil.rmtree(self._partial, ignore_errors=True)
+        with suppress(_Abandoned), ExitStack() as stack:
+            stack.push(self._folder)
+            stack.callback(self._open.close)
+            if error is not None:
+                raise _Abandoned  # what the block raised is not an error of writing
+            self._finish()
 
     def _observed(self, identifier: str, name: str, values: npt.ArrayLike) -> Array:
         """The values of a feature in its dtype; unknown names and wrong shapes are left to `check_episode`."""
@@ -233,12 +232,15 @@ class DatasetWriter:
     def _finish(self) -> None:
         if not self._digests:
             raise SpirlError(f"{self._where}: no episode has been added")
-        for shard in range(len(self._writers)):
-            self._write(shard)
-        self._open.close()
+        try:
+            for shard in range(len(self._writers)):
+                self._write(shard)
+            self._open.close()
+        except pa.ArrowException as error:
+            raise self._storage(error) from error
         files = {}
         for shard, rows in enumerate(self._rows):
-            name = f"episodes-{shard:05d}-of-{len(self._rows):05d}.parquet"
+            name = layout.episodes_file(shard, len(self._rows))
             file = self._file(shard).rename(self._partial / name)
             files[name] = FileEntry(sha256=file_digest(file), bytes=file.stat().st_size, rows=rows)
         card = DatasetCard(
@@ -254,8 +256,7 @@ class DatasetWriter:
             files=files,
             created_by=f"spirl-ray {__version__}",
         )
-        (self._partial / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        self._partial.rename(self.path)
+        write_atomically(self._partial / layout.DATASET_CARD, card.model_dump_json(indent=2) + "\n")
 
     def _storage(self, error: Exception) -> SpirlError:
         name, reason = getattr(error, "filename", None) or self.path, getattr(error, "strerror", None) or error

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from spirl_ray import envs
 from spirl_ray.config import EnvSettings, Experiment
-from spirl_ray.episodes.dataset import CARD as DATASET_CARD
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.pipeline import stages
 from spirl_ray.pipeline.events import Event, Listener, Progress, Stage, ignore
@@ -26,7 +26,6 @@ from spirl_ray.pipeline.results import (
     TrainingResult,
 )
 from spirl_ray.pipeline.session import ray_session, readable_cause
-from spirl_ray.pipeline.training import RESULT as TRAINED
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.rl.methods import skill_spec
 
@@ -84,7 +83,7 @@ class ExperimentRun:
 
     def require_data(self) -> None:
         """Raises `SpirlError` if there is no dataset."""
-        if not (self.workspace.dataset / DATASET_CARD).exists():
+        if not (self.workspace.dataset / layout.DATASET_CARD).exists():
             raise SpirlError(
                 f"There is no dataset in {self.workspace.dataset}. Run spirl run, or spirl data import, with the same "
                 "config and --set options first."
@@ -114,12 +113,12 @@ class ExperimentRun:
         Raises:
             SpirlError: neither has a trained policy.
         """
-        if (trial.policy / TRAINED).exists():
+        if (trial.policy / layout.TRAINED).exists():
             return trial
         origin = (
             trial if trained_as is None else Workspace(trained_as, self._tell_waiting).trial(trial.method, trial.seed)
         )
-        if not (origin.policy / TRAINED).exists():
+        if not (origin.policy / layout.TRAINED).exists():
             raise SpirlError(
                 f"There is no trained policy for {trial.method}, seed {trial.seed} in {origin.policy}. Run spirl train "
                 "with the same config and --set options first."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from spirl_ray.envs.metrics import MODES, Mode
 from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.validation import file_digest
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
-from spirl_ray.files.tables import write_csv
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.demonstrations import film_remotely
 from spirl_ray.pipeline.events import Progress, silent
 from spirl_ray.pipeline.monitoring import Monitor
@@ -40,14 +40,10 @@ from spirl_ray.pipeline.session import interruptible
 from spirl_ray.pipeline.training import is_trained, train_policy
 from spirl_ray.pipeline.training_run import TrainingRun
 from spirl_ray.pipeline.workspace import Trial, Workspace
-from spirl_ray.policy.policy import CARD as POLICY_CARD
-from spirl_ray.skills.artifact import CARD as SKILL_CARD
 from spirl_ray.skills.artifact import read_skill_card
 from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.pretrain import held_out, pretrain
 
-SUMMARY, EPISODES, FILM = "summary.json", "episodes.csv", "demonstrations.mp4"
-_UNFINISHED, _FILMS = "episodes-so-far.csv", "videos.json"
 Row = dict[str, Any]
 
 
@@ -55,7 +51,7 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResul
     """Imports or generates the dataset, unless it is there."""
     data, out = workspace.experiment.data, workspace.dataset
     with workspace.locked(out):
-        if (out / "card.json").exists():
+        if (out / layout.DATASET_CARD).exists():
             card = read_card(out)
             return DataResult(folder=out, ran=False, episodes=card.episodes, steps=card.steps)
         report = import_dataset(
@@ -81,11 +77,11 @@ def show_demonstrations(workspace: Workspace) -> DemonstrationsResult:
     """Films as many demonstrations as episodes of an agent; the environment must be able to draw them."""
     out, settings = workspace.demonstrations, workspace.experiment.evaluate
     with workspace.locked(out):
-        if (out / FILM).exists() and read_json(out / _FILMS) == _films(settings):
-            return DemonstrationsResult(folder=out, ran=False, video=out / FILM)
-        film_remotely(workspace.dataset, out / FILM, settings.videos, settings.video_fps)
-        write_json(out / _FILMS, _films(settings))
-    return DemonstrationsResult(folder=out, ran=True, video=out / FILM)
+        if (out / layout.DEMONSTRATIONS_VIDEO).exists() and read_json(out / layout.VIDEO_SETTINGS) == _films(settings):
+            return DemonstrationsResult(folder=out, ran=False, video=out / layout.DEMONSTRATIONS_VIDEO)
+        film_remotely(workspace.dataset, out / layout.DEMONSTRATIONS_VIDEO, settings.videos, settings.video_fps)
+        write_json(out / layout.VIDEO_SETTINGS, _films(settings))
+    return DemonstrationsResult(folder=out, ran=True, video=out / layout.DEMONSTRATIONS_VIDEO)
 
 
 def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
@@ -96,7 +92,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
     """
     out = trial.skills
     with trial.workspace.locked(out):
-        if (out / SKILL_CARD).exists():
+        if (out / layout.SKILL_CARD).exists():
             return _skills(trial, False, read_skill_card(out).metrics)
         data, settings = trial.experiment.data, trial.experiment.pretrain
         dataset = trial.workspace.dataset
@@ -109,12 +105,12 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
             validation=held_out(dataset, data.validation_fraction, trial.seed),
             in_memory_limit_mb=data.in_memory_limit_mb,
         )
-        rows = _rows_so_far(out / "metrics.csv")
+        rows = [row.cells for row in read_csv(out / layout.METRICS)]
         monitor = Monitor(trial.experiment.name, f"{trial.method}-s{trial.seed}", "pretrain")
 
         def on_row(row: Row) -> None:
             rows[:] = [known for known in rows if float(known["update"]) < row["update"]] + [row]
-            write_csv(out / "metrics.csv", rows)
+            write_csv(out / layout.METRICS, rows)
             monitor.show(row)
             progress(row["update"], settings.updates, row)
 
@@ -142,13 +138,6 @@ def check_files(dataset: Path) -> None:
         else:
             continue
         raise SpirlError(f"{name} {found}. Remove the folder {dataset} and import the data again.")
-
-
-def _rows_so_far(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def train(
@@ -205,7 +194,7 @@ def evaluate_policy(
     Raises:
         SpirlError: when there is no trained policy, or it is damaged.
     """
-    if not (trial.policy / POLICY_CARD).exists():
+    if not (trial.policy / layout.POLICY_CARD).exists():
         raise SpirlError(f"There is no trained policy in {trial.policy}: run spirl train first.")
     env = trial.experiment.env if env is None else env
     settings, out = trial.experiment.evaluate, trial.evaluation_in(env)
@@ -226,7 +215,7 @@ def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = 
 
 
 def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row) -> EvaluationResult:
-    videos = {mode: out / "videos" / f"{mode}.mp4" for mode in summary["modes"]}
+    videos = {mode: layout.video(out, mode) for mode in summary["modes"]}
     return EvaluationResult(
         folder=out,
         ran=ran,
@@ -234,7 +223,7 @@ def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row) -> EvaluationR
         seed=trial.seed,
         score=summary["score"],
         modes=summary["modes"],
-        episodes_csv=out / EPISODES,
+        episodes_csv=out / layout.EPISODES,
         videos={mode: video for mode, video in videos.items() if video.exists()},
     )
 
@@ -261,10 +250,10 @@ def _evaluate(
         Whether there was anything to do, and the contents of ``summary.json``.
     """
     films = _missing_films(out, settings) if videos else []
-    done = (out / SUMMARY).exists()
+    done = (out / layout.SUMMARY).exists()
     if done and not films:
-        return False, read_json(out / SUMMARY)
-    rows = read_episode_rows(out / (EPISODES if done else _UNFINISHED))
+        return False, read_json(out / layout.SUMMARY)
+    rows = read_episode_rows(out / (layout.EPISODES if done else layout.EPISODES_SO_FAR))
     scores = next(iter(plans.values())).scores
     finished = {(row.mode, row.episode) for row in rows}
     missing = {mode: [i for i in range(episodes) if (mode, i) not in finished] for mode in plans}
@@ -274,27 +263,27 @@ def _evaluate(
     def on_rows(found: list[EpisodeRow]) -> None:
         rows.extend(found)
         rows.sort(key=lambda row: (settings.modes.index(row.mode), row.episode))
-        write_episodes(out / _UNFINISHED, rows)
+        write_episodes(out / layout.EPISODES_SO_FAR, rows)
         means = scores.mean(row.metrics for row in rows)
         score = scores.score_in([means])
         progress(len(rows), total, {"scores": {score.label: means[score.name]} if score.name in means else {}})
 
     films_started = [
-        start_video(plans[mode], settings.videos, out / "videos" / f"{mode}.mp4", settings.video_fps) for mode in films
+        start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in films
     ]
     gather_rollouts(references, on_rows)
     gather_rollouts(films_started)
     if films:
-        write_json(out / "videos" / _FILMS, _films(settings))
+        write_json(out / layout.VIDEOS / layout.VIDEO_SETTINGS, _films(settings))
     if done:
-        return True, read_json(out / SUMMARY)
+        return True, read_json(out / layout.SUMMARY)
     summary: Row = {"score": scores.score_in([row.metrics for row in rows]).name, "modes": {}}
     for mode in settings.modes:
         chosen = [row.metrics for row in rows if row.mode == mode]
         summary["modes"][mode] = {"episodes": len(chosen), **scores.mean(chosen)}
-    write_episodes(out / EPISODES, rows)
-    write_json(out / SUMMARY, summary)
-    (out / _UNFINISHED).unlink(missing_ok=True)
+    write_episodes(out / layout.EPISODES, rows)
+    write_json(out / layout.SUMMARY, summary)
+    (out / layout.EPISODES_SO_FAR).unlink(missing_ok=True)
     return True, summary
 
 
@@ -306,7 +295,7 @@ def _missing_films(out: Path, settings: EvaluateSettings) -> list[Mode]:
     """Modes of which there is no video yet, or one of another length or speed."""
     if not settings.videos:
         return []
-    card = out / "videos" / _FILMS
+    card = out / layout.VIDEOS / layout.VIDEO_SETTINGS
     if card.exists() and read_json(card) != _films(settings):
         return list(settings.modes)
-    return [mode for mode in settings.modes if not (card.exists() and (out / "videos" / f"{mode}.mp4").exists())]
+    return [mode for mode in settings.modes if not (card.exists() and (layout.video(out, mode)).exists())]

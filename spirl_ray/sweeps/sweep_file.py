@@ -14,6 +14,7 @@ from spirl_ray.config import Experiment, Settings, assign, parse_experiment, rea
 from spirl_ray.config_file import read_mapping, split_override
 from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.pipeline.kinds import check_kinds
 from spirl_ray.pipeline.scores import experiment_scores
@@ -27,7 +28,7 @@ _NOT_SEARCHED = {
     "overrides": "search the key itself; it applies to every method of a trial",
     "explore": "no trial draws the exploration figure",
     "env.id": "a folder belongs to one environment; write a sweep for each",
-    "train.env_steps": "a longer training goes on in the folder of the shorter one; evaluations.csv has the course",
+    "train.env_steps": f"a longer training resumes in the shorter one's folder; {layout.EVALUATIONS} has the course",
     "train.evaluate_every": "it does not change what is learned",
     "train.evaluate_episodes": "it does not change what is learned",
     "train.checkpoint_every": "it does not change what is learned",
@@ -223,7 +224,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """Where the sweep's own files are, in the folder of its experiment."""
-        return self.base.folder.absolute() / "sweeps" / f"{self.file.name}-{self.key}"
+        return self.base.folder.absolute() / layout.SWEEPS / f"{self.file.name}-{self.key}"
 
     @property
     def key(self) -> str:

@@ -21,7 +21,8 @@ from ray.exceptions import RayError
 
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
-from spirl_ray.files.atomic import read_json, write_json
+from spirl_ray.files import layout
+from spirl_ray.files.atomic import partial_folder, read_json, write_json
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.pipeline import stages as pipeline
 from spirl_ray.pipeline.events import Progress
@@ -34,7 +35,6 @@ from spirl_ray.sweeps.sweep_file import TrialResources
 
 _POLL_S = 0.5
 _SHOW_EVERY_S = 1.0
-_ORIGIN = "origin.json"
 FINAL = "final"
 """Marks the report that ends a trial."""
 Row = dict[str, Any]
@@ -178,7 +178,7 @@ def run_trial(order: Order, name: str, board: Any) -> Row:
 
 def _check_steps(trial: Trial) -> None:
     """A policy that is further than the others would win by its steps."""
-    train, result = trial.experiment.train, trial.policy / "trained.json"
+    train, result = trial.experiment.train, trial.policy / layout.TRAINED
     if not result.exists():
         return
     found = read_json(result)["env_steps"]
@@ -223,8 +223,8 @@ def _report(row: Row, order: Order) -> None:
     if not order.population:
         tune.report(row)
         return
-    folder = Workspace(order.experiment).folder / "policy" / row["policy"]
-    saved = [path for path in checkpoints(folder) if int(path.name.split("-")[1]) <= row["env_steps"]]
+    folder = Workspace(order.experiment).folder / layout.POLICIES / row["policy"]
+    saved = [path for path in checkpoints(folder) if layout.steps_of(path) <= row["env_steps"]]
     if not saved:
         tune.report(row)
         return
@@ -236,9 +236,9 @@ def _report(row: Row, order: Order) -> None:
             row["policy"],
             row["config_hash"],
             row["lineage"],
-            int(saved[-1].name.split("-")[1]),
+            layout.steps_of(saved[-1]),
         )
-        write_json(Path(copy) / _ORIGIN, vars(origin))
+        write_json(Path(copy) / layout.ORIGIN, vars(origin))
         tune.report(row, checkpoint=tune.Checkpoint.from_directory(copy))
 
 
@@ -248,17 +248,14 @@ def _continue(order: Order, name: str, given: Path) -> Order:
     A policy that was trained with other settings before is not the one of its config from the start, so its folder
     is named after where it comes from, too.
     """
-    origin = Origin(**read_json(given / _ORIGIN))
+    origin = Origin(**read_json(given / layout.ORIGIN))
     [own] = Workspace(order.experiment).trials()
     if origin.trial == name and origin.config_hash == own.config_hash:
         return replace(order, lineage=origin.lineage)
     copy = replace(own, lineage=fingerprint(name, origin.policy, origin.env_steps))
     if not checkpoints(copy.policy):
-        [source] = given.glob("step-*")
-        target = copy.policy / "checkpoints" / source.name
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        write_json(copy.policy / _ORIGIN, vars(origin))
-        partial.rename(target)
+        [source] = layout.step_folders(given)
+        with partial_folder(copy.policy / layout.CHECKPOINTS / source.name) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            write_json(copy.policy / layout.ORIGIN, vars(origin))
     return replace(order, lineage=copy.lineage)

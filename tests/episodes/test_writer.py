@@ -171,3 +171,9 @@ def test_storage_that_fails_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(spirl.SpirlError, match="file"), writer(tmp_path / "file"):
         pass
+
+
+def test_what_the_block_raises_is_not_taken_for_an_error_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"recordings\.npz"), writer(tmp_path):
+        (tmp_path / "recordings.npz").read_bytes()
+    assert nothing_is_left(tmp_path)

@@ -14,6 +14,7 @@ from PIL import Image
 from sweep_files import RATES, sweep
 
 from spirl_ray.config import load_experiment
+from spirl_ray.files import layout
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.results import _curve, _Scale, settings, write_best, write_figure, write_results
 
@@ -135,10 +136,10 @@ def test_values_have_their_place_on_an_axis(tmp_path: Path) -> None:
 
 
 def test_the_file_of_a_sweep_is_yaml(tmp_path: Path) -> None:
-    from spirl_ray.sweeps.tune_run import FILE, claim
+    from spirl_ray.sweeps.tune_run import claim
 
     chosen = sweep(tmp_path, GRID)
     claim(chosen)
-    written = yaml.safe_load((chosen.folder / FILE).read_text())
+    written = yaml.safe_load((chosen.folder / layout.SWEEP).read_text())
     assert written["base"]["train"]["env_steps"] == 400
     assert written["space"]["skills.horizon"]["grid"] == [3, 10]
