@@ -3,12 +3,13 @@
     python -m benchmarks.collect tune_configs/kitchen_human.yaml --set output=runs/kitchen_human \
         --variant pretrain.augmentation.kind=none
 
-makes ``benchmarks/results/<name>.csv`` (every evaluation point of every trial), ``<name>_prior.csv`` (the bare
-priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them and named) and
-``<name>.json`` (exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not
-have, for trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
-The metrics have the names that the environment declares. An exploration gives ``<name>_exploration.csv`` and
-``<name>_exploration.png``.
+makes three files in ``benchmarks/results/``: ``<name>.csv`` has every evaluation point of every trial;
+``<name>_prior.csv`` has the bare priors, one row for each seed and mode, and beside them those of every ``--variant``
+of the config; ``<name>.json`` has the exact config, versions and hardware. An exploration also gives
+``<name>_exploration.csv`` and ``<name>_exploration.png``. Metrics have the names that the environment declares.
+
+``--add`` keeps the rows of methods that the given config does not have, so that trials with another budget can be
+added: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
 """
 
 from __future__ import annotations
