@@ -57,7 +57,7 @@ class NumbersCamera:
         qpos[6:].reshape(DATA_BLOCKS, 7)[:, :3] = observation["blocks"]
         self._mujoco.mj_kinematics(self.world.model, self.world.data)
         self._mujoco.mj_camlight(self.world.model, self.world.data)
-        return self.camera.frame()
+        return self.camera.image()
 
 
 def generated(count: int, *, frames: bool) -> list[Episode]:

@@ -81,9 +81,9 @@ class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         raise NotImplementedError
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        return None if self.render_mode is None else self.picture()
+        return None if self.render_mode is None else self.image()
 
-    def picture(self) -> NDArray[np.uint8]:
+    def image(self) -> NDArray[np.uint8]:
         """The target red and the point green, uint8 [64, 64, 3]."""
         image = np.zeros((SIDE, SIDE, 3), np.uint8)
         _draw(image, self.target, RED)
@@ -104,7 +104,7 @@ class Cameras(_Reach):
         before, self._wrist = wrist if first else self._wrist, wrist
         return {
             "arm": self.position.astype(np.float32),
-            "front": self.picture()[None],
+            "front": self.image()[None],
             "wrist": np.stack([before, wrist]),
         }
 

@@ -1,6 +1,6 @@
 """Environments: what is known about each, and one way to make them.
 
-A package of one's own adds an environment by ``register_environment``, or by an entry point of the group
+Another package adds an environment by ``register_environment``, or by an entry point of the group
 ``spirl_ray.environments`` whose name is the environment's id and whose object is an `EnvironmentEntry`::
 
     # my_package/reach.py
@@ -50,11 +50,11 @@ GROUP = "spirl_ray.environments"
 
 
 class EnvironmentEntry(NamedTuple):
-    """What the table of environments holds for each id."""
+    """An entry of the table of environments: the description of an environment, and what makes it."""
 
     spec: EnvironmentSpec
     make: str | Callable[..., gymnasium.Env]
-    """A class or function that makes the environment, or its name as "module:Class", imported when it is needed."""
+    """A class or function that makes the environment, or its name as "module:Class", which is imported when needed."""
 
 
 ENVIRONMENTS: Registry[EnvironmentEntry] = Registry("environment", group=GROUP)
@@ -66,20 +66,20 @@ def register_environment(
     """Adds an environment to this process, and to Gymnasium's own registry.
 
     Args:
-        spec: its ``id`` is the name in configs, datasets and messages.
-        make: makes the environment from keyword arguments; its observation space is a `gymnasium.spaces.Dict` that
-            holds a Box of `Feature.observed_shape` for each of ``spec.features``.
-        replace: True allows to replace an environment that has this id already.
+        spec: description of the environment; its ``id`` is the name in configs, datasets and messages.
+        make: class or function that makes the environment from keyword arguments; its observation space is a
+            `gymnasium.spaces.Dict` that holds a Box of `Feature.observed_shape` for each of ``spec.features``.
+        replace: True to replace an environment that has this id already.
 
     Raises:
-        SpirlError: another environment has the id, or Gymnasium does not take it.
+        SpirlError: another environment has the id, or Gymnasium refuses the id.
     """
     entry = ENVIRONMENTS.register(spec.id, EnvironmentEntry(spec, make), replace=replace)
     gymnasium.registry[spec.id] = _gymnasium_spec(entry)
 
 
 def environment(env_id: str) -> EnvironmentSpec:
-    """The facts about an environment.
+    """The description of an environment.
 
     Raises:
         SpirlError: nobody has registered the id, or the entry point of that name holds something else.
@@ -88,10 +88,10 @@ def environment(env_id: str) -> EnvironmentSpec:
 
 
 def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
-    """The environment, wrapped in its time limit; ``kwargs`` go to its constructor.
+    """Makes an environment, wrapped in its time limit; ``kwargs`` go to its constructor.
 
     Raises:
-        SpirlError: unknown id, an argument that the environment does not take, or a value that it refuses.
+        SpirlError: the id is unknown, the environment does not take an argument, or it refuses a value.
     """
     entry = _entry(env_id)
     creator = load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make
@@ -106,9 +106,9 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
 
 
 def observed_features(env: gymnasium.Env) -> dict[str, Feature]:
-    """The features of a made environment's observations: those of its spec, with the shapes of its own spaces.
+    """The features of the observations of a made environment: those of its spec, with the shapes of its own spaces.
 
-    A set of objects may have another number of them than in the data, for instance.
+    For instance, a set of objects may have more of them than in the data.
 
     Raises:
         SpirlError: a declared feature is missing from the observation space, or has another rank, dtype or number of
@@ -143,7 +143,7 @@ def _observed(env_id: str, name: str, feature: Feature, found: spaces.Dict) -> F
 
 
 def episode_limit(env: gymnasium.Env) -> int:
-    """Primitive steps after which a made environment ends its episode; its constructor's arguments can change it."""
+    """The number of primitive steps after which an environment ends its episode; its arguments may change it."""
     assert env.spec is not None
     return env.spec.max_episode_steps or environment(env.spec.id).max_episode_steps
 
@@ -158,11 +158,11 @@ def _entry(env_id: str) -> EnvironmentEntry:
 
 
 def _gymnasium_spec(entry: EnvironmentEntry) -> EnvSpec:
-    """What Gymnasium needs to make the environment, its time limit included."""
+    """The spec with which Gymnasium makes the environment, its time limit included."""
     try:
         return EnvSpec(entry.spec.id, entry_point=entry.make, max_episode_steps=entry.spec.max_episode_steps)
     except gymnasium.error.Error as error:
-        raise SpirlError(f"{entry.spec.id!r} is no environment id that Gymnasium takes: {error}") from error
+        raise SpirlError(f"{entry.spec.id!r} is not an environment id that Gymnasium accepts: {error}") from error
 
 
 register_environment(blocks.SPEC, "spirl_ray.envs.blocks.env:BlockStackingEnv")

@@ -13,11 +13,11 @@ from spirl_ray.metrics import EPISODE, Metric, register_metric, training_metrics
 
 Mode = Literal["deterministic", "sampled"]
 Values = Mapping[str, float]
-"""Metrics by name; one that has no value is missing or NaN."""
+"""Metrics by name; a metric without a value is missing or NaN."""
 SCORE = "score"
-"""Beside a metric's own name, the score is known by this name where a sweep asks for a metric."""
+"""The name under which a sweep finds the score, beside the metric's own name."""
 MODES: tuple[Mode, ...] = ("deterministic", "sampled")
-"""How a policy acts in an evaluation: by its distribution's mode, or by samples."""
+"""The ways to act in an evaluation: with the mode of the policy's distribution, or with samples from it."""
 _ALWAYS = ("return", "length")
 _RESERVED = frozenset(
     (
@@ -29,30 +29,30 @@ _RESERVED = frozenset(
 
 @dataclass(frozen=True)
 class EpisodeOutcome:
-    """What is known of an episode when it has ended."""
+    """The outcome of an episode that has ended."""
 
     episode_return: float
-    """Sum of the rewards, not discounted."""
+    """The sum of the rewards, not discounted."""
     length: int
-    """Primitive steps."""
+    """The number of primitive steps."""
     terminated: bool
     truncated: bool
     info: Mapping[str, Any]
-    """That of the last step."""
+    """The info of the last step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeMetric(Metric):
-    """A number for each episode; its mean over episodes is what is shown."""
+    """A metric with one number for each episode; tables and curves show its mean over episodes."""
 
     of: Callable[[EpisodeOutcome], float]
-    """From an episode's outcome to the value; NaN where it has none."""
+    """A function from an episode's outcome to the value, which is NaN where the episode has none."""
 
     def value(self, outcome: EpisodeOutcome) -> float:
         """The value for an episode.
 
         Raises:
-            SpirlError: naming the metric whose function failed.
+            SpirlError: the metric's function failed; the message names the metric.
         """
         try:
             return float(self.of(outcome))
@@ -73,15 +73,15 @@ class Scores:
     """The score is the first of these that has a value in any episode."""
 
     def __getitem__(self, name: str) -> EpisodeMetric:
-        """The metric with this name; raises `SpirlError` that lists those that there are."""
+        """The metric with this name; an unknown name raises `SpirlError`, which lists the known ones."""
         for metric in self.metrics:
             if metric.name == name:
                 return metric
-        raise SpirlError(f"unknown metric {name!r}; this environment has {', '.join(self.names)}")
+        raise SpirlError(f"unknown metric {name!r}; this environment declares {', '.join(self.names)}")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the order of columns: return, length, then those that the environment declares."""
+        """The names of the metrics in the order of columns: return, length, then what the environment declares."""
         return tuple(metric.name for metric in self.metrics)
 
     def of(self, outcome: EpisodeOutcome) -> dict[str, float]:
@@ -89,7 +89,7 @@ class Scores:
         return {metric.name: metric.value(outcome) for metric in self.metrics}
 
     def mean(self, episodes: Iterable[Values]) -> dict[str, float]:
-        """Means over the episodes that have a value; a metric without any value is left out."""
+        """The mean of each metric over the episodes that have a value; a metric without any value is left out."""
         columns = {name: [] for name in self.names}  # type: dict[str, list[float]]
         for values in episodes:
             for name, column in columns.items():
@@ -98,7 +98,7 @@ class Scores:
         return {name: sum(column) / len(column) for name, column in columns.items() if column}
 
     def score_in(self, values: Iterable[Values]) -> EpisodeMetric:
-        """The score, judged by what has a value in these episodes or means."""
+        """The metric that is the score, judged by which metrics have a value in these episodes or means."""
         rows = list(values)
         for name in self.preferred:
             if any(math.isfinite(row.get(name, math.nan)) for row in rows):
@@ -106,12 +106,12 @@ class Scores:
         return self[self.preferred[-1]]
 
     def with_score(self, values: Values) -> dict[str, float]:
-        """These means with the score once more, under the name `SCORE`; without it where it has no value."""
+        """These means, with the score added under the name `SCORE` where it has a value."""
         score = values.get(self.score_in([values]).name, math.nan)
         return dict(values) if math.isnan(score) else {**values, SCORE: score}
 
     def adding(self, names: Sequence[str], score: str | None = None) -> Scores:
-        """These with registered metrics added, and another score.
+        """A copy with registered metrics added, and with another score where one is given.
 
         Raises:
             SpirlError: a metric that is not registered, or a score that is not among the metrics.
@@ -121,10 +121,10 @@ class Scores:
 
 
 def declare(metrics: Iterable[EpisodeMetric | str], score: str) -> Scores:
-    """What an environment declares: its own metrics and names of registered ones; return and length are always there.
+    """Makes the declaration of an environment, which may name registered metrics; return and length are always there.
 
     Raises:
-        SpirlError: two metrics of one name, a name that is taken, or a score that is none of them.
+        SpirlError: two metrics of one name, a name that is taken, or a score that is not among them.
     """
     found = [metric if isinstance(metric, EpisodeMetric) else EPISODE[metric] for metric in metrics]
     names = {metric.name for metric in found}
@@ -132,9 +132,9 @@ def declare(metrics: Iterable[EpisodeMetric | str], score: str) -> Scores:
 
 
 def undeclared() -> Scores:
-    """The metrics of an environment that declares none: return, length, and success where its info tells.
+    """The metrics of an environment that declares none: return, length, and success where its info reports it.
 
-    The score is success where any episode tells it, else the return.
+    The score is success where any episode reports it, else the return.
     """
     return _checked(tuple(EPISODE[name] for name in (*_ALWAYS, "success")), ("success", "return"))
 
@@ -144,12 +144,10 @@ def _checked(metrics: tuple[EpisodeMetric, ...], preferred: tuple[str, ...]) -> 
     taken = _RESERVED | {metric.name for stage in ("pretrain", "train") for metric in training_metrics(stage)}
     for name in names:
         if names.count(name) > 1 or name in taken:
-            raise SpirlError(
-                f"There is something else called {name!r} among the metrics; give this metric another name."
-            )
+            raise SpirlError(f"The name {name!r} is already taken by another metric; give this metric another name.")
     for name in preferred:
         if name not in names:
-            raise SpirlError(f"The score {name!r} is none of the metrics {', '.join(names)}.")
+            raise SpirlError(f"The score {name!r} is not among the metrics {', '.join(names)}; choose one of them.")
     return Scores(metrics, preferred)
 
 

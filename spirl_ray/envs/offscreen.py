@@ -1,4 +1,4 @@
-"""MuJoCo without a screen: the module itself, and pictures of a scene by OpenGL on EGL or OSMesa."""
+"""MuJoCo without a screen: the module itself, and images of a scene rendered by OpenGL on EGL or OSMesa."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _EGL_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT of the EGL registry
 
 
 def load_mujoco() -> Any:
-    """The mujoco module, imported when it is needed: it takes a while and most commands never simulate.
+    """Imports the mujoco module, only when it is needed: this takes a while, and most commands never simulate.
 
     Raises:
-        SpirlError: it does not load; with MUJOCO_GL set to a backend that is not installed, even the import fails.
+            SpirlError: the module does not load; if MUJOCO_GL names a backend that is missing, even the import fails.
     """
     try:
         return importlib.import_module("mujoco")
@@ -34,21 +34,21 @@ def load_mujoco() -> Any:
 
 
 class OffscreenCamera:
-    """Takes pictures of a model; without shadows, reflections and multisampling, most of the cost in software.
+    """A camera that renders a MuJoCo model, without shadows, reflections and multisampling, which are slow in software.
 
     The OpenGL backend is the one that ``MUJOCO_GL`` names, else EGL, or OSMesa where EGL finds no device.
 
     Args:
         model: an MjModel; its settings of offscreen quality are changed.
-        width, height: of a picture, pixels.
-        view: name of a camera of the model, or an MjvCamera.
-        sky: show the model's sky, if it has one; the background is black without.
+        width, height: size of an image in pixels.
+        camera: name of a camera of the model, or an MjvCamera.
+        sky: True renders the model's sky, if it has one; otherwise the background is black.
 
     Raises:
         SpirlError: the OpenGL backend does not work here.
     """
 
-    def __init__(self, model: Any, width: int, height: int, view: Any, *, sky: bool = True) -> None:
+    def __init__(self, model: Any, width: int, height: int, camera: Any, *, sky: bool = True) -> None:
         self._mujoco = mujoco = load_mujoco()
         self._model = model
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
@@ -63,16 +63,16 @@ class OffscreenCamera:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = int(sky)
         self._options = mujoco.MjvOption()
-        self._camera = view
-        if isinstance(view, str):
+        self._camera = camera
+        if isinstance(camera, str):
             self._camera = mujoco.MjvCamera()
             self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-            self._camera.fixedcamid = model.camera(view).id
+            self._camera.fixedcamid = model.camera(camera).id
         self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._pixels = np.zeros((height, width, 3), dtype=np.uint8)
 
-    def picture(self, data: Any) -> NDArray[np.uint8]:
-        """What the camera sees of an MjData, uint8 [height, width, 3]."""
+    def render(self, data: Any) -> NDArray[np.uint8]:
+        """Renders the scene in the state of an MjData, uint8 [height, width, 3]."""
         mujoco = self._mujoco
         self._gl.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
@@ -93,8 +93,8 @@ class OffscreenCamera:
 
 
 def _open_context(mujoco: Any, model: Any, width: int, height: int) -> tuple[Any, Any]:
-    """An OpenGL context of the backend, and MuJoCo's context in it."""
-    # Mesa would draw with a thread for each core; a process has one core here, and frames are small.
+    """Opens an OpenGL context of the backend, and MuJoCo's context in it."""
+    # Mesa would draw with a thread for each core; a process has one core here, and images are small.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     backend = os.environ.get("MUJOCO_GL", "").lower() or ("egl" if _egl_has_a_display() else "osmesa")
     try:
@@ -110,9 +110,9 @@ def _open_context(mujoco: Any, model: Any, width: int, height: int) -> tuple[Any
 
 
 def _egl_has_a_display() -> bool:
-    """Whether EGL can be initialised on some device.
+    """True where EGL can be initialised on some device.
 
-    Asked of the library itself and privately: once PyOpenGL has loaded EGL for the whole process, MuJoCo finds its
+    The library itself is asked in private, because once PyOpenGL has loaded EGL for the whole process, MuJoCo finds its
     functions there and can no longer use OSMesa.
     """
     try:

@@ -1,4 +1,4 @@
-"""What the rest of the program knows about an environment."""
+"""The description of an environment: what the rest of the program knows about it."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from spirl_ray.errors import SpirlError
 
 @dataclass(frozen=True)
 class PositionTarget:
-    """The environment turns an action into a position target, ``target = q + gain * action``.
+    """An environment that turns an action into a position target, ``target = q + gain * action``.
 
     This is what target-preserving augmentation needs: moving ``q`` by d and the action by ``-d / gain``
     leaves the target where the demonstration had it.
     """
 
     feature: str
-    """Name of the vector feature that holds q."""
+    """The name of the vector feature that holds q."""
     positions: tuple[int, ...]
-    """Entries of that feature, one for each action dimension."""
+    """The entries of that feature that the action moves, one for each action dimension."""
     gain: tuple[float, ...]
-    """Position units that an action of 1 moves the target by, one for each action dimension."""
+    """The distance (position units) by which an action of 1 moves the target, one for each action dimension."""
     objects: tuple[str, ...] = ()
-    """Names of features that are not under direct control and may be perturbed without relabelling."""
+    """The names of the features that are not under direct control and may be perturbed without relabelling."""
 
 
 Renderer = Callable[[NDArray[np.int64], Observation], NDArray[np.uint8]]
-"""Episode numbers [B] and, by name, the stored features [B, ...] of these steps that are no images -> images uint8
-[B, height, width, channels]."""
+"""A function from episode numbers [B] and the stored features [B, ...] of these steps by name (no images among them)
+to rendered images, uint8 [B, height, width, channels]."""
 MakeRenderer = Callable[[Sequence[Mapping[str, Any]]], Renderer]
-"""The metadata of episodes -> what renders a feature of these episodes; they are numbered as in the sequence."""
+"""A function from the metadata of episodes to a renderer of one feature; episodes are numbered as in the sequence."""
 RenderRecorded = Callable[[Mapping[str, Any], Observation, Sequence[int]], list[NDArray[np.uint8]]]
-"""The metadata of an episode, its stored features [T+1, ...] by name, and some of its steps -> a picture of each of
-these steps, uint8 [height, width, 3]."""
+"""A function from the metadata of an episode, its stored features [T+1, ...] by name, and some of its steps to a
+rendered image of each of these steps, uint8 [height, width, 3]."""
 
 
 @dataclass(frozen=True)
 class FloorPlan:
-    """Where an agent can be, for environments in which it moves over a floor of cells."""
+    """The floor of an environment in which an agent moves over cells: walls, start and goal."""
 
     feature: str
-    """Name of the vector feature whose first two entries are the agent's position, in cells."""
+    """The name of the vector feature whose first two entries are the agent's position, in cells."""
     walls: NDArray[np.bool_]
-    """[X, Y]; cell (i, j) spans positions from i - 0.5 to i + 0.5 and from j - 0.5 to j + 0.5."""
+    """The walls, [X, Y]; cell (i, j) spans positions from i - 0.5 to i + 0.5 and from j - 0.5 to j + 0.5."""
     start: tuple[int, int] | None
     goal: tuple[int, int] | None
     goal_radius: float
@@ -60,37 +60,38 @@ class FloorPlan:
 
 @dataclass(frozen=True, eq=False)
 class EnvironmentSpec:
-    """Facts about one environment id that data, skills and training share.
+    """The description of one environment id, which data, skills and training share.
 
     Raises:
-        SpirlError: the facts contradict each other; the message names the environment and the field.
+        SpirlError: the fields contradict each other; the message names the environment and the field.
     """
 
     id: str
     features: Features
-    """The features of an observation by name, with their shapes in datasets. An environment that is made with other
+    """The features of an observation by name, with their shapes in datasets. An environment made with other
     arguments may have another number of objects, see `spirl_ray.envs.observed_features`."""
     action_dim: int
-    """Actions are float32 in [-1, 1]."""
+    """The width of an action; actions are float32 in [-1, 1]."""
     max_episode_steps: int
-    """Primitive steps."""
+    """The time limit of an episode in primitive steps."""
     metrics: Callable[[Mapping[str, Any]], Scores] | None = None
-    """From the constructor's arguments to the metrics of an episode and the score (`spirl_ray.envs.metrics.declare`).
-    None: the return is the score, or success where the environment's info tells it."""
+    """A function from the constructor's arguments to the metrics of an episode and the score, see
+    `spirl_ray.envs.metrics.declare`. None: the score is the return, or success where the environment reports it."""
     position_target: PositionTarget | None = None
     expert: str | None = None
-    """What `generate` gives, as "module:function"; imported when it is asked for."""
+    """The scripted expert that `generate` calls, as "module:function"; it is imported when needed."""
     renderers: Mapping[str, MakeRenderer] = field(default_factory=dict)
-    """What renders the features that episodes do not store, by their names."""
+    """The renderers of the features that episodes do not store, by the features' names."""
     render_recorded: RenderRecorded | None = None
-    """Draws recorded episodes for people, in contact sheets and videos."""
+    """A function that renders recorded episodes for people, in contact sheets and videos."""
     floor_plan: Callable[[Any], FloorPlan] | None = None
-    """The plan of an environment that has been made, where exploration can be drawn."""
+    """A function from a made environment to its floor plan, on which exploration is drawn."""
     minari_observations: Callable[[Any], Observation] | None = None
-    """Maps the observations of a Minari episode (array [T+1, ·] or dict of them) to the stored features by name, each
-    [T+1, *shape]."""
+    """A function from the observations of a Minari episode (array [T+1, ·] or dict of them) to the stored features by
+    name, each [T+1, *shape]."""
     completed: Callable[[Observation], list[str]] | None = None
-    """The subtasks completed along recorded features [T+1, ...] by name, in order, for sources that do not tell."""
+    """A function from recorded features [T+1, ...] by name to the subtasks completed along them, in order. It is needed
+    where the source of the data does not report them."""
 
     def __post_init__(self) -> None:
         try:

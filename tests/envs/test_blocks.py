@@ -219,7 +219,7 @@ def test_the_camera_moves_with_the_hand(seeing: BlockStackingEnv) -> None:
     views = []
     for side in (-0.4, 0.3):
         seeing.world.arrange([(side, BLOCK_HALF), (0.9, BLOCK_HALF), (-0.9, BLOCK_HALF)], (side, 0.3))
-        views.append(seeing._look())
+        views.append(seeing._agent_image())
     np.testing.assert_array_equal(views[0], views[1])
     bright = np.argwhere(views[0][..., 0] > 180)
     assert len(bright) > 15
@@ -247,12 +247,12 @@ def test_blocks_are_a_set_of_objects_around_the_hand() -> None:
 
 
 def test_a_picture_shows_the_whole_scene_and_leaves_the_agents_view_alone(seeing: BlockStackingEnv) -> None:
-    seen = seeing._look()
+    seen = seeing._agent_image()
     picture = seeing.render()
     assert picture is not None
     assert (picture.dtype, picture.shape) == (np.uint8, (384, 640, 3))
     assert picture.std() > 20
-    np.testing.assert_array_equal(seeing._look(), seen)
+    np.testing.assert_array_equal(seeing._agent_image(), seen)
     seeing.world.arrange([(y, BLOCK_HALF) for y in (-1.0, 0.0, 1.0)], (0.9, 0.9))
     moved = seeing.render()
     assert moved is not None

@@ -28,15 +28,15 @@ def scene() -> tuple[Any, Any]:
     return model, data
 
 
-def test_a_picture_shows_what_is_before_the_camera() -> None:
+def test_a_rendered_image_shows_what_is_before_the_camera() -> None:
     model, data = scene()
     try:
         camera = OffscreenCamera(model, 48, 32, "front")
     except SpirlError as error:
         pytest.skip(str(error))
-    picture = camera.picture(data)
-    assert picture.shape == (32, 48, 3)
-    assert picture[16, 24].min() > picture[0, 0].max() + 30
+    image = camera.render(data)
+    assert image.shape == (32, 48, 3)
+    assert image[16, 24].min() > image[0, 0].max() + 30
     camera.close()
     camera.close()
 
@@ -85,7 +85,7 @@ def test_the_sky_can_be_left_out() -> None:
             camera = OffscreenCamera(model, 32, 32, "front", sky=shown)
         except SpirlError as error:
             pytest.skip(str(error))
-        corners.append(camera.picture(data)[0, 0].tolist())
+        corners.append(camera.render(data)[0, 0].tolist())
         camera.close()
     np.testing.assert_array_equal(corners[1], [0, 0, 0])
     assert corners[0][1] > 200

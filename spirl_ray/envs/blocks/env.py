@@ -1,7 +1,8 @@
-"""Block stacking: build a tower, as high as possible, with a gripper that sees what is near it.
+"""Block stacking: build a tower, as high as possible, with a gripper whose camera shows what is near it.
 
-Demonstrations have five blocks, the target has eleven: whoever has learned to pick up a block and to put it on top of
-others can build higher than anybody has shown. Task and numbers as in Pertsch et al. 2020 (arXiv:2010.11944).
+Demonstrations have five blocks, the target has eleven, so a policy that has learned to pick up a block and to put it
+on others can build higher towers than were ever demonstrated. Task and numbers as in Pertsch et al. 2020
+(arXiv:2010.11944).
 """
 
 from __future__ import annotations
@@ -42,35 +43,35 @@ HAND_SPREAD = 0.1  # m, likewise of the hand
 HAND_START = 0.35  # m
 
 VIEW_SIZE = 32
-PICTURE_SHAPE = 5 / 3  # width over height
+RENDER_ASPECT = 5 / 3  # width over height
 
 GRASP_STEPS = 5
-"""A block counts as lifted or delivered once it has been grasped for so many steps on end."""
+"""A block counts as lifted or delivered once it has been grasped for this many steps in a row."""
 LIFT_CLEARANCE = 0.02  # m below a block that is lifted
 HEIGHT_WEIGHT = {"dense": 50.0, "sparse": 1.0}  # per metre
 LIFTED_REWARD, DELIVERED_REWARD = 1.0, 2.0
 STANDING_STEPS = 5
-"""A tower is complete once it has stood for so many steps."""
+"""A tower is complete once it has stood for this many steps."""
 
 
 def subtasks(n_blocks: int) -> tuple[str, ...]:
-    """Names of the towers that can be built: "height 2", "height 3" and so on."""
+    """The names of the towers that can be built: "height 2", "height 3" and so on."""
     return tuple(f"height {height}" for height in range(2, n_blocks + 1))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far building is at one moment."""
+    """The state of the building at one moment."""
 
     tower: int
-    """Blocks in the highest tower that stands on its own; 1 where no block is on another."""
+    """The number of blocks in the highest tower that stands on its own; 1 where no block is on another."""
     lifted: int
-    """Blocks that the gripper carries."""
+    """The number of blocks that the gripper carries."""
     delivered: int
-    """Blocks that it has put onto others."""
+    """The number of blocks that the gripper has put onto others."""
 
     def reward(self, kind: Reward) -> float:
-        """Of one step; the height is what the tower's highest block has been lifted by."""
+        """The reward of one step; a height is the distance by which a tower's highest block has been lifted."""
         reward = HEIGHT_WEIGHT[kind] * BLOCK_SIDE * (self.tower - 1)
         if kind == "dense":
             reward += LIFTED_REWARD * self.lifted + DELIVERED_REWARD * self.delivered
@@ -78,17 +79,17 @@ class Progress:
 
 
 class Building:
-    """Follows an episode: which blocks the gripper has carried, and which towers have stood."""
+    """The progress of an episode: which blocks the gripper has carried, and which towers have stood."""
 
     def __init__(self, n_blocks: int) -> None:
         self._grasped_for = [0] * n_blocks
         self._carried = [False] * n_blocks
         self._towers: deque[int] = deque(maxlen=STANDING_STEPS)
         self.highest = 1
-        """Blocks of the highest tower so far that has stood for `STANDING_STEPS`."""
+        """The number of blocks of the highest tower that has stood so far for `STANDING_STEPS`."""
 
     def follow(self, touches: Touches, heights: NDArray[np.float64]) -> Progress:
-        """Takes in what one step has led to; ``heights`` [n] are those of the blocks' centres, m."""
+        """Takes in the result of one step; ``heights`` [n] (m) are those of the blocks' centres."""
         lifted = delivered = 0
         for block, grasped in enumerate(touches.grasped):
             self._grasped_for[block] = self._grasped_for[block] + 1 if grasped else 0
@@ -119,24 +120,24 @@ def features(n_blocks: int, camera: bool = True) -> Features:
 
 
 class BlockStackingEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
-    """Build a high tower; the episode ends by its time limit alone.
+    """The task of building a high tower; an episode ends by its time limit alone.
 
     Observation: "hand", "gripper" and "blocks" (`BlockWorld.observe`), and "camera" uint8 [2, 32, 32, 1], grey images
     of the step before and of now, from a camera that moves with the hand.
     Action, float32 [3] in [-1, 1]: velocity along y and z, 1 is 0.05 m a step; then the grip, above 0.5 closed, below
-    -0.5 open and half open between, where magnitudes from 0.3 to 0.7 keep what was.
+    -0.5 open and half open between, where magnitudes from 0.3 to 0.7 keep the grip of the step before.
     Reward: see `Progress.reward`. ``info["completed"]`` names the heights of towers that have stood, and
-    ``info["tower_height"]`` is that of the present one in blocks.
+    ``info["tower_height"]`` is the height of the present one in blocks.
 
     Args:
         n_blocks: 1 to 20.
         reward: "dense" or "sparse" (the height alone).
         camera: False leaves the images out of the observation, and needs no OpenGL.
         render_mode: None or "rgb_array".
-        render_width: of a picture, pixels.
+        render_width: width of a rendered image in pixels.
 
     Raises:
-        SpirlError: an argument out of range; from `reset` on, where images are wanted and OpenGL does not work.
+        SpirlError: an argument out of range; from `reset` on, images are wanted and OpenGL does not work.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / STEP_SECONDS}  # noqa: RUF012
@@ -158,9 +159,9 @@ class BlockStackingEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         self.camera = camera
         self.render_mode = render_mode
         self.render_width = render_width
-        self._eye: AgentCamera | None = None
-        self._picture: OffscreenCamera | None = None
-        self._frame = np.zeros((VIEW_SIZE, VIEW_SIZE, 1), np.uint8)
+        self._agent_camera: AgentCamera | None = None
+        self._scene_camera: OffscreenCamera | None = None
+        self._image = np.zeros((VIEW_SIZE, VIEW_SIZE, 1), np.uint8)
         self._building = Building(n_blocks)
         self.observation_space = observation_space(features(n_blocks, camera), OBSERVATION_LIMIT)
         self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -177,7 +178,7 @@ class BlockStackingEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         self.world.arrange([(y, BLOCK_HALF) for y in places], hand, self.np_random.choice(DENSITIES, n))
         self._building = Building(n)
         if self.camera:
-            self._frame = self._look()
+            self._image = self._agent_image()
         return self._observe(), self._info(self._follow())
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
@@ -187,24 +188,24 @@ class BlockStackingEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         return self._observe(), progress.reward(self.reward_kind), False, False, self._info(progress)
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """The scene from the front, uint8 [height, width, 3]; heavier blocks are darker.
+        """Renders the scene from the front, uint8 [height, width, 3]; heavier blocks are darker.
 
         Raises:
             SpirlError: OpenGL does not work here.
         """
         if self.render_mode is None:
             return None
-        if self._picture is None:
-            height = round(self.render_width / PICTURE_SHAPE)
-            self._picture = OffscreenCamera(self.world.model, self.render_width, height, "scene")
+        if self._scene_camera is None:
+            height = round(self.render_width / RENDER_ASPECT)
+            self._scene_camera = OffscreenCamera(self.world.model, self.render_width, height, "scene")
         with self.world.tinted():
-            return self._picture.picture(self.world.data)
+            return self._scene_camera.render(self.world.data)
 
     def close(self) -> None:
-        for camera in (self._eye, self._picture):
+        for camera in (self._agent_camera, self._scene_camera):
             if camera is not None:
                 camera.close()
-        self._eye = self._picture = None
+        self._agent_camera = self._scene_camera = None
 
     def _follow(self) -> Progress:
         return self._building.follow(self.world.touches(), self.world.positions[:, 2])
@@ -212,17 +213,17 @@ class BlockStackingEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
     def _info(self, progress: Progress) -> dict[str, Any]:
         return {"completed": subtasks(self._building.highest), "tower_height": progress.tower}
 
-    def _look(self) -> NDArray[np.uint8]:
-        if self._eye is None:
-            self._eye = AgentCamera(self.world)
-        return self._eye.frame()
+    def _agent_image(self) -> NDArray[np.uint8]:
+        if self._agent_camera is None:
+            self._agent_camera = AgentCamera(self.world)
+        return self._agent_camera.image()
 
     def _observe(self) -> dict[str, Array]:
         numbers = self.world.observe()
         if not self.camera:
             return {**numbers}
-        before, self._frame = self._frame, self._look()
-        return {**numbers, "camera": np.stack([before, self._frame])}
+        before, self._image = self._image, self._agent_image()
+        return {**numbers, "camera": np.stack([before, self._image])}
 
 
 class AgentCamera:
@@ -233,9 +234,9 @@ class AgentCamera:
         # Before a black sky, white blocks stand out.
         self._camera = OffscreenCamera(world.model, VIEW_SIZE, VIEW_SIZE, "agent", sky=False)
 
-    def frame(self) -> NDArray[np.uint8]:
-        """What it sees now, grey uint8 [32, 32, 1]."""
-        return self._camera.picture(self._world.data).mean(axis=-1, keepdims=True).astype(np.uint8)
+    def image(self) -> NDArray[np.uint8]:
+        """Renders what is below the hand now, grey uint8 [32, 32, 1]."""
+        return self._camera.render(self._world.data).mean(axis=-1, keepdims=True).astype(np.uint8)
 
     def close(self) -> None:
         self._camera.close()
@@ -244,18 +245,18 @@ class AgentCamera:
 def render_recorded(
     metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
 ) -> list[NDArray[np.uint8]]:
-    """Pictures of the scene at some steps of an episode, see `RenderRecorded`."""
+    """Renders the scene at some steps of an episode, see `RenderRecorded`."""
     env = BlockStackingEnv(observations["blocks"].shape[1], camera=False, render_mode="rgb_array", render_width=400)
-    frames = []
+    images = []
     for step in steps:
         env.world.show({name: values[step] for name, values in observations.items()})
-        frames.append(env.render())
+        images.append(env.render())
     env.close()
-    return [frame for frame in frames if frame is not None]
+    return [image for image in images if image is not None]
 
 
 def scores(n_blocks: int) -> Scores:
-    """The highest tower that has stood in the episode, and for each height whether one has."""
+    """The metrics of an episode: the highest tower that has stood, and for each height whether one has."""
     height = EpisodeMetric(
         name="tower_height",
         meaning="Height in blocks of the highest tower that has stood for half a second in the episode",

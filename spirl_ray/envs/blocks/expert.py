@@ -1,8 +1,8 @@
-"""The scripted expert of block stacking: it goes from way-point to way-point and looks again at every step.
+"""The scripted expert of block stacking: it goes from way-point to way-point and reads the world anew at every step.
 
 Each way-point is disturbed a little, so that demonstrations differ and show how to correct what went wrong. Most begin
-after a clumsy reach into the blocks, where no block is in view, or with one in the hand; how the hand came there is not
-recorded. They show the way out of what no expert gets itself into.
+after a clumsy reach into the blocks, where no block is in the image, or with a block in the hand; how the hand came
+there is not recorded. So they also show the way out of states that no expert gets into by itself.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from spirl_ray.episodes.features import Array, stack_observations
 from spirl_ray.errors import SpirlError
 
 Moves = Iterator[tuple[float, float, float]]
-"""Actions y, z, grip; the world moves on between two of them."""
+"""Actions (y, z, grip); the world advances by one step between two of them."""
 Waypoint = Callable[[], tuple[float, float]]
-"""y and z (m) where the hand should be, which may depend on where things are now."""
+"""A function that gives y and z (m) where the hand should be, which may depend on where things are now."""
 
 OPEN, CLOSED = -1.0, 1.0
 _WAIT = np.array([0.0, 0.0, OPEN])
-SPREAD = 0.5  # m to either side of a place on the table, where blocks stand at first
+SPREAD = 0.5  # m to either side of a place on the table, where blocks stand at the start
 PLACE = 0.5  # m to either side of the table's middle, where that place is
 CLOSEST, ROOM = 0.18, 0.15  # m between the middles of two of them; the fingers fit between if there is so much room
 PAIR_RATE, PAIR_GAP = 0.4, (0.001, 0.04)  # how often two that are not needed stand together, and m between their sides
@@ -61,9 +61,9 @@ GRASP_TRIES, PLACE_TRIES = 3, 2
 
 CLEARANCE = (0.03, 0.08)  # m above whatever is on the way
 SIDEWAYS = 0.13  # m that hand and open fingers reach to either side
-AHEAD = 0.12  # m beyond that, up to which it looks at what is in its way; the agent's camera shows as much
+AHEAD = 0.12  # m beyond that, up to which it considers what is in its way; the agent's camera shows as much
 NEAR, OVER, EXACT = 0.04, 0.01, 0.006  # m from a way-point at which the next one is taken
-SIDE_SPEED = 0.4  # command; what a plan of ten steps leads to is then in view when it is made
+SIDE_SPEED = 0.4  # command; the end of a plan of ten steps is then in the image when the plan is made
 SLOW = 0.5  # command while a block is put down
 DETOUR_RATE, DETOUR = 0.15, 0.06  # how often, and how far (standard deviation, m), a way-point is far off
 MOST_MOVES = 60  # steps towards one way-point
@@ -73,7 +73,7 @@ MOST_NOISE = 0.03  # m; beyond, the expert is more often wrong than right
 
 @dataclass
 class _Builder:
-    """One episode's expert: reads the world, and says what to do next."""
+    """The expert of one episode, which reads the world and chooses the next action."""
 
     world: BlockWorld
     rng: np.random.Generator
@@ -117,7 +117,7 @@ class _Builder:
             yield 0.0, 0.0, OPEN
 
     def _travel(self, block: int, carried: int | None) -> Moves:
-        """Across until over a block, now and then by way of somewhere else."""
+        """Moves across until the hand is over a block, now and then by way of somewhere else."""
         grip = OPEN if carried is None else CLOSED
         clearance = self._clearance()
         if self.rng.random() < DETOUR_RATE:
@@ -126,13 +126,13 @@ class _Builder:
         yield from self._go(self._across(block, carried, self._noise(), clearance + abs(self._noise())), grip, NEAR)
 
     def _clearance(self) -> float:
-        """Of the hand (m) above what it passes with a block between its fingers."""
+        """The clearance (m) of the hand above what it passes with a block between its fingers."""
         return TIP_BELOW_HAND + BLOCK_HALF + float(self.rng.uniform(*CLEARANCE))
 
     def _across(self, goal: int, carried: int | None, side: float, clearance: float) -> Waypoint:
-        """Over a block. The hand rises before what is in its way, and only once the agent's camera sees it there.
+        """A way-point over a block. The hand rises before an obstacle, but only once the agent's camera shows it.
 
-        So what to do next can be told from a frame, however far the way and however high a tower.
+        So the next action can be inferred from an image, however far the way and however high a tower.
         """
 
         def place() -> tuple[float, float]:
@@ -159,7 +159,7 @@ class _Builder:
         return float(np.clip(self.rng.normal(0.0, self.subgoal_noise), -MOST_OFF, MOST_OFF))
 
     def _go(self, goal: Waypoint, grip: float, within: float, speed: float = 1.0) -> Moves:
-        """Towards a way-point that may move, until within a distance of it."""
+        """Moves towards a way-point that may move, until within a distance of it."""
         for _ in range(MOST_MOVES):
             here, there = np.array(self._hand), np.array(goal())
             there[1] = np.clip(there[1], HAND_LOW, HAND_HIGH)
@@ -173,13 +173,14 @@ class _Builder:
 def generate(
     indices: Iterable[int], seed: int, *, subgoal_noise: float = 0.01, action_noise: float = 0.05
 ) -> Iterator[Episode | None]:
-    """Demonstrations that put two more blocks onto a tower, one for each index.
+    """Generates demonstrations that put two more blocks onto a tower, one for each index.
 
     Five blocks stand at random places, none, one or two of them on the tower already, in random order.
 
     Args:
-        indices: of the episodes.
-        seed: of the data set; an episode depends on (seed, index, options) alone, its images also on the OpenGL.
+        indices: numbers of the episodes.
+        seed: seed of the dataset; an episode depends on (seed, index, options) alone, its images also on the OpenGL
+            implementation.
         subgoal_noise: standard deviation (m) of the Gaussian displacement of way-points; one in seven is far off.
         action_noise: standard deviation of the Gaussian noise on y and z, which is part of the recorded actions.
 
@@ -190,7 +191,7 @@ def generate(
         start), "completed" (heights that have been reached since).
 
     Raises:
-        SpirlError: an option out of range, or no OpenGL.
+        SpirlError: an option out of range, or OpenGL does not work.
     """
     if not 0.0 <= subgoal_noise <= MOST_NOISE or not 0.0 <= action_noise <= 1.0:
         raise SpirlError(
@@ -220,7 +221,7 @@ def demonstrate(
     subgoal_noise: float,
     action_noise: float,
 ) -> Episode | None:
-    """One episode of `generate`, with that id; without images if there is no camera."""
+    """Generates one episode with the id ``name``, see `generate`; without a camera, it has no images."""
     order, done = _begin(world, rng)
     goal = done + 1 + STACKS_TO_DO
     building = Building(DATA_BLOCKS)
@@ -235,7 +236,7 @@ def demonstrate(
         world.advance(actions[-1])
         rewards.append(building.follow(world.touches(), world.positions[:, 2]).reward("dense"))
         observations.append(_observe(world, camera))
-    # Waiting for the tower to stand is no part of the demonstration: skills would learn to idle at finished towers.
+        # Waiting for the tower to stand is not demonstrated, because skills would learn to idle at finished towers.
     for _ in range(STANDING_STEPS):
         world.advance(_WAIT)
         building.follow(world.touches(), world.positions[:, 2])
@@ -253,7 +254,7 @@ def demonstrate(
 
 
 def _observe(world: BlockWorld, camera: AgentCamera | None) -> dict[str, Array]:
-    return world.observe() | ({} if camera is None else {"camera": camera.frame()})
+    return world.observe() | ({} if camera is None else {"camera": camera.image()})
 
 
 def _moves(builder: _Builder, order: Sequence[int], done: int) -> Moves:
@@ -293,7 +294,7 @@ def _begin(world: BlockWorld, rng: np.random.Generator) -> tuple[list[int], int]
 
 
 def _can_do(world: BlockWorld, tower: Sequence[int], needed: Sequence[int]) -> bool:
-    """Whether the tower stands so far, and the blocks that are needed can be taken from the table."""
+    """True where the tower stands so far, and the blocks that are needed can be taken from the table."""
     levels = world.touches().levels
     return all(levels[block] == level for level, block in enumerate(tower, 1)) and all(
         levels[block] == 1 and _room_around(world, block) for block in needed
@@ -301,7 +302,7 @@ def _can_do(world: BlockWorld, tower: Sequence[int], needed: Sequence[int]) -> b
 
 
 def _astray(rng: np.random.Generator, sides: Sequence[float]) -> tuple[float, float]:
-    """y and z (m) of a hand that is too far to one side, or too high, to see any block."""
+    """Draws y and z (m) of a hand that is too far to one side, or too high, for its camera to show any block."""
     high = float(rng.uniform(HAND_STARTS[0], HAND_HIGH))
     if rng.random() < 0.5:
         return float(rng.uniform(min(sides), max(sides))), high
@@ -318,7 +319,7 @@ def _fumble(world: BlockWorld, rng: np.random.Generator) -> None:
 
 
 def _reach(world: BlockWorld, there: tuple[float, float], grip: float) -> None:
-    """Moves straight to a place, y and z (m), as far as blocks and time let it."""
+    """Moves the hand straight to a place, y and z (m), as far as blocks and time allow."""
     for _ in range(REACH_STEPS):
         away = there - world.hand[1:]
         if np.abs(away).max() < NEAR:
@@ -327,14 +328,14 @@ def _reach(world: BlockWorld, there: tuple[float, float], grip: float) -> None:
 
 
 def _room_around(world: BlockWorld, block: int) -> bool:
-    """Whether nothing lies on a block and the fingers fit to either side."""
+    """True where nothing lies on a block and the fingers fit to either side."""
     positions = world.positions
     away = np.abs(np.delete(positions, block, axis=0) - positions[block])
     return bool(away[:, 1].min() > ROOM)
 
 
 def _places(rng: np.random.Generator, tower: Sequence[int], others: Sequence[int]) -> list[tuple[float, float]]:
-    """y and z (m) of every block: the tower's above one another, the others beside it in random order."""
+    """Draws y and z (m) of every block: the tower's above one another, the others beside it in random order."""
     pair = len(others) >= STACKS_TO_DO + 2 and rng.random() < PAIR_RATE
     columns = [list(tower), *([block] for block in others)]
     apart = len(columns) - pair

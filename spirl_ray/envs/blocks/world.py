@@ -25,17 +25,17 @@ DENSITIES = (200.0, 500.0, 1000.0, 3000.0, 5000.0)
 """kg/m³; each block draws one for each episode."""
 TABLE_HALF = (0.6, 1.2, 0.4)
 MOST_BLOCKS = 20
-"""So many fit on the table with a finger's width between them."""
+"""The greatest number of blocks that fit on the table with a finger's width between them."""
 
 OBSERVATION_LIMIT = 2.0
-"""Observed numbers are clipped to ± this."""
+"""The bound to which observed numbers are clipped, on either side of 0."""
 
 TIP_BELOW_HAND = 0.13
-"""Between the fingertips is the point that grasps, below the hand, whose position the state tells."""
+"""The distance (m) from the hand, whose position is observed, down to the grasping point between the fingertips."""
 SUBSTEPS = 50  # of 2 ms
 STEP_SECONDS = 0.1
 STEP_METRES = 0.05
-"""An action of 1 moves the hand so far in one step: 500 N against a damping of 1000 N s/m."""
+"""The distance (m) that an action of 1 moves the hand in one step: 500 N against a damping of 1000 N s/m."""
 FINGER_TRAVEL = 0.035  # m of each finger, from closed to open
 CLOSED_HALF_GAP = 0.03  # m from the middle to a closed finger; a block stops it before
 HAND_LOW, HAND_HIGH = 0.155, 1.3  # m
@@ -43,12 +43,12 @@ REACH = 1.1  # m to either side
 _HOLD_GAIN = 10.0  # command for 1 m or 1 rad away from the plane of motion
 
 LEVELS = (-1.0, 0.0, 1.0)
-"""Open, half open, closed."""
+"""The levels of the grip: open, half open, closed."""
 _LEVEL_THRESHOLD = 0.5
 _LEVEL_HOLD = (0.3, 0.7)
-"""Between these magnitudes a grip command keeps the level of the step before."""
+"""The magnitudes between which a grip command keeps the level of the step before."""
 _RESTS_ABOVE = 1.5 * BLOCK_HALF
-"""A block that touches another rests on it if its centre is so much higher."""
+"""A block that touches another rests on it if its centre is higher by more than this (m)."""
 
 _LIGHTEST, _HEAVIEST = np.array([1.0, 0.98, 0.9, 1.0]), np.array([0.2, 0.35, 0.6, 1.0])
 
@@ -131,7 +131,7 @@ _JOINTS = 6  # of the robot: x, y, z, angle, left, right
 
 
 def scene_xml(n_blocks: int) -> str:
-    """MuJoCo's XML of the scene with blocks on the table, not yet arranged."""
+    """Returns MuJoCo's XML of the scene with blocks on the table, not yet arranged."""
     return _SCENE.format(
         travel=FINGER_TRAVEL,
         opening=2 * FINGER_TRAVEL,
@@ -149,21 +149,22 @@ def scene_xml(n_blocks: int) -> str:
 
 @dataclass(frozen=True)
 class Touches:
-    """What the blocks of one moment touch."""
+    """The contacts of the blocks at one moment."""
 
     grasped: tuple[bool, ...]
-    """Of each block, whether both fingertips touch it."""
+    """True for each block that both fingertips touch."""
     levels: tuple[int, ...]
-    """Of each block, how many blocks a tower has up to it: 1 on the table, 0 if nothing but the gripper holds it.
+    """The level of each block in its tower: 1 on the table, 2 on a block of level 1 and so on; 0 where nothing but the
+    gripper holds it.
 
-    A grasped block is at level 0, for it has not been let go of.
+    A grasped block is at level 0, because it has not been let go of.
     """
     free: tuple[bool, ...]
-    """Of each block, whether it touches neither the table nor another block."""
+    """True for each block that touches neither the table nor another block."""
 
 
 class BlockWorld:
-    """Simulates; raises `SpirlError` for a number of blocks outside 1 to `MOST_BLOCKS`.
+    """The simulated blocks and gripper; a number of blocks outside 1 to `MOST_BLOCKS` raises `SpirlError`.
 
     Blocks that rest and that nothing awake touches sleep: MuJoCo's steps leave them out.
     """
@@ -208,7 +209,7 @@ class BlockWorld:
         self._mujoco.mj_forward(model, data)
 
     def advance(self, action: NDArray[np.floating]) -> None:
-        """One step of 0.1 s; raises `SpirlError` for an action that is not three finite numbers."""
+        """Simulates one step of 0.1 s; an action that is not three finite numbers raises `SpirlError`."""
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (3,) or not np.isfinite(command).all():
             raise SpirlError(f"a block stacking action is three finite numbers in [-1, 1], not {action!r}")
@@ -220,21 +221,21 @@ class BlockWorld:
 
     @property
     def hand(self) -> Array:
-        """Position [3]."""
+        """The position [3] of the hand (m)."""
         return self.data.qpos[:3].copy()
 
     @property
     def tip(self) -> Array:
-        """Position [3] of the point between the fingertips."""
+        """The position [3] of the point between the fingertips (m)."""
         return self.data.qpos[:3] - (0.0, 0.0, TIP_BELOW_HAND)
 
     @property
     def positions(self) -> Array:
-        """Centres [n, 3] of the blocks."""
+        """The centres [n, 3] of the blocks (m)."""
         return self.data.qpos[_JOINTS:].reshape(self.n_blocks, 7)[:, :3].copy()
 
     def observe(self) -> dict[str, NDArray[np.float32]]:
-        """What can be told in numbers, float32, clipped to ±2.
+        """Observes the world in numbers, float32, clipped to ±2.
 
         "hand" [3] is its position (m); "gripper" [6] is its place along the table (y, m), its velocity (3, m/s), angle
         (rad) and opening (0 closed, 1 open); "blocks" [n, 3] are the positions of the blocks' centres (m).
@@ -249,7 +250,7 @@ class BlockWorld:
         }
 
     def show(self, observation: Observation) -> None:
-        """Puts everything where `observe` saw it, upright, because observations do not tell how blocks lie."""
+        """Puts everything where an observation has it, and upright, because observations hold no orientations."""
         data, (hand, gripper, blocks) = self.data, (observation[name] for name in ("hand", "gripper", "blocks"))
         data.qpos[:3], data.qpos[3], data.qpos[4:_JOINTS] = hand, gripper[4], gripper[5] * FINGER_TRAVEL
         poses = data.qpos[_JOINTS:].reshape(self.n_blocks, 7)
@@ -259,7 +260,7 @@ class BlockWorld:
 
     @contextmanager
     def tinted(self) -> Iterator[None]:
-        """Within, blocks are the bluer the heavier they are, so that people see where one ends; otherwise white."""
+        """Colours the blocks by weight within the context, the heavier the bluer, so that people see where one ends."""
         shares = np.log(self.model.body_mass[self._bodies] / BLOCK_SIDE**3 / DENSITIES[0])
         shares = np.clip(shares / np.log(DENSITIES[-1] / DENSITIES[0]), 0.0, 1.0)[:, None]
         self.model.geom_rgba[self._blocks] = (1 - shares) * _LIGHTEST + shares * _HEAVIEST
@@ -269,7 +270,7 @@ class BlockWorld:
             self.model.geom_rgba[self._blocks] = 1.0
 
     def _contacts(self) -> NDArray[np.int32]:
-        """Pairs [n, 2] of geometries, those between blocks asleep too, which MuJoCo's steps leave out."""
+        """The contacts as pairs [n, 2] of geometries, also between sleeping blocks, which MuJoCo's steps leave out."""
         if self.data.ntree_awake < self.model.ntree:
             flags = self.model.opt.enableflags
             self.model.opt.enableflags = flags & ~int(self._mujoco.mjtEnableBit.mjENBL_SLEEP)
@@ -278,7 +279,7 @@ class BlockWorld:
         return self.data.contact.geom[: self.data.ncon]
 
     def touches(self) -> Touches:
-        """What touches what right now."""
+        """The contacts of the blocks now."""
         pairs = self._contacts()
         heights = self.positions[:, 2]
         fingers: list[set[int]] = [set() for _ in range(self.n_blocks)]
@@ -308,7 +309,7 @@ class BlockWorld:
 
 
 def grip_level(command: float, before: float) -> float:
-    """Which of the three `LEVELS` a grip command asks for, given the level of the step before."""
+    """The one of the three `LEVELS` that a grip command asks for, given the level of the step before."""
     size = abs(command)
     if _LEVEL_HOLD[0] <= size <= _LEVEL_HOLD[1]:
         return before

@@ -1,4 +1,4 @@
-"""Moves of the kitchen's Franka arm: what the hand shall do, as the velocity actions that do it.
+"""Moves of the kitchen's Franka arm, which turn what the hand has to do into velocity actions.
 
 Differential inverse kinematics, damped least squares after Nakamura and Hanafusa 1986 with a posture in the null
 space. Positions are metres in the world's frame, in which the kitchen is ahead (+y) of the robot; angles are
@@ -19,9 +19,9 @@ from spirl_ray.envs.kitchen.env import GAIN, INITIAL_POSITIONS, STEP_SECONDS, VE
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
-"""[3, 3]; of a hand, its columns are: up between the fingers, the way they open, where they point."""
+"""A rotation [3, 3]. The columns of a hand's are: up between the fingers, the way they open, where they point."""
 Actions = Iterator[Vector]
-"""float64 [9] each, within [-1, 1] but for what holds the arm against gravity."""
+"""Actions, float64 [9] each, within [-1, 1] except for what holds the arm against gravity."""
 
 ARM_DIM = 7
 SITE = "end_effector"  # about 4 cm behind the fingertips
@@ -49,20 +49,20 @@ _TINY = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Style:
-    """How one demonstrator moves: two episodes of the same chain differ by this more than by their noise."""
+    """The style of one demonstrator, by which two episodes of the same chain differ more than by their noise."""
 
     speed: float
-    """Factor on every speed."""
+    """The factor on every speed."""
     carelessness: float
-    """Factor on the scatter of way-points."""
+    """The factor on the scatter of way-points."""
     hesitation: float
-    """Chance of a pause of 1 to 4 steps before a move."""
+    """The chance of a pause of 1 to 4 steps before a move."""
     bow: float
-    """Scatter, per axis, of the sideways bow of a free move, as a part of the distance that is left."""
+    """The scatter, per axis, of the sideways bow of a free move, as a part of the remaining distance."""
     posture: Vector
-    """[7] rad, added to the posture that the null space is drawn to."""
+    """The offset [7] (rad) that is added to the posture to which the null space is drawn."""
     pitch: float
-    """rad, added to every pitch of the hand."""
+    """The angle (rad) that is added to every pitch of the hand."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Style:
@@ -77,7 +77,7 @@ class Style:
 
 
 def rotation(axis: int, angle: float) -> Matrix:
-    """Rotation by ``angle`` rad about the world's axis 0, 1 or 2."""
+    """The rotation by ``angle`` rad about the world's axis 0, 1 or 2."""
     first, second = (axis + 1) % 3, (axis + 2) % 3
     matrix = np.eye(3)
     matrix[first, first] = matrix[second, second] = math.cos(angle)
@@ -87,7 +87,7 @@ def rotation(axis: int, angle: float) -> Matrix:
 
 
 def rotation_vector(matrix: Matrix) -> Vector:
-    """Axis times angle (rad) of a rotation by less than π."""
+    """The axis times the angle (rad) of a rotation by less than π."""
     skew = 0.5 * np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
     sine = float(np.linalg.norm(skew))
     angle = math.atan2(sine, (float(np.trace(matrix)) - 1.0) / 2.0)
@@ -100,8 +100,8 @@ class Arm:
     Args:
         model: MuJoCo's model of the kitchen.
         data: its state; every action is computed from what it holds at the time.
-        style: of the episode.
-        rng: for scatter, pauses and free choices.
+        style: how the demonstrator of the episode moves.
+        rng: source of randomness for scatter, pauses and free choices.
     """
 
     def __init__(self, model: Any, data: Any, style: Style, rng: np.random.Generator) -> None:
@@ -125,21 +125,21 @@ class Arm:
 
     @property
     def position(self) -> Vector:
-        """Of the hand, [3]."""
+        """The position [3] of the hand (m)."""
         return np.array(self.data.site_xpos[self._site])
 
     def misalignment(self, hand: Matrix) -> float:
-        """Angle between the hand as it is and as it should be."""
+        """The angle (rad) between the hand's orientation and the one that it should have."""
         return float(np.linalg.norm(self._turn_to(hand)))
 
     def hand(self, pitch: float, yaw: float = 0.0) -> Matrix:
-        """A hand that points ahead with the fingers side by side; a negative pitch points them down."""
+        """An orientation of the hand that points ahead with the fingers side by side; a negative pitch is down."""
         return rotation(2, yaw) @ rotation(0, pitch + self.style.pitch) @ _AHEAD
 
     def near(
         self, point: Sequence[float] | Vector, scatter: float, offset: Sequence[float] = (0.0, 0.0, 0.0)
     ) -> Vector:
-        """About where ``point`` plus ``offset`` is; ``scatter`` (m) is the deviation per axis at carelessness 1."""
+        """A point [3] near ``point`` plus ``offset``; ``scatter`` (m) is the deviation per axis at carelessness 1."""
         return np.add(point, offset) + self.rng.normal(0.0, scatter * self.style.carelessness, 3)
 
     # --- single actions ---
@@ -175,8 +175,8 @@ class Arm:
             hand: orientation to turn to; None leaves the wrist free.
             grip: `OPEN` or `CLOSED`.
             speed: factor on the cruise speed.
-            through: do not slow down.
-            turn_speed: the highest, rad/s.
+            through: True to pass the point without slowing down.
+            turn_speed: the highest angular speed, rad/s.
         """
         error = target - self.position
         distance = float(np.linalg.norm(error))
@@ -222,22 +222,22 @@ class Arm:
         bow: float = 0.0,
         until: Callable[[], bool] | None = None,
     ) -> Actions:
-        """Move to a point, until there or after ``steps`` steps.
+        """Moves to a point, until the hand is there or after ``steps`` steps.
 
         Args:
-            target, hand, grip, speed, through: as for `toward`.
+            target, hand, grip, speed, through: see `toward`.
             within: metres from the target that are near enough.
             steps: the most that the move takes.
             align: the hand must also be within this angle of its orientation.
-            bow: scatter of the path's bow, as a part of the distance that is left.
-            until: ends the move early.
+            bow: scatter of the path's bow, as a part of the remaining distance.
+            until: function that ends the move early where it is true.
         """
         yield from self._pause(hand, grip)
         speed *= self._pace()
         sideways = self.rng.normal(0.0, 1.0, 3) * bow
         for _ in range(steps):
-            left = max(float(np.linalg.norm(target - self.position)) - within, 0.0)
-            yield self.toward(target + left * sideways, hand, grip, speed=speed, through=through)
+            remaining = max(float(np.linalg.norm(target - self.position)) - within, 0.0)
+            yield self.toward(target + remaining * sideways, hand, grip, speed=speed, through=through)
             there = np.linalg.norm(target - self.position) < within
             if (there and (hand is None or self.misalignment(hand) < align)) or (until is not None and until()):
                 return
@@ -257,7 +257,7 @@ class Arm:
         return self.go(target, hand, grip, within=within, steps=steps, through=through, align=align, bow=self.style.bow)
 
     def insert(self, target: Vector, hand: Matrix, *, within: float = 0.015, steps: int = 18) -> Actions:
-        """Advance with open fingers along the line that the hand points in; where it is off that line, wait for it."""
+        """Advances with open fingers along the line that the hand points in; off that line, waits for the hand."""
         yield from self._pause(hand, OPEN)
         highest = INSERTION_PACE * CRUISE_SPEED * self.style.speed * self._pace()
         pointing = hand[:, 2]
@@ -274,7 +274,7 @@ class Arm:
                 return
 
     def hold(self, steps: int, hand: Matrix | None, grip: float) -> Actions:
-        """Stay where the hand is now, for the fingers to open or close."""
+        """Stays where the hand is now, so that the fingers can open or close."""
         here = self.position
         for _ in range(steps):
             yield self.toward(here, hand, grip)
@@ -282,7 +282,7 @@ class Arm:
     def swing(
         self, pivot: tuple[float, float], hand: Matrix, joint: int, stop: float, *, lead: float, steps: int
     ) -> Actions:
-        """Drag a grasped door about its vertical hinge, at ``pivot`` (x, y), until it stands at ``stop``.
+        """Drags a grasped door about its vertical hinge, at ``pivot`` (x, y), until it stands at ``stop``.
 
         The target runs ``lead`` rad ahead of the door. The hand does not turn with it: once the door has turned
         a little, a finger hooks the handle, which no grip of these fingers would hold.
@@ -290,9 +290,9 @@ class Arm:
         Args:
             pivot: x and y of the hinge.
             hand: orientation to keep.
-            joint: the door's entry in the positions.
-            stop: rad at which to stop.
-            lead: rad.
+            joint: index of the door's entry in the joint positions.
+            stop: angle (rad) at which to stop.
+            lead: angle (rad) between the door and its target.
             steps: the most that the move takes.
         """
         hinge = np.array([*pivot, 0.0])
@@ -310,7 +310,7 @@ class Arm:
     def roll(
         self, centre: Vector, hand: Matrix, angle: float, *, turn_speed: float, steps: int, until: Callable[[], bool]
     ) -> Actions:
-        """Turn the closed hand at ``centre`` about where it points, from ``hand`` by ``angle``."""
+        """Turns the closed hand at ``centre`` about where it points, from ``hand`` by ``angle`` rad."""
         turned = hand @ rotation(2, angle)
         for _ in range(steps):
             yield self.toward(centre, turned, CLOSED, turn_speed=turn_speed)
@@ -320,7 +320,7 @@ class Arm:
     def back_off(
         self, offset: Sequence[float], hand: Matrix | None = None, grip: float = OPEN, *, steps: int = 8
     ) -> Actions:
-        """Leave by ``offset``, without slowing down at its end."""
+        """Backs off by ``offset`` (m), without slowing down at its end."""
         return self.go(np.add(self.position, offset), hand, grip, within=0.05, steps=steps, through=True)
 
     def _pace(self) -> float:

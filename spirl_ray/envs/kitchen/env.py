@@ -2,7 +2,7 @@
 
 `FrankaKitchen-v1` (gymnasium-robotics 1.4) has D4RL's physics, actuators and goals, but another observation,
 other noise and a reward on the noise-free state. This module takes its scene and steps it exactly as it does
-(a test compares the two), without the work that D4RL's task has no use for.
+(a test compares the two), without the work that D4RL's task does not need.
 
 Sources: Gupta et al. 2019, Relay Policy Learning (arXiv:1910.11956); Fu et al. 2020, D4RL (arXiv:2004.07219),
 whose ``kitchen_multitask_v0.py`` and ``franka_config.xml`` fix the constants below.
@@ -40,7 +40,7 @@ GOALS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
     "hinge cabinet": ((20, 21), (0.0, 1.45)),
 }
 SUCCESS_DISTANCE = 0.3
-"""A subtask is complete within this Euclidean distance of its goal, over its own entries (rad and m)."""
+"""The Euclidean distance from its goal within which a subtask is complete, over its own entries (rad and m)."""
 
 ROBOT_DIM, OBJECT_DIM = 9, 21
 JOINTS = ROBOT_DIM + OBJECT_DIM
@@ -72,7 +72,7 @@ INITIAL_POSITIONS = np.array([
 
 
 def minari_observations(observations: Any) -> Observation:
-    """The features of a Minari ``D4RL/kitchen`` episode.
+    """Extracts the features of a Minari ``D4RL/kitchen`` episode.
 
     Args:
         observations: array [T+1, 59] or a mapping that holds it under "observation": robot positions 9, robot
@@ -87,37 +87,37 @@ def minari_observations(observations: Any) -> Observation:
     if isinstance(observations, dict):
         if "observation" not in observations:
             raise SpirlError(
-                f"kitchen episode without an 'observation' entry; it has {', '.join(map(str, observations))}"
+                f"a kitchen episode needs an 'observation' entry; this one has {', '.join(map(str, observations))}"
             )
         observations = observations["observation"]
     array = np.asarray(observations)
     if array.ndim != 2 or array.shape[1] != 59:
-        raise SpirlError(f"kitchen observations must have shape [T+1, 59], these have {list(array.shape)}")
+        raise SpirlError(f"kitchen observations must have the shape [T+1, 59], these have {list(array.shape)}")
     return split_joints(np.concatenate([array[:, :9], array[:, 18:39]], axis=1))
 
 
 def split_joints(positions: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
-    """The features float32 [..., 9] and [..., 21] of joint positions [..., 30]."""
+    """Splits joint positions [..., 30] into the features "robot" and "objects", float32 [..., 9] and [..., 21]."""
     robot, objects = np.split(positions.astype(np.float32), [ROBOT_DIM], axis=-1)
     return {"robot": robot, "objects": objects}
 
 
 def joint_positions(observation: Observation) -> NDArray[np.float32]:
-    """Inverse of `split_joints`."""
+    """Joins the features to joint positions [..., 30], the inverse of `split_joints`."""
     return np.concatenate([observation["robot"], observation["objects"]], axis=-1, dtype=np.float32)
 
 
 def goal_distance(positions: NDArray[np.floating], task: str) -> NDArray[np.float64]:
-    """Distance [...] of joint positions [..., 30] from a subtask's goal, over its own entries (rad and m)."""
+    """The distance [...] of joint positions [..., 30] from a subtask's goal, over its own entries (rad and m)."""
     indices, values = GOALS[task]
     difference: NDArray[np.float64] = positions[..., list(indices)] - np.array(values)
     return np.sqrt((difference**2).sum(-1))
 
 
 def completed_subtasks(observations: Observation) -> list[str]:
-    """Subtasks that are completed along the features [T+1, ...] of an episode, in the order of their completion.
+    """The subtasks that are completed along the features [T+1, ...] of an episode, in the order of their completion.
 
-    One that is complete at the start is not among them. Of the same step, they come in the order of `GOALS`.
+    A subtask that is complete at the start is not among them. Those of the same step come in the order of `GOALS`.
     """
     positions = joint_positions(observations)
     firsts: list[tuple[int, str]] = []
@@ -131,16 +131,16 @@ def completed_subtasks(observations: Observation) -> list[str]:
 def render_recorded(
     metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
 ) -> list[NDArray[np.uint8]]:
-    """Pictures of the kitchen at some steps of an episode, see `RenderRecorded`."""
+    """Renders the kitchen at some steps of an episode, see `RenderRecorded`."""
     positions = joint_positions(observations)
     env = KitchenEnv(render_mode="rgb_array", render_size=240)
-    frames = []
+    images = []
     for step in steps:
         env.data.qpos[:] = positions[step]
         env._mujoco.mj_forward(env.model, env.data)
-        frames.append(env.render())
+        images.append(env.render())
     env.close()
-    return [frame for frame in frames if frame is not None]
+    return [image for image in images if image is not None]
 
 
 SPEC = EnvironmentSpec(
@@ -173,7 +173,7 @@ class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
     Action, float32 [9] in [-1, 1]: position target = *noisy* robot position + 0.16 · action, held for 0.08 s.
     The fingers have the arm's gain, but their target is clipped to 0–4 cm, so they open or close at once.
     Reward: +1 for each target subtask that is newly complete, judged on the noisy object positions.
-    The start is always the same but for the noise.
+    The start is always the same except for the noise.
 
     Args:
         tasks: names of the target subtasks, see `GOALS`.
@@ -181,7 +181,7 @@ class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
         object_noise: factor on the objects' noise amplitudes.
         enforce_order: a subtask counts only once all that precede it in ``tasks`` are done.
         render_mode: None or "rgb_array".
-        render_size: width and height of a rendered frame in pixels.
+        render_size: width and height of a rendered image in pixels.
 
     Raises:
         SpirlError: unknown, repeated or missing subtasks, a negative noise, an unknown render mode.
@@ -230,7 +230,7 @@ class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
         return self._sense(), {"completed": self._completed}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Sensed, float, bool, bool, dict[str, Any]]:
-        """One step of 0.08 s; raises `SpirlError` for an action that is not nine finite numbers."""
+        """Simulates one step of 0.08 s; an action that is not nine finite numbers raises `SpirlError`."""
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (ROBOT_DIM,) or not np.isfinite(command).all():
             raise SpirlError(f"a kitchen action is {ROBOT_DIM} finite numbers in [-1, 1], not {action!r}")
@@ -245,16 +245,16 @@ class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
         return observation, float(len(newly)), done, False, {"completed": self._completed}
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """A frame, uint8 [size, size, 3]; raises `SpirlError` where OpenGL does not work."""
+        """Renders the kitchen, uint8 [size, size, 3]; raises `SpirlError` where OpenGL does not work."""
         if self.render_mode is None:
             return None
         if self._camera is None:
-            # D4RL's looks at (-.2, .5, 2) from 2.2 m; further back, a square frame holds the cabinets too.
-            view = self._mujoco.MjvCamera()
-            view.lookat[:] = (-0.2, 0.5, 2.05)
-            view.distance, view.azimuth, view.elevation = 2.6, 70.0, -35.0
-            self._camera = OffscreenCamera(self.model, self.render_size, self.render_size, view)
-        return self._camera.picture(self.data)
+            # D4RL's camera looks at (-.2, .5, 2) from 2.2 m; further back, a square image shows the cabinets, too.
+            camera = self._mujoco.MjvCamera()
+            camera.lookat[:] = (-0.2, 0.5, 2.05)
+            camera.distance, camera.azimuth, camera.elevation = 2.6, 70.0, -35.0
+            self._camera = OffscreenCamera(self.model, self.render_size, self.render_size, camera)
+        return self._camera.render(self.data)
 
     def close(self) -> None:
         if self._camera is not None:
@@ -280,7 +280,7 @@ class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
 
 
 def scene_path() -> Path:
-    """The MuJoCo scene inside the installed gymnasium-robotics, found without importing it.
+    """The path of the MuJoCo scene inside the installed gymnasium-robotics, found without importing it.
 
     Its import takes long and prints a message about environments that are not used here.
     """
@@ -294,7 +294,7 @@ def scene_path() -> Path:
 
 
 def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
-    """One or more names of subtasks as a tuple; raises `SpirlError` if one is unknown or there twice."""
+    """Returns names of subtasks as a tuple; raises `SpirlError` for none, an unknown one, or one given twice."""
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     unknown = [name for name in names if name not in GOALS]
     if unknown:

@@ -1,7 +1,7 @@
-"""Scripted experts of the Franka kitchen, and the play data that they make: several subtasks after one another.
+"""Scripted experts of the Franka kitchen, and the play data that they make: several subtasks in succession.
 
 Each subtask has one expert, a sequence of moves (`spirl_ray.envs.kitchen.arm`) that reads the physics without
-noise. What it does goes through `KitchenEnv.step`: noise, observations and completion are the environment's.
+noise. Its actions go through `KitchenEnv.step`: noise, observations and completion are the environment's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from spirl_ray.errors import SpirlError
 
 CHAIN_LENGTH = 4
 HELD_OUT = frozenset({"microwave", "kettle", "bottom burner", "light switch"})
-"""The paper's target. Play data hold each of these subtasks, but never all of them in one episode."""
+"""The paper's target. Play data contain each of these subtasks, but never all of them in one episode."""
 ATTEMPTS = 4  # at a chain, each from its start
 TRIES = 2  # at a subtask within an attempt
 
@@ -175,16 +175,16 @@ def _hinge_cabinet(arm: Arm, hand: Matrix) -> Actions:
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """How one subtask is solved, once the arm is near."""
+    """The way in which one subtask is solved, once the arm is near."""
 
     moves: Callable[[Arm, Matrix], Actions]
-    """From the arm and the hand's orientation to the actions."""
+    """A function from the arm and the hand's orientation to the actions."""
     posture: Vector
-    """[7] rad, of the arm at work; joint 6 stays clear of its stop at 2.11."""
+    """The posture [7] (rad) of the arm at work; joint 6 stays clear of its stop at 2.11."""
     pitch: float
-    """rad, of the hand."""
+    """The pitch of the hand (rad)."""
     yaw: tuple[float, float] = (0.0, 0.0)
-    """rad, of the hand; one value is drawn between the two."""
+    """The range (rad) from which the yaw of the hand is drawn."""
 
 
 EXPERTS = {
@@ -199,7 +199,7 @@ EXPERTS = {
 
 
 def solve(arm: Arm, task: str) -> Actions:
-    """Go from wherever the arm is to a subtask and try it once."""
+    """Moves from wherever the arm is to a subtask and tries it once."""
     expert = EXPERTS[task]
     arm.posture = expert.posture
     door_open = arm.data.qpos[HINGE_DOOR] > DOOR_AJAR
@@ -210,7 +210,7 @@ def solve(arm: Arm, task: str) -> Actions:
 
 
 def _transit(arm: Arm, task: str, hand: Matrix) -> Actions:
-    """Way-points between counter and wall, and under the hinge cabinet's open door."""
+    """Moves past way-points between counter and wall, and under the hinge cabinet's open door."""
     x, y, z = arm.position
     above = z >= COUNTER_HEIGHT
     if not above and task not in COUNTER_TASKS:
@@ -237,28 +237,28 @@ def generate(
     action_noise: float = 0.05,
     keep_failures: bool = False,
 ) -> Iterator[Episode | None]:
-    """Demonstrations of chains of subtasks, one for each index.
+    """Generates demonstrations of chains of subtasks, one for each index.
 
     A chain that fails is tried again with another style and other noise, a few times. An episode ends when the
     arm has backed off from its last subtask, or at the environment's time limit.
 
     Args:
-        indices: of the episodes.
-        seed: of the data set; an episode depends on (seed, index, options) alone.
-        tasks: the chain. None draws four different subtasks in random order for each episode, but neither draws
-            nor keeps an episode in which all of `HELD_OUT` are completed.
+        indices: numbers of the episodes.
+        seed: seed of the dataset; an episode depends on (seed, index, options) alone.
+        tasks: the chain. None draws four different subtasks in random order for each episode; an episode in which
+            all of `HELD_OUT` are completed is then neither drawn nor kept.
         action_noise: standard deviation of the Gaussian noise on the actions. It is part of the recorded actions.
         keep_failures: yield the first attempt even if it failed, instead of trying again.
 
     Yields:
         Episodes with the environment's noisy observations, its rewards for all seven subtasks, and the executed
         actions; None for a chain that failed in every attempt. ``metadata``: "tasks" (the chain), "completed" (all
-        seven subtasks count, in order), "solved" (whether the chain is among them), "failed_attempts" (what the
-        attempts before this one completed), "environment_seed" (of the reset; the actions replayed after it give the
-        same observations).
+        seven subtasks count, in order), "solved" (True where the chain is among them), "failed_attempts" (what the
+        attempts before this one completed), "environment_seed" (seed of the reset, after which the actions replayed
+        give the same observations).
 
     Raises:
-        SpirlError: unknown or repeated subtasks, negative noise.
+        SpirlError: subtasks are unknown or repeated, or the noise is negative.
     """
     chain = None if tasks is None else checked_tasks(tasks)
     if not action_noise >= 0.0:
@@ -275,7 +275,7 @@ def _episodes(
         chain = _draw_chain(np.random.default_rng((seed, index))) if tasks is None else tasks
         found = None
         failed: list[tuple[str, ...]] = []
-        # From 1: numpy takes (seed, index, 0) for (seed, index).
+        # Counted from 1, because numpy treats (seed, index, 0) as (seed, index).
         for attempt in range(1, ATTEMPTS + 1):
             recording = _demonstrate(env, chain, np.random.default_rng((seed, index, attempt)), action_noise)
             held_out = tasks is None and set(recording.completed) >= HELD_OUT
@@ -296,7 +296,7 @@ def _draw_chain(rng: np.random.Generator) -> tuple[str, ...]:
 
 @dataclass
 class _Recording:
-    """An episode in the making."""
+    """An episode that is being recorded."""
 
     env: KitchenEnv
     chain: tuple[str, ...]

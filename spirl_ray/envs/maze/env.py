@@ -1,7 +1,7 @@
-"""The maze of the paper: a velocity-limited point in a layout of walls and doors, seen from above.
+"""The maze of the paper: a velocity-limited point in a layout of walls and doors, with an image from above.
 
-Training layouts are small and random, the target is large and fixed; a policy that has learned to move along
-corridors in the one finds its way in the other. Physics as in D4RL's maze (Fu et al. 2020, arXiv:2004.07219).
+Training layouts are small and random, the target layout is large and fixed; a policy that has learned to move along
+corridors in one finds its way in the other. Physics as in D4RL's maze (Fu et al. 2020, arXiv:2004.07219).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FEATURES = {
     "view": Feature(shape=(VIEW_SIZE, VIEW_SIZE, 1), role="image", frames=2, stored=False),
 }
 TARGET_LAYOUT = 209
-"""Seed whose 40 × 40 layout has, as the paper's, a shortest path of 34 cells from start to goal.
+"""The seed of the target: its 40 × 40 layout has, like the paper's, a shortest path of 34 cells from start to goal.
 
 Of the eleven such seeds below 400 it is the median by how often a bare skill prior reaches the goal, in 5 % of the
 episodes."""
@@ -65,9 +65,9 @@ _WALL = '<geom type="box" pos="{x} {y} 0" size="{half_x} {half_y} {height}" rgba
 
 
 def scene_xml(walls: Layout) -> str:
-    """MuJoCo's XML of a layout; positions are those of `spirl_ray.envs.maze.layout`, in cells."""
+    """Returns MuJoCo's XML of a layout; positions are as in `spirl_ray.envs.maze.layout`, in cells."""
     last = len(walls) - 1
-    # All that can be seen beyond the border is wall, as in the views.
+    # Everything beyond the border is wall, as in the views.
     around = [
         (-3, -3, last + 3, -1),
         (-3, last + 1, last + 3, last + 3),
@@ -95,23 +95,23 @@ def scene_xml(walls: Layout) -> str:
 
 
 class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
-    """Reach the goal and stay there; the episode ends by its time limit alone.
+    """The task of reaching a goal and staying there; an episode ends by its time limit alone.
 
-    Observation: "position" float32 [2] (cells), "velocity" float32 [2] (cells/s), and "view" uint8 [2, 32, 32, 1], what
-    is around the agent (`maze_layout.LayoutViews`) at the step before and now.
+    Observation: "position" float32 [2] (cells), "velocity" float32 [2] (cells/s), and "view" uint8 [2, 32, 32, 1], two
+    images of what is around the agent (`spirl_ray.envs.maze.layout.LayoutViews`), of the step before and of now.
     Action, float32 [2] in [-1, 1]: force along x and y; the speed along each axis is held to 5 cells/s.
     Reward: 1 for each step within ``goal_radius`` of the goal. ``info["completed"]`` is ("goal",) from then on.
 
     Args:
-        layout_seed: which layout.
-        size: cells inside its border.
-        start: cell (i, j), both from 1 to ``size``; None draws a free one for each episode.
-        goal: likewise.
-        goal_radius: cells.
+        layout_seed: seed of the layout.
+        size: side of the layout inside its border, in cells.
+        start: cell (i, j), both from 1 to ``size``; None draws a free cell for each episode.
+        goal: cell (i, j), as ``start``.
+        goal_radius: distance from the goal, in cells, that counts as reached.
         render_mode: None or "rgb_array".
 
     Raises:
-        SpirlError: a start or goal that is outside, in a wall or cut off, a radius or mode that is none.
+        SpirlError: a start or goal that is outside, in a wall or cut off, or an invalid radius or mode.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012
@@ -169,11 +169,11 @@ class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         self._completed = ()
         self._path = [self._position()]
         state = self._state()
-        self._view = self._look(state)
+        self._view = self._render_view(state)
         return self._observe(state), {"completed": self._completed}
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
-        """One step of 0.01 s; raises `SpirlError` for an action that is not two finite numbers."""
+        """Simulates one step of 0.01 s; an action that is not two finite numbers raises `SpirlError`."""
         state = self.advance(action)
         reward = 0.0
         if np.hypot(state[0] - self.goal[0], state[1] - self.goal[1]) < self.goal_radius:
@@ -183,7 +183,7 @@ class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         return self._observe(state), reward, False, False, {"completed": self._completed}
 
     def advance(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Physics alone: position and velocity, float32 [4], after one step."""
+        """Simulates the physics alone and returns position and velocity, float32 [4], after one step."""
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (2,) or not np.isfinite(command).all():
             raise SpirlError(f"a maze action is two finite numbers in [-1, 1], not {action!r}")
@@ -193,15 +193,15 @@ class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         return self._state()
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """The layout from above with the path so far, uint8 [512, 512, 3]: start green, goal gold, agent red."""
+        """Renders the layout and the path so far, uint8 [512, 512, 3]: start green, goal gold, agent red."""
         if self.render_mode is None:
             return None
         from PIL import Image, ImageDraw
 
         size, cells = 512, len(self.walls)
         scale = size / cells
-        picture = np.where(self.walls.T[::-1], 70, 248).astype(np.uint8)
-        image = Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST).convert("RGB")
+        grey = np.where(self.walls.T[::-1], 70, 248).astype(np.uint8)
+        image = Image.fromarray(grey).resize((size, size), Image.Resampling.NEAREST).convert("RGB")
         draw = ImageDraw.Draw(image)
 
         def pixel(position: Sequence[float]) -> tuple[float, float]:
@@ -228,11 +228,11 @@ class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
     def _state(self) -> NDArray[np.float32]:
         return np.concatenate([self.data.qpos, self.data.qvel], dtype=np.float32, casting="same_kind")
 
-    def _look(self, state: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _render_view(self, state: NDArray[np.float32]) -> NDArray[np.uint8]:
         return self._views(np.zeros(1, np.int64), state[None, :2])[0, ..., None]
 
     def _observe(self, state: NDArray[np.float32]) -> dict[str, Array]:
-        before, self._view = self._view, self._look(state)
+        before, self._view = self._view, self._render_view(state)
         return {"position": state[:2], "velocity": state[2:], "view": np.stack([before, self._view])}
 
 
@@ -253,16 +253,16 @@ def _checked_cell(name: str, cell: Sequence[int], walls: Layout, seed: int) -> C
 
 
 def view_renderer(metadata: Sequence[Mapping[str, Any]]) -> Renderer:
-    """Renders the views of episodes from their layouts and positions, see `Renderer`."""
-    views = LayoutViews([stored_layout(facts) for facts in metadata])
+    """Makes the renderer of the views of episodes from their layouts and positions, see `Renderer`."""
+    views = LayoutViews([stored_layout(episode) for episode in metadata])
     return lambda episodes, observation: views(episodes, np.asarray(observation["position"], np.float32))[..., None]
 
 
 def stored_layout(metadata: Mapping[str, Any]) -> Layout:
-    """The layout that an episode's metadata hold.
+    """The layout that is stored in an episode's metadata.
 
     Raises:
-        SpirlError: they hold none.
+        SpirlError: the metadata hold no layout.
     """
     try:
         side = int(metadata["size"]) + 2
@@ -275,19 +275,19 @@ def stored_layout(metadata: Mapping[str, Any]) -> Layout:
 def render_recorded(
     metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
 ) -> list[NDArray[np.uint8]]:
-    """Pictures of the layout with the path up to some steps of an episode, see `RenderRecorded`."""
+    """Renders the layout with the path up to some steps of an episode, see `RenderRecorded`."""
     positions = observations["position"]
     env = MazeEnv(metadata["layout_seed"], metadata["size"], metadata["start"], metadata["goal"], 0.5, "rgb_array")
-    frames = []
+    images = []
     for step in steps:
         env._path = [(float(x), float(y)) for x, y in positions[: step + 1]]
         env.data.qpos[:] = positions[step]
-        frames.append(env.render())
-    return [frame for frame in frames if frame is not None]
+        images.append(env.render())
+    return [image for image in images if image is not None]
 
 
 def floor_plan(env: gymnasium.Env[Any, Any]) -> FloorPlan:
-    """Walls, start and goal of a made maze."""
+    """The walls, start and goal of a maze that has been made."""
     maze = env.unwrapped
     assert isinstance(maze, MazeEnv)
     return FloorPlan("position", maze.walls, maze.fixed_start, maze.fixed_goal, maze.goal_radius)

@@ -22,15 +22,15 @@ PUSH_STEPS = (3, 12)
 def generate(
     indices: Iterable[int], seed: int, *, size: int = 20, reach: float = 0.1, push_rate: float = 0.0
 ) -> Iterator[Episode | None]:
-    """Demonstrations that follow the shortest path between two random cells of a random layout, one for each index.
+    """Generates demonstrations of the shortest path between two random cells of a random layout, one for each index.
 
     Args:
-        indices: of the episodes.
-        seed: of the data set; an episode depends on (seed, index, options) alone.
-        size: cells of the layouts.
-        reach: cells at which the next way-point is taken; the paper's data have 0.1.
+        indices: numbers of the episodes.
+        seed: seed of the dataset; an episode depends on (seed, index, options) alone.
+        size: side of the layouts in cells.
+        reach: distance in cells at which the next way-point is taken; 0.1 in the paper's data.
         push_rate: chance, at each step, that a random force replaces the action for 3 to 12 steps. The recorded
-            actions are those of the controller, which so shows how to recover (after Laskey et al. 2017, DART).
+            actions are those of the controller, which thereby shows how to recover (after Laskey et al. 2017, DART).
 
     Yields:
         Episodes whose metadata hold layout (seed, size, bits), start and goal.
@@ -71,9 +71,9 @@ def _demonstration(rng: np.random.Generator, name: str, size: int, reach: float,
 def _follow(
     env: MazeEnv, path: Sequence[Cell], rng: np.random.Generator, reach: float, push_rate: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Positions and velocities [T+1, 4] and the controller's actions [T, 2] along a path.
+    """Follows a path; returns positions and velocities [T+1, 4] and the controller's actions [T, 2].
 
-    If it takes too long, there is one step too many.
+    If it takes too long, the result has one step more than an episode may have.
     """
     env.reset(seed=int(rng.integers(2**31)))
     state = env._state()

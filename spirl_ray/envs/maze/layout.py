@@ -19,28 +19,28 @@ Layout = NDArray[np.bool_]
 Cell = tuple[int, int]
 
 LONGEST, SHORTEST = 0.5, 0.3
-"""Length of a wall as a share of the layout's size."""
+"""The length of a wall as a share of the layout's size."""
 WALL_SHARE = 0.25
-"""Walls are added until they cover this share of the cells inside the border."""
+"""The share of the cells inside the border that walls cover; walls are added until it is reached."""
 DOOR = 2
-"""Cells left open in every wall."""
+"""The number of cells that stay open in every wall."""
 _ATTEMPTS = 40
-"""Walls tried for each one that would fit by area; a layout may end a little below `WALL_SHARE`."""
+"""The number of walls that are tried for each that would fit by area; walls may cover a little less than planned."""
 
 VIEW_SIZE = 32
 VIEW_REACH = 5.0 * np.tan(np.pi / 8)
-"""Half-width of a view in cells: a camera of 45 degrees at distance 5."""
+"""The half-width of a view in cells, as of a camera of 45 degrees at distance 5."""
 _PATCH = 6
-"""Cells across which a view can reach into."""
+"""The number of cells along each axis that a view can reach into."""
 _MARGIN = 3
 
 
 @lru_cache(maxsize=256)
 def layout(seed: int, size: int) -> Layout:
-    """The layout of a seed: straight walls with doors, and every free cell within reach of every other.
+    """Makes the layout of a seed: straight walls with doors, and every free cell within reach of every other.
 
     Raises:
-        SpirlError: a size under 6 or a negative seed.
+        SpirlError: the size is below 6 or the seed is negative.
     """
     if size < 6 or seed < 0:
         raise SpirlError(f"a maze needs a size of at least 6 and a seed of at least 0, not size {size}, seed {seed}")
@@ -73,19 +73,19 @@ def _wall(rng: np.random.Generator, size: int) -> Layout:
 
 
 def _thickens(inside: Layout, added: Layout) -> bool:
-    """Whether walls would fill a 2 × 2 square, or the new one would mostly repeat another."""
+    """True where walls would fill a 2 × 2 square, or the new one would mostly repeat another."""
     both = inside | added
     square = both[:-1, :-1] & both[1:, :-1] & both[:-1, 1:] & both[1:, 1:]
     return bool(square.any() or (inside & added).sum() > 2)
 
 
 def free_cells(walls: Layout) -> NDArray[np.int64]:
-    """Coordinates [N, 2] of the cells without a wall."""
+    """The coordinates [N, 2] of the cells without a wall."""
     return np.argwhere(~walls)
 
 
 def distances(walls: Layout, goal: Cell) -> NDArray[np.int64]:
-    """Steps of the shortest 4-connected path from every cell to ``goal``; -1 where there is none."""
+    """The length in steps of the shortest 4-connected path from every cell to ``goal``; -1 where there is none."""
     steps = np.full(walls.shape, -1)
     if walls[goal]:
         return steps
@@ -101,14 +101,14 @@ def distances(walls: Layout, goal: Cell) -> NDArray[np.int64]:
 
 
 def shortest_path(walls: Layout, start: Cell, goal: Cell, rng: np.random.Generator) -> list[Cell]:
-    """Cells from ``start`` to ``goal``, both included; among equal ways it keeps straight on or chooses by ``rng``.
+    """The cells from ``start`` to ``goal``, both included; of equally short paths, a straight or a random one.
 
     Raises:
-        SpirlError: when there is no way.
+        SpirlError: no path leads from start to goal.
     """
     steps = distances(walls, goal)
     if steps[start] < 0:
-        raise SpirlError(f"the maze has no way from {start} to {goal}")
+        raise SpirlError(f"the maze has no path from {start} to {goal}")
     path, heading = [start], (0, 0)
     while path[-1] != goal:
         i, j = path[-1]
@@ -119,31 +119,31 @@ def shortest_path(walls: Layout, start: Cell, goal: Cell, rng: np.random.Generat
 
 
 def wall_rectangles(walls: Layout) -> list[tuple[int, int, int, int]]:
-    """The walls as few rectangles (first i, first j, last i, last j), which physics checks faster than cells."""
-    left = walls.copy()
+    """Joins the walls to few rectangles (first i, first j, last i, last j), which physics checks faster than cells."""
+    remaining = walls.copy()
     rectangles = []
     for i, j in np.argwhere(walls):
-        if not left[i, j]:
+        if not remaining[i, j]:
             continue
         tall = i
-        while tall + 1 < len(left) and left[tall + 1, j]:
+        while tall + 1 < len(remaining) and remaining[tall + 1, j]:
             tall += 1
         wide = j
-        while wide + 1 < left.shape[1] and left[i, wide + 1]:
+        while wide + 1 < remaining.shape[1] and remaining[i, wide + 1]:
             wide += 1
         if tall - i > wide - j:
             wide = j
         else:
             tall = i
-        left[i : tall + 1, j : wide + 1] = False
+        remaining[i : tall + 1, j : wide + 1] = False
         rectangles.append((int(i), int(j), int(tall), int(wide)))
     return rectangles
 
 
 class LayoutViews:
-    """Agent-centred top-down views of layouts: what a camera straight above the agent sees of floor and walls.
+    """Agent-centred top-down views of layouts: images as of a camera straight above the agent.
 
-    A pixel is the share of its area that is free, exactly, so a view moves smoothly with the position.
+    A pixel is the share of its area that is free, computed exactly, so a view moves smoothly with the position.
     """
 
     def __init__(self, layouts: list[Layout]) -> None:
@@ -154,11 +154,11 @@ class LayoutViews:
             self._free[index, _MARGIN : _MARGIN + walls.shape[0], _MARGIN : _MARGIN + walls.shape[1]] = ~walls
 
     def __call__(self, scenes: NDArray[np.int64], positions: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Views uint8 [B, 32, 32], 255 for floor and 0 for wall; x runs to the right and y up.
+        """Renders views, uint8 [B, 32, 32], 255 for floor and 0 for wall; x runs to the right and y up.
 
         Args:
             scenes: index of the layout [B].
-            positions: of the agent [B, 2], in cells.
+            positions: positions of the agent [B, 2], in cells.
         """
         weights, firsts = zip(*(_pixel_weights(positions[:, axis]) for axis in (0, 1)), strict=True)
         cells = np.arange(_PATCH)
@@ -174,7 +174,7 @@ class LayoutViews:
 
 
 def _pixel_weights(centre: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Along one axis: the share of each pixel that each of 6 cells covers [B, 32, 6], and the first of the cells."""
+    """Computes the share of each pixel, along one axis, that each of 6 cells covers [B, 32, 6], and the first cell."""
     low = centre.astype(np.float64) - VIEW_REACH
     first = np.floor(low + 0.5).astype(np.int64)
     width = 2.0 * VIEW_REACH / VIEW_SIZE

@@ -1,4 +1,4 @@
-"""A point that visits four pads: a small task on which skills pay, for a start without data or MuJoCo.
+"""A point that visits four pads: a small task that needs no data and no MuJoCo, and in which skills help.
 
 The arena and what stands in it (x to the right, y up, both from -1 to 1)::
 
@@ -8,7 +8,7 @@ The arena and what stands in it (x to the right, y up, both from -1 to 1)::
          #     .
             S         the point starts at the south-east dot
 
-The demonstrations visit three of the four pads and the task wants all four, so it was never shown whole.
+The demonstrations visit three of the four pads and the task wants all four, so no demonstration shows the whole task.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PADS: dict[str, tuple[float, float]] = {
 PAD_RADIUS = 0.1
 
 WALLS = ((-0.25, -0.25, 0.25, 0.25), (0.3, 0.3, 0.48, 0.48), (-0.48, -0.48, -0.3, -0.3))
-"""Rectangles as left, bottom, right, top."""
+"""The walls: rectangles as left, bottom, right, top."""
 
 START = (0.6, -0.6)
 START_SPREAD = 0.05  # half-width of the uniform start
@@ -53,7 +53,7 @@ Sensed = dict[str, NDArray[np.float32]]
 
 
 class PointPadsEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
-    """Visit the pads, in any order.
+    """The task of visiting the pads, in any order.
 
     Observation, float32: the sensed "position" [2], the "velocity" [2] (displacement of the last step over `GAIN`)
     and "lamps" [4], one for each pad (north, east, south, west), 1 once visited.
@@ -67,7 +67,7 @@ class PointPadsEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
         render_mode: None or "rgb_array".
 
     Raises:
-        SpirlError: unknown, repeated or missing pads, a negative noise, an unknown render mode.
+        SpirlError: pads are unknown, repeated or missing, the noise is negative, or the render mode is unknown.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
@@ -105,7 +105,7 @@ class PointPadsEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
         return self._sense(), {"completed": self._completed}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Sensed, float, bool, bool, dict[str, Any]]:
-        """One step; raises `SpirlError` for an action that is not two finite numbers."""
+        """Simulates one step; an action that is not two finite numbers raises `SpirlError`."""
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (2,) or not (math.isfinite(command[0]) and math.isfinite(command[1])):
             raise SpirlError(f"a point pads action is two finite numbers in [-1, 1], not {action!r}")
@@ -126,7 +126,7 @@ class PointPadsEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
         return self._sense(), reward, done, False, {"completed": self._completed}
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """A frame, uint8 [256, 256, 3]: pads (bright once visited), walls, the path so far and the point."""
+        """Renders the arena, uint8 [256, 256, 3]: pads (bright once visited), walls, the path so far and the point."""
         if self.render_mode is None:
             return None
         from PIL import Image, ImageDraw
@@ -210,23 +210,23 @@ _PAD_NODES = {"north": 0, "east": 2, "south": 4, "west": 6}
 
 
 def generate(indices: Iterable[int], seed: int, *, noise: float = 0.1, pads: int = 3) -> Iterator[Episode]:
-    """Demonstrations of a scripted expert that visits some pads in random order.
+    """Generates demonstrations of a scripted expert that visits some pads in random order.
 
     It follows way-points with a proportional controller; speed, bow of the path and pauses differ from leg to
     leg. An episode depends on (seed, index, noise, pads) alone.
 
     Args:
-        indices: one episode for each.
-        seed: of the data set.
+        indices: numbers of the episodes.
+        seed: seed of the dataset.
         noise: standard deviation of the Gaussian noise on the actions.
-        pads: how many different pads an episode visits, 1 to 4. It ends there, or (with three pads, in less
+        pads: how many different pads an episode visits, 1 to 4. The episode ends there, or (with three pads, in less
             than 1 of 100 episodes) at the time limit.
 
     Yields:
         Episodes; their positions are the sensed ones, ``metadata["completed"]`` names the visited pads in order.
 
     Raises:
-        SpirlError: ``pads`` or ``noise`` out of range.
+        SpirlError: ``pads`` or ``noise`` is out of range.
     """
     if not 1 <= pads <= len(PADS):
         raise SpirlError(f"pads must be 1 to {len(PADS)}, not {pads}")
@@ -266,7 +266,7 @@ def _demonstration(environment: PointPadsEnv, index: int, seed: int, noise: floa
 def _expert_actions(
     environment: PointPadsEnv, order: Sequence[str], rng: np.random.Generator
 ) -> Iterator[NDArray[np.float64]]:
-    """The expert's noise-free actions, each for the position that the environment is at when asked."""
+    """The expert's noise-free actions, each computed from the environment's position at that time."""
     node = _START_NODE
     for pad in order:
         speed = rng.uniform(0.65, 1.0)
@@ -282,7 +282,7 @@ def _expert_actions(
 
 
 def _route(start: int, end: int, rng: np.random.Generator) -> list[NDArray[np.float64]]:
-    """The way-points between two nodes of the ring, the shorter way round; a random one of two equal ways."""
+    """The way-points between two nodes of the ring along the shorter way, or a random one of two equal ways."""
     size = len(_RING)
     clockwise = (end - start) % size
     direction = rng.choice((1, -1)) if 2 * clockwise == size else (1 if 2 * clockwise < size else -1)
@@ -311,14 +311,14 @@ def _leg(
 def render_recorded(
     metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
 ) -> list[NDArray[np.uint8]]:
-    """Pictures of pads and path up to some steps of an episode, see `RenderRecorded`."""
+    """Renders pads and path up to some steps of an episode, see `RenderRecorded`."""
     env = PointPadsEnv(render_mode="rgb_array")
-    frames = []
+    images = []
     for step in steps:
         env._path = [(float(x), float(y)) for x, y in observations["position"][: step + 1]]
         env.position, env._lamps = env._path[-1], observations["lamps"][step].tolist()
-        frames.append(env.render())
-    return [frame for frame in frames if frame is not None]
+        images.append(env.render())
+    return [image for image in images if image is not None]
 
 
 SPEC = EnvironmentSpec(
