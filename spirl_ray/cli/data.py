@@ -1,4 +1,4 @@
-"""Commands that look at datasets: ``spirl data inspect`` and ``spirl data validate``."""
+"""The commands that inspect and check datasets: ``spirl data inspect`` and ``spirl data validate``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 data_app = typer.Typer(no_args_is_help=True, help="Import, inspect and validate offline trajectories.")
 DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder (it holds card.json).", show_default=False)]
 _ORDERS = 10
-"""Rows of the table of orders, the most frequent first."""
+"""The most rows of the table of orders, which shows the most frequent first."""
 
 
 @data_app.command("inspect")
@@ -55,7 +55,7 @@ def inspect_data(
 
 
 def _columns(title: str, first: str, datasets: Sequence[Path]) -> Table:
-    """A table with a column for each dataset."""
+    """Makes a table with a column for each dataset."""
     return Table(first, *(escape(dataset.name) for dataset in datasets), title=title)
 
 
@@ -100,7 +100,7 @@ def _print_subtasks(datasets: Sequence[Path], summaries: Sequence[DatasetSummary
 
 
 def print_expert(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
-    """How reliable the scripted expert is at each subtask; nothing for recorded data."""
+    """Prints how reliable the scripted expert is at each subtask, and nothing for recorded data."""
     names = sorted({name for summary in summaries for name in summary.expert})
     if not names:
         return
@@ -112,7 +112,7 @@ def print_expert(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) 
 
 
 def _print_ranges(name: str, datasets: Sequence[Path], spreads: Sequence[Spread | None]) -> None:
-    """A row for each entry that one of the datasets has; None stands for a dataset without the feature."""
+    """Prints a row for each entry that one of the datasets has; None means a dataset without the feature."""
     table = _columns(f"{escape(name)}: from … to (mean ± deviation)", "entry", datasets)
     cells = [dict(_entries(spread)) if spread is not None else {} for spread in spreads]
     for entry in dict.fromkeys(entry for column in cells for entry in column):

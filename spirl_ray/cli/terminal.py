@@ -1,4 +1,4 @@
-"""What the command line shows: stages with their progress, tables, files, the next command.
+"""The output of the command line: stages with their progress, tables, files, the next command.
 
 On a terminal there are bars; in a pipe or a log file whole lines, which are never wrapped.
 """
@@ -20,23 +20,23 @@ from rich.table import Column, Table
 from spirl_ray.metrics import training_metrics
 
 _FILE_WIDTH = 160
-"""Columns of tables that are not printed on a terminal."""
+"""The width in characters of tables that are not printed on a terminal."""
 _SECONDS_BETWEEN_LINES = 60.0
 console = Console(highlight=False, soft_wrap=True)
 
 
 def error_console() -> Console:
-    """For messages on stderr, wherever that points to now."""
+    """A console for messages on stderr, wherever that points to now."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say_waiting(target: Path) -> None:
-    """Says which result another process is working on."""
+    """Prints which result another process is working on."""
     console.print(f"[yellow]waiting[/yellow] for another process that works on {escape(shown(target))} …")
 
 
 def run_stage(title: str, work: Callable[[Any], Any]) -> Any:
-    """Runs one stage under a progress bar and prints its result; without a terminal, a line now and then."""
+    """Runs one stage under a progress bar and prints its result; without a terminal, it prints a line now and then."""
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=20),
@@ -71,7 +71,7 @@ def run_stage(title: str, work: Callable[[Any], Any]) -> Any:
 
 
 def _listing(folder: Path) -> str:
-    """Names in a folder; many of a kind are counted."""
+    """The names in a folder; Parquet files are counted."""
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     tables = [path for path in entries if path.suffix == ".parquet"]
     names = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in tables]
@@ -82,7 +82,7 @@ _OF_THE_DATA = {"steps": "steps", "skipped": "left out", "success_rate": "share 
 
 
 def _brief(facts: dict[str, Any]) -> str:
-    """The facts that are worth a place in a line, by what the table of metrics calls them there."""
+    """The metrics of a stage that are shown in its line, by their brief names in the table of metrics."""
     names = {metric.name: metric.brief for stage in ("pretrain", "train") for metric in training_metrics(stage)}
     names |= _OF_THE_DATA
     found = {name: facts[key] for key, name in names.items() if name and isinstance(facts.get(key), int | float)}
@@ -95,18 +95,18 @@ def _brief(facts: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all of those before the point."""
+    """Formats a number with three digits, or all of those before the point."""
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def print_scores(title: str, summaries: dict[str, dict[str, Any]]) -> None:
-    """The score and the other metrics of every agent, by mode.
+    """Prints the score and the other metrics of every agent, by mode.
 
     Args:
-        title: of the table.
-        summaries: by the agent's name, the contents of ``summary.json``.
+        title: title of the table.
+        summaries: the contents of ``summary.json`` by the agent's name.
     """
     rows = [
         (name, mode, summary["score"], means)
@@ -126,7 +126,7 @@ def _cell(value: float | None) -> str:
 
 
 def print_exploration(rows: list[dict[str, Any]]) -> None:
-    """What each explorer has covered; the last column compares the skill prior with it."""
+    """Prints what each explorer has covered; the last column compares the skill prior with it."""
     table = Table("explorer", "coverage", "cells an episode", "reached the goal", "skill prior covers")
     for row in rows:
         table.add_row(
@@ -140,7 +140,7 @@ def print_exploration(rows: list[dict[str, Any]]) -> None:
 
 
 def print_facts(title: str, facts: dict[str, str]) -> None:
-    """Two columns, name and value."""
+    """Prints two columns, name and value."""
     table = Table(title=title, show_header=False)
     for name, value in facts.items():
         table.add_row(name, escape(value))
@@ -148,7 +148,7 @@ def print_facts(title: str, facts: dict[str, str]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """A table, wide where there is no terminal."""
+    """Prints a table, which is wide where there is no terminal."""
     if console.is_terminal:
         console.print(table, soft_wrap=False)
     else:
@@ -157,11 +157,11 @@ def print_table(table: Table) -> None:
 
 
 def print_next(command: Sequence[str], why: str) -> None:
-    """The command that comes next, ready to paste."""
+    """Prints the command that comes next, ready to paste."""
     console.print(f"[bold]Next:[/bold] {escape(shlex.join(command))}  [dim]({why})[/dim]")
 
 
 def shown(path: Path) -> str:
-    """A path relative to the working folder, if that is shorter."""
+    """The text of a path, relative to the working folder if that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)

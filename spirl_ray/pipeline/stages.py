@@ -16,7 +16,7 @@ from spirl_ray.episodes.validation import file_digest
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.tables import write_csv
-from spirl_ray.pipeline.demonstrations import film_remotely
+from spirl_ray.pipeline.demonstrations import render_remotely
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.rollouts import (
     EpisodeRow,
@@ -91,7 +91,7 @@ def show_demonstrations(workspace: Workspace) -> StageResult:
     with workspace.locked(out):
         if (out / FILM).exists() and read_json(out / _FILMS) == _films(settings):
             return StageResult(out, False)
-        film_remotely(workspace.dataset, out / FILM, settings.videos, settings.video_fps)
+        render_remotely(workspace.dataset, out / FILM, settings.videos, settings.video_fps)
         write_json(out / _FILMS, _films(settings))
     return StageResult(out, True)
 

@@ -166,7 +166,7 @@ class Trial:
     experiment: Experiment
     method: MethodName
     seed: int
-    lineage: str | None = None
+    parent: str | None = None
     """Identifies the checkpoint of another policy that this one goes on from (population based training)."""
 
     @cached_property
@@ -220,7 +220,7 @@ class Trial:
     def policy(self) -> Path:
         """Folder of the trained policy."""
         name = f"{self.method}-s{self.seed}-{self.config_hash}"
-        return self.workspace.folder / "policy" / (name if self.lineage is None else f"{name}-from-{self.lineage}")
+        return self.workspace.folder / "policy" / (name if self.parent is None else f"{name}-from-{self.parent}")
 
     @property
     def evaluation(self) -> Path:

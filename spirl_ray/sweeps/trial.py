@@ -48,7 +48,7 @@ class Order:
     max_failures: int
     population: bool = False
     """Its checkpoints can be taken over by others."""
-    lineage: str | None = None
+    parent: str | None = None
     """Of the policy that an interrupted member of a population was training."""
 
 
@@ -59,7 +59,7 @@ class Origin:
     trial: str
     policy: str
     config_hash: str
-    lineage: str | None
+    parent: str | None
     env_steps: int
 
 
@@ -156,7 +156,7 @@ def run_trial(order: Order, name: str, board: Any) -> Row:
     workspace = Workspace(order.experiment, say_waiting)
     workspace.claim()
     pipeline.prepare_data(workspace, stage("data"))
-    trials = [replace(trial, lineage=order.lineage) for trial in workspace.trials()]
+    trials = [replace(trial, parent=order.parent) for trial in workspace.trials()]
 
     def report(trial: Trial, row: Row) -> None:
         # The last one counts once it is evaluated in full; several trainings cannot be told as one course.
@@ -199,7 +199,7 @@ def _result(results: list[tuple[Trial, Row, Row]]) -> Row:
     everywhere = [_where(trial) for trial, _, _ in results]
     for key in ("policy", "config_hash", "skills"):
         row[key] = "+".join(dict.fromkeys(str(where[key]) for where in everywhere))
-    row["lineage"] = everywhere[0]["lineage"]
+    row["parent"] = everywhere[0]["parent"]
     row["commit"] = "+".join(dict.fromkeys(trained.get("commit", commit()) for _, trained, _ in results))
     return row
 
@@ -209,7 +209,7 @@ def _where(trial: Trial) -> Row:
         "policy": trial.policy.name,
         "config_hash": trial.config_hash,
         "skills": trial.skills.name,
-        "lineage": trial.lineage,
+        "parent": trial.parent,
     }
 
 
@@ -233,7 +233,7 @@ def _report(row: Row, order: Order) -> None:
             tune.get_context().get_trial_name(),
             row["policy"],
             row["config_hash"],
-            row["lineage"],
+            row["parent"],
             int(saved[-1].name.split("-")[1]),
         )
         write_json(Path(copy) / _ORIGIN, vars(origin))
@@ -249,8 +249,8 @@ def _continue(order: Order, name: str, given: Path) -> Order:
     origin = Origin(**read_json(given / _ORIGIN))
     [own] = Workspace(order.experiment).trials()
     if origin.trial == name and origin.config_hash == own.config_hash:
-        return replace(order, lineage=origin.lineage)
-    copy = replace(own, lineage=fingerprint(name, origin.policy, origin.env_steps))
+        return replace(order, parent=origin.parent)
+    copy = replace(own, parent=fingerprint(name, origin.policy, origin.env_steps))
     if not checkpoints(copy.policy):
         [source] = given.glob("step-*")
         target = copy.policy / "checkpoints" / source.name
@@ -259,4 +259,4 @@ def _continue(order: Order, name: str, given: Path) -> Order:
         shutil.copytree(source, partial)
         write_json(copy.policy / _ORIGIN, vars(origin))
         partial.rename(target)
-    return replace(order, lineage=copy.lineage)
+    return replace(order, parent=copy.parent)
