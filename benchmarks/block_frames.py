@@ -1,13 +1,13 @@
-"""Where the frames of block stacking should come from: ``python -m benchmarks.block_frames [--out results.csv]``.
+"""Where the images of block stacking should come from: ``python -m benchmarks.block_frames [--out results.csv]``.
 
-Two ways from nothing to frames in memory, in seconds of one core (`time.process_time`) for each episode:
+It compares two ways from nothing to images in memory, in seconds of one core (`time.process_time`) for each episode:
 
-- ``stored``: rendered while the episode is simulated, and written to Parquet with it; a training reads them.
-- ``rendered``: not stored; each training renders them from the numbers when it starts. These tell the blocks'
-  positions and not how they are turned, so these frames are not quite the agent's: ``pixel_difference`` is the mean
-  difference (0 to 255).
+- ``stored``: images are rendered while the episode is simulated, and written to Parquet with it; a training reads them.
+- ``rendered``: images are not stored; each training renders them from the numbers when it starts. The numbers tell the
+  positions of the blocks and not how they are turned, so these images differ a little from the agent's:
+  ``pixel_difference`` is the mean difference (0 to 255).
 
-``generate_s`` is simulation with what the way does then, writing included; ``load_s`` is what every training pays;
+``generate_s`` is the time of simulation, rendering (if stored) and writing; ``load_s`` is what every training pays;
 ``bytes_per_step`` is the size of the Parquet file. Most experiments train more than one skill model on a dataset
 (several seeds, skills and action priors), so ``total_s`` is for three.
 """

@@ -3,29 +3,28 @@
     python -m benchmarks.collect tune_configs/kitchen_human.yaml --set output=runs/kitchen_human \
         --variant pretrain.augmentation.kind=none
 
-makes ``benchmarks/results/<name>.csv`` (every evaluation point of every trial), ``<name>_prior.csv`` (the bare
-priors, one row for each seed and mode, with those of every ``--variant`` of the config beside them and named) and
-``<name>.json`` (exact config, versions, hardware). ``--add`` keeps the rows of methods that the given config does not
-have, for trials with another budget: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
-The metrics have the names that the environment declares. An exploration gives ``<name>_exploration.csv`` and
-``<name>_exploration.png``.
+makes three files in ``benchmarks/results/``: ``<name>.csv`` has every evaluation point of every trial;
+``<name>_prior.csv`` has the bare priors, one row for each seed and mode, and beside them those of every ``--variant``
+of the config; ``<name>.json`` has the exact config, versions and hardware. An exploration also gives
+``<name>_exploration.csv`` and ``<name>_exploration.png``. Metrics have the names that the environment declares.
+
+``--add`` keeps the rows of methods that the given config does not have, so that trials with another budget can be
+added: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.files.atomic import write_atomically, write_json
-from spirl_ray.files.tables import write_csv
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.reports.gather import gather
-from spirl_ray.reports.tables import chosen_score, load_trials, prior_scores, results_csv
+from spirl_ray.reports.tables import chosen_score, load_trials, prior_scores, result_rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,11 +48,9 @@ def prior_rows(experiment: Experiment) -> list[dict[str, Any]]:
 
 def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of a file that differ from all new ones in some key, then the new ones."""
-    if not path.exists():
-        return rows
     new = {tuple(str(row.get(key, "")) for key in keys) for row in rows}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if tuple(row.get(key, "") for key in keys) not in new] + rows
+    found = [row.cells for row in read_csv(path)]
+    return [row for row in found if tuple(row.get(key, "") for key in keys) not in new] + rows
 
 
 def main() -> None:
@@ -67,8 +64,7 @@ def main() -> None:
     experiment = load_experiment(options.config, options.set)
     name = experiment.name
     record = gather(Workspace(experiment), "")
-    text = results_csv(load_trials(record.trials, record.scores), record.scores)
-    trials: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
+    trials = result_rows(load_trials(record.trials, record.scores), record.scores)
     priors = prior_rows(experiment)
     for variant in options.variant:
         rows = prior_rows(load_experiment(options.config, [*options.set, variant]))

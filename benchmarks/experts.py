@@ -1,9 +1,9 @@
 """How often the scripted experts succeed, and at what cost: ``python -m benchmarks.experts [--out FILE.csv]``.
 
-Kitchen: every chain of four subtasks (a set, in several random orders), first attempts alone, action noise 0.05; a
-chain counts as solved if all four subtasks are complete within the environment's 280 steps. The paper's target, which
-no set of demonstrations holds, gets most of the episodes. Blocks: random tower tasks as `spirl data generate` makes
-them, frames included. Seconds are those of one core (`time.process_time`). The seed is not one of a shipped config.
+Kitchen: every set of four subtasks (a chain), in several random orders, with first attempts only and an action noise of
+0.05. A chain counts as solved if all four subtasks are complete within the environment's 280 steps. The paper's target,
+which no demonstration contains, gets most of the episodes. Blocks: random tower tasks, as `spirl data generate` makes
+them, with images. Seconds are those of one core (`time.process_time`). The seed is not that of a shipped config.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Kills parts of running experiments, again and again: ``python -m benchmarks.recovery [--kills 10] [--out FILE.csv]``.
 
-One row for each kind of victim: how many were killed with SIGKILL, after how many the run got further than it had been,
-how long that took (median and 95th percentile, from the kill to the first row of metrics beyond what was reached), and
-how many steps (updates, in stage 1) were done a second time. Env runners, training workers and drivers run on a local
-Ray; worker nodes and heads are nodes of a real cluster with token authentication, replaced as an autoscaler or a
-RayJob would: a new worker node at once, and the same command once more where the driver is gone.
+There is one row for each kind of victim. It says how many were killed with SIGKILL, how often the run then got further
+than it had been, how long that took (median and 95th percentile, from the kill to the first row of metrics beyond what
+had been reached), and how many steps (updates, in stage 1) were repeated. Env runners, training workers and drivers run
+on a local Ray instance. Worker nodes and heads are nodes of a real cluster with token authentication. They are replaced
+as an autoscaler or a RayJob would do it: a new worker node joins at once, and the same command is given again where the
+driver has died.
 
-Rows of kinds that are not measured again stay in the file. The experiment is small (point pads), so what is measured
-is the time to notice, to start processes and to restore.
+Rows of kinds that are not measured again stay in the file. The experiment is small (point pads), so the benchmark
+measures the time to notice, to start processes and to restore.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """What would limit many env runners: ``python -m benchmarks.scale [--out FILE.csv]``.
 
-For 1, 2, 4 and 8 env runners in the kitchen, it measures on this machine's cores the primitive steps a second, and
-where the CPU time goes: how much of it the driver spends for one fragment of samples (fetching, bookkeeping, replay,
-metrics, sending weights), how much an env runner does, and how many bytes move. CPU time, not wall-clock, for 8
-runners share a few cores; it separates what Ray and RLlib cost from physics, which is in the runner's share alone.
+For 1, 2, 4 and 8 env runners in the kitchen, it measures the primitive steps per second on this machine's cores, and
+where the CPU time goes: how much the driver spends on one fragment of samples (fetching, bookkeeping, replay, metrics,
+sending weights), how much an env runner spends on it, and how many bytes move. It takes CPU time, not wall-clock time,
+because 8 runners share a few cores. This separates the cost of Ray and RLlib from that of physics, which only the
+runners pay.
 
-From the figures at the largest number measured it predicts 64 and 512 runners, each on a core of its own: a runner
-gives a fragment every ``runner_s``, the driver takes ``driver_s`` for each, and a learner that makes an update for
-each decision takes ``update_s`` for each of those. The slowest of the three is the bottleneck. Network bandwidth is
-not modelled; ``mbytes_per_s`` says what would have to pass through the driver's node.
+From the figures at the largest measured number it predicts 64 and 512 runners, each on a core of its own: a runner
+gives a fragment every ``runner_s``, the driver needs ``driver_s`` for each, and a learner that makes one update for
+each decision needs ``update_s`` for each of them. The slowest of the three is the bottleneck. The network's bandwidth
+is not modelled; ``mbytes_per_s`` says how much would have to pass through the driver's node.
 """
 
 from __future__ import annotations

@@ -1,22 +1,23 @@
 """How much of the machine both stages reach: ``python -m benchmarks.speed [--quick] [--out results.csv]``.
 
-The last line printed is one JSON object. Rates are per second, and every process has one torch thread. Each ratio
-compares things that ran in turns in this one run; the medians of their ratios are reported:
+The last line that is printed is one JSON object. Rates are per second, and every process has one torch thread. Each
+ratio compares things that ran in turns in this one run; the result is the median of the ratios:
 
 - ``stage1_pipeline_over_loop``: windows/s of `spirl_ray.skills.pretrain.pretrain` (Ray Train and Ray Data, one worker,
-  kitchen sizes, augmentation; from update 50 on) over those of the same model, optimiser and batch size on one fixed
-  batch in a bare loop in this process, before and after each pipeline. ``stage1_startup_s`` is what comes before the
-  pipeline's first update.
+  kitchen sizes, augmentation; from update 50 on) over those of a bare loop in this process, before and after each
+  pipeline, with the same model, optimiser and batch size on one fixed batch. ``stage1_startup_s`` is the time before
+  the pipeline's first update.
 - ``stage1_two_workers``: windows/s of two workers over one, with the same batch for each worker;
-  ``stage1_two_workers_same_batch`` halves it, so that the global batch stays (measured once).
-- ``stage2_algorithm_over_loop``: updates/s of the local learner of `SkillPriorSAC`, sampling from the replay and
-  logging included, over those of a hand-written loop with copies of its networks and a fixed batch.
+  ``stage1_two_workers_same_batch`` halves it, so that the global batch stays the same (measured once).
+- ``stage2_algorithm_over_loop``: updates/s of the local learner of `SkillPriorSAC`, with sampling from the replay and
+  logging, over those of a hand-written loop with copies of its networks and a fixed batch.
 - ``stage2_round_over_max``: wall-clock time of a round of `train()` over the longer of its sampling (one env runner in
   the kitchen) and its learning: 1 is a perfect overlap.
-- ``stage*_share_of_peak``: rate times the matrix products' floating-point operations of an update, forward and
-  backward, over ``matrix_peak_gflops``, the best float32 `torch.mm` of one thread. The Ray side's rate counts.
+- ``stage*_share_of_peak``: the rate times the floating-point operations of the matrix products of an update, forward
+  and backward, over ``matrix_peak_gflops``, the best float32 `torch.mm` of one thread. The rate is that of the Ray
+  side.
 
-No data are needed: episodes, skills and the replay's first decisions are random. Run it on a quiet machine.
+It needs no data: episodes, skills and the first decisions in the replay are random. Run it on a quiet machine.
 """
 
 from __future__ import annotations

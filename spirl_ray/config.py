@@ -1,13 +1,13 @@
 """The one configuration language: a YAML file read into frozen models, with ``--set a.b=c`` overrides.
 
-Every key is declared here with its meaning and default; unknown keys and wrong types are errors.
+Every key is declared here with its meaning and default; unknown keys and wrong types are errors. Names of kinds, such
+as methods, are plain strings here because plugins add to them; `spirl_ray.pipeline.kinds` checks them before any work.
 The defaults are the paper's (Pertsch et al. 2020) unless a comment says otherwise.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
+from spirl_ray.config_file import read_mapping, split_override
 from spirl_ray.errors import SpirlError
 
-MethodName = Literal["spirl", "spirl_cl", "ssp", "flat_prior", "bc_sac", "sac"]
 _OVERRIDABLE = ("skills", "pretrain", "train")
 
 
@@ -244,7 +244,8 @@ class Experiment(Settings):
     """Where everything is written; None means ``runs/<name>``. On a cluster, a folder that every node sees."""
     storage: str | None = None
     """URI of a copy of ``output`` (s3://, gs://, hdfs://, file://), from which another machine goes on."""
-    methods: tuple[MethodName, ...] = Field(default=("spirl_cl",), min_length=1)
+    methods: tuple[str, ...] = Field(default=("spirl_cl",), min_length=1)
+    """``spirl``, ``spirl_cl``, ``ssp``, ``flat_prior``, ``bc_sac``, ``sac``, or those that a plugin has registered."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     env: EnvSettings = EnvSettings()
     data: DataSettings = DataSettings()
@@ -254,7 +255,7 @@ class Experiment(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     explore: ExploreSettings = ExploreSettings()
     ray: RaySettings = RaySettings()
-    overrides: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of skills, pretrain or train for one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
 
     @field_validator("output", mode="before")
@@ -285,7 +286,7 @@ class Experiment(Settings):
     def folder(self) -> Path:
         return self.output if self.output is not None else Path("runs") / self.name
 
-    def for_method(self, method: MethodName) -> Experiment:
+    def for_method(self, method: str) -> Experiment:
         """This experiment with ``overrides[method]`` applied."""
         changes = self.overrides.get(method, {})
         if not changes:
@@ -300,58 +301,36 @@ class Experiment(Settings):
         return parse_experiment(raw, f"overrides.{method}")
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Reads a YAML file and applies ``key=value`` overrides (values are YAML too).
+def load_experiment(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Experiment:
+    """Reads an experiment and changes some of its settings.
 
-    A bare name that is no file, such as ``maze``, means ``tune_configs/maze.yaml``.
+    Args:
+        source: a YAML file, the name of a shipped one (``"maze"`` means ``tune_configs/maze.yaml``), or the settings
+            themselves as a mapping.
+        overrides: ``["train.env_steps=50000"]`` with YAML values, as after ``--set``, or a mapping
+            ``{"train.env_steps": 50000}``.
 
     Raises:
-        SpirlError: for an unreadable file, YAML that is no mapping, an unknown key or a wrong type,
-            naming file and key.
+        SpirlError: an unreadable file, YAML that is no mapping, an unknown key or a wrong type; the message names file
+            and key.
     """
-    raw, path = read_mapping(path)
-    for override in overrides:
-        key, value = split_override(override)
-        assign(raw, key, value, f"--set {override}")
-    experiment = parse_experiment(raw, str(path))
+    if isinstance(source, Mapping):
+        raw, origin = copy.deepcopy(dict(source)), "the mapping"
+    else:
+        raw, path = read_mapping(Path(source))
+        origin = str(path)
+    if isinstance(overrides, Mapping):
+        changes = [(key, value, f"overrides[{key!r}]") for key, value in overrides.items()]
+    else:
+        changes = [(*split_override(override), f"--set {override}") for override in overrides]
+    for key, value, where in changes:
+        assign(raw, key, value, where)
+    experiment = parse_experiment(raw, origin)
     for method in experiment.overrides:
         experiment.for_method(method)
     return experiment
-
-
-def read_mapping(path: Path) -> tuple[dict[str, Any], Path]:
-    """The settings in a YAML file, not validated yet, and the file: a bare name means one in ``tune_configs``.
-
-    Raises:
-        SpirlError: for an unreadable file, or YAML that is no mapping.
-    """
-    shipped = Path("tune_configs") / f"{path}.yaml"
-    if not path.exists() and shipped.exists():
-        path = shipped
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpirlError(f"Cannot read the config file {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpirlError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise SpirlError(f"{path} must hold a mapping of settings, not {type(raw).__name__}.")
-    return raw, path
-
-
-def split_override(override: str) -> tuple[str, Any]:
-    """Key and value of a ``--set``.
-
-    Raises:
-        SpirlError: for something that is not ``key=value``, or a value that is no YAML.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SpirlError(f"--set {override}: write it as key=value, for example train.env_steps=50000.")
-    try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpirlError(f"--set {override}: the value is not valid YAML: {error}") from error
 
 
 def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
@@ -377,16 +356,6 @@ def readable_problems(error: ValidationError, origin: str, settings: type[Settin
         else:
             lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
     return SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines))
-
-
-def fingerprint(*parts: Any) -> str:
-    """Ten hex digits that identify settings and upstream results; equal input gives an equal key."""
-    text = json.dumps(
-        [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts],
-        sort_keys=True,
-        default=str,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def to_yaml(settings: Settings) -> str:

@@ -25,15 +25,20 @@ STOREYS = (
     {"policy"},
     {"pipeline"},
     {"sweeps", "reports", "cluster"},
+    {"api"},
     {"cli"},
 )
 """A room may import the rooms of the storeys below it, and none of its own storey."""
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
-EVERYBODYS = {"config", "errors", "registry", "metrics"}
+EVERYBODYS = {"config", "config_file", "errors", "registry", "metrics"}
 """Modules that every room may import and that may import no room."""
 EXCEPTIONS = {
     "cluster/jobs.py: cluster imports cli": "a job on a cluster is `python -m spirl_ray.cli` in a process of its own"
 }
+
+TOO_LONG: list[str] = []
+TOO_LARGE: list[str] = []
+"""What is still too long and too large. Both lists are to become empty: an entry that is not needed fails a test."""
 
 FLAGS = {"proposals", "egocentric", "pixels"}
 """Names of what environment-specific flags were called; `residual=` as an argument is the fourth."""
@@ -249,12 +254,11 @@ def test_no_modules_import_each_other() -> None:
 
 
 def test_no_file_is_long() -> None:
-    assert long_files(ROOT) == []
+    assert [found.partition(":")[0] for found in long_files(ROOT)] == TOO_LONG
 
 
-@pytest.mark.xfail(strict=True, reason="envs holds 20.3 % until skills, rl and reports have grown by what is under way")
 def test_no_folder_holds_more_than_a_fifth() -> None:
-    assert large_folders(ROOT) == []
+    assert [found.partition(":")[0] for found in large_folders(ROOT)] == TOO_LARGE
 
 
 def test_every_file_has_a_name_and_a_room() -> None:

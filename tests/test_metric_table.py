@@ -13,13 +13,15 @@ import torch
 import yaml
 from toy import TOY
 
-from spirl_ray.cli.terminal import _brief
+from spirl_ray.cli.terminal import StageDisplay, _brief
 from spirl_ray.config import Experiment, parse_experiment
 from spirl_ray.envs.metrics import EpisodeMetric, EpisodeOutcome
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import EPISODE, TRAINING, TrainingMetric, learner_metrics, register_metric, training_metrics
 from spirl_ray.pipeline import monitoring
+from spirl_ray.pipeline.events import Event
 from spirl_ray.pipeline.monitoring import Monitor
+from spirl_ray.pipeline.results import EvaluationResult
 from spirl_ray.pipeline.rollouts import EpisodeRow, read_episode_rows, write_episodes
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.reports.records import ExperimentRecord, TrialRecord
@@ -76,7 +78,7 @@ def experiment(**evaluate: Any) -> Experiment:
 
 
 def test_a_metric_of_episodes_from_outside_is_found_everywhere(
-    registered: None, gauges: dict[tuple[str, ...], float], tmp_path: Path
+    registered: None, gauges: dict[tuple[str, ...], float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register_metric(SMOOTHNESS)
     scores = experiment_scores(experiment(metrics=["smoothness"], score="smoothness"))
@@ -108,7 +110,11 @@ def test_a_metric_of_episodes_from_outside_is_found_everywhere(
     path = write_sweep(tmp_path, metric="sampled_smoothness", base=base)
     assert load_sweep(path).metric is SMOOTHNESS
 
-    assert "sampled smoothness 7.50" in _brief({"score": "smoothness", "modes": {"sampled": measured}})
+    where: dict[str, Any] = {"folder": tmp_path, "episodes_csv": episodes, "method": "spirl_cl", "seed": 0, "ran": True}
+    result = EvaluationResult(score="smoothness", modes={"sampled": measured}, **where)
+    with StageDisplay() as show:
+        show(Event(happening="finished", stage="evaluation", result=result))
+    assert "smoothness, sampled 7.5" in capsys.readouterr().out
 
 
 def test_a_metric_that_nobody_registered_is_named_before_anything_runs(registered: None, tmp_path: Path) -> None:
@@ -153,7 +159,7 @@ def test_a_metric_of_the_learner_from_outside_is_computed_and_shown(
     assert "Greatest divergence" in write_report(tmp_path / "report", record).html.read_text()
     Monitor("toy", "spirl_cl-s0", "train").show(found)
     assert gauges["spirl_divergence_max",] == 4.0
-    assert "greatest divergence 4" in _brief(found)
+    assert _brief(found)["greatest divergence"] == 4.0
 
 
 def update() -> dict[str, Any]:

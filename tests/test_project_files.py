@@ -45,7 +45,7 @@ def test_the_workflow_runs_what_a_contributor_runs() -> None:
     assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in actions)
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
 def test_a_page_names_files_that_exist(page: str) -> None:
     named = re.findall(r"`((?:\w+/)*\w+\.py)`", (ROOT / page).read_text())
     assert named

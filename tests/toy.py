@@ -1,10 +1,7 @@
-"""A complete experiment that takes seconds, and the ``spirl`` command as a subprocess."""
+"""A complete experiment that takes seconds."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +43,3 @@ def write_config(folder: Path, **changes: Any) -> Path:
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
-
-
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """``spirl`` with these arguments in a process group of its own; stdout and stderr are one pipe."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "spirl_ray.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )

@@ -13,10 +13,11 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from spirl_ray.cli.arguments import ConfigFile, Overrides, prepare_ray, readable_errors
+from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.terminal import console, print_next, print_table
 from spirl_ray.config import RaySettings, load_experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.ray_environment import prepare_ray
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -64,12 +65,11 @@ def submit(
     """
     with readable_errors(stopped="The job continues; only the log has stopped."):
         experiment = load_experiment(config, set or [])
-        from spirl_ray import envs
-
-        envs.make(experiment.env.id, **experiment.env.kwargs).close()
         prepare_ray()
         from spirl_ray.cluster import jobs
+        from spirl_ray.pipeline.experiment import check_experiments
 
+        check_experiments([experiment])
         jobs.check_output(experiment)
         dashboard = jobs.find_dashboard(address)
         client = _client(dashboard)

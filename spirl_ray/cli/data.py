@@ -14,13 +14,16 @@ from rich.table import Table
 from spirl_ray.cli.arguments import readable_errors
 from spirl_ray.cli.terminal import console, print_next, print_table, shown
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 
 if TYPE_CHECKING:
     from spirl_ray.episodes.features import Feature
     from spirl_ray.episodes.summary import DatasetSummary, Spread
 
 data_app = typer.Typer(no_args_is_help=True, help="Import, inspect and validate offline trajectories.")
-DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder (it holds card.json).", show_default=False)]
+DatasetFolder = Annotated[
+    Path, typer.Argument(help=f"A dataset folder, with a {layout.DATASET_CARD}.", show_default=False)
+]
 _ORDERS = 10
 """The most rows of the table of orders, which shows the most frequent first."""
 
@@ -29,7 +32,7 @@ _ORDERS = 10
 def inspect_data(
     datasets: Annotated[
         list[Path],
-        typer.Argument(help="Dataset folders (they hold card.json), shown side by side.", show_default=False),
+        typer.Argument(help=f"Dataset folders, each with a {layout.DATASET_CARD}.", show_default=False),
     ],
     sheet: Annotated[
         Path | None, typer.Option(help="Write a contact sheet here: a PNG with some episodes of each.")

@@ -5,16 +5,17 @@ from __future__ import annotations
 from rich.markup import escape
 
 from spirl_ray.cli.sweep_table import SweepTable, print_failures, print_files, print_ranking
-from spirl_ray.cli.terminal import console, print_next, run_stage, say_waiting, shown
+from spirl_ray.cli.terminal import StageDisplay, console, print_next, say_waiting, shown
 from spirl_ray.errors import SpirlError
-from spirl_ray.pipeline.stages import prepare_data
+from spirl_ray.files import layout
+from spirl_ray.pipeline.experiment import ExperimentRun
 from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.sweeps.ledger import Ledger, Status
 from spirl_ray.sweeps.results import settings, write_best, write_figure, write_results
 from spirl_ray.sweeps.search import remaining
 from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import trackers
-from spirl_ray.sweeps.tune_run import LEDGER, ray_for, reserve, run_sweep, searches_data
+from spirl_ray.sweeps.tune_run import ray_for, reserve, run_sweep, searches_data
 
 _ENDS: tuple[Status, ...] = ("finished", "stopped", "failed")
 
@@ -35,7 +36,7 @@ def run(sweep: Sweep) -> None:
                 f"changed since. This one has a folder of its own, {escape(shown(sweep.folder))}; policies that both "
                 "ask for are trained once."
             )
-        ledger = Ledger(sweep.folder / LEDGER)
+        ledger = Ledger(sweep.folder / layout.TRIALS)
         if waiting := remaining(sweep, ledger):
             ledger = _run(sweep, workspace, ledger, waiting)
         else:
@@ -46,7 +47,8 @@ def run(sweep: Sweep) -> None:
 def _run(sweep: Sweep, workspace: Workspace, ledger: Ledger, waiting: int) -> Ledger:
     with ray_for(sweep) as concurrency:
         if not searches_data(sweep):
-            run_stage("Data", lambda progress: prepare_data(workspace, progress)[0])
+            with StageDisplay() as show:
+                ExperimentRun(workspace, show).data()
         ended = sum(record.ended for record in ledger.records)
         console.print(f"{waiting} trials to run, {ended} have ended, {concurrency} at the same time")
         with SweepTable(f"Sweep {sweep.file.name}", list(sweep.space), sweep.file.metric, ledger.records) as table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column, Table
 
 from spirl_ray.metrics import training_metrics
+from spirl_ray.pipeline.events import Event, Stage
+from spirl_ray.pipeline.results import (
+    DataResult,
+    EvaluationResult,
+    ExplorationResult,
+    ReportResult,
+    SkillsResult,
+    StageResult,
+    TrainingResult,
+)
 
 _FILE_WIDTH = 160
 """The width in characters of tables that are not printed on a terminal."""
@@ -35,39 +45,124 @@ def say_waiting(target: Path) -> None:
     console.print(f"[yellow]waiting[/yellow] for another process that works on {escape(shown(target))} …")
 
 
-def run_stage(title: str, work: Callable[[Any], Any]) -> Any:
-    """Runs one stage under a progress bar and prints its result; without a terminal, it prints a line now and then."""
-    columns = (
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=20),
-        TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn(
-            "{task.fields[facts]}", style="dim", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
-        ),
-    )
-    last_tenth, last_time = 0, time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None, facts="starting")
+class StageDisplay:
+    """Shows the events of an experiment: a bar for the running stage, and lines for its result.
 
-        def progress(done: float, total: float, facts: dict[str, Any]) -> None:
-            nonlocal last_tenth, last_time
-            done, text = min(done, total), _brief(facts)
-            bar.update(task, completed=done, total=total, facts=text)
-            tenth, now = int(10 * done / total), time.monotonic()
-            if not console.is_terminal and (tenth > last_tenth or now - last_time > _SECONDS_BETWEEN_LINES):
-                last_tenth, last_time = tenth, now
-                console.print(f"  {title}: {100 * done / total:.0f} %  {text}".rstrip(), markup=False)
+    Without a terminal, it prints a line at every tenth of a stage, or once a minute. It is a context manager, because a
+    stage that fails leaves its bar.
+    """
 
-        result = work(progress)
-    facts = _brief(result.facts)
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._tenth, self._time = 0, 0.0
+
+    def __enter__(self) -> StageDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def __call__(self, event: Event) -> None:
+        if event.happening == "waiting" and event.folder is not None:
+            say_waiting(event.folder)
+        elif event.happening == "started":
+            self._open(_title(event))
+        elif event.happening == "progress":
+            self._show(event)
+        elif event.result is not None:
+            self._close()
+            _print_result(_title(event), event.result)
+
+    def _open(self, title: str) -> None:
+        self._close()
+        self._tenth, self._time = 0, time.monotonic()
+        one_line, rest = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis")
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False, table_column=one_line),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f} %", table_column=one_line),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[brief]}", style="dim", markup=False, table_column=rest),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bar.add_task(title, total=None, brief="starting")
+        self._bar.start()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _show(self, event: Event) -> None:
+        total = event.total or 1.0
+        done, text = min(event.done, total), _line({**_brief(event.metrics), **event.scores})
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, brief=text)
+        tenth, now = int(10 * done / total), time.monotonic()
+        if not console.is_terminal and (tenth > self._tenth or now - self._time > _SECONDS_BETWEEN_LINES):
+            self._tenth, self._time = tenth, now
+            console.print(f"  {_title(event)}: {100 * done / total:.0f} %  {text}".rstrip(), markup=False)
+
+
+_TITLES: dict[Stage, str] = {
+    "data": "Data",
+    "demonstrations": "Video of the data",
+    "skills": "Skills for {}",
+    "prior": "Bare prior of {}",
+    "exploration": "Exploration",
+    "training": "Training {}",
+    "evaluation": "Evaluating {}",
+    "report": "Report",
+}
+
+
+def _title(event: Event) -> str:
+    return "" if event.stage is None else _TITLES[event.stage].format(f"{event.method}, seed {event.seed}")
+
+
+def _print_result(title: str, result: StageResult) -> None:
+    if isinstance(result, DataResult):
+        for problem in result.skipped:
+            console.print(f"[yellow]left out[/yellow] {escape(problem)}")
+    text = escape(_line(_numbers_of(result)))
     if not result.ran:
-        console.print(f"[dim]there already  {escape(title)}  {facts}\n      {escape(shown(result.folder))}[/dim]")
-        return result
-    console.print(f"[green]done[/green]  {escape(title)}  [dim]{facts}[/dim]")
-    console.print(f"      {escape(shown(result.folder))}: {escape(_listing(result.folder))}")
-    return result
+        console.print(f"[dim]there already  {escape(title)}  {text}\n      {escape(shown(result.folder))}[/dim]")
+    else:
+        console.print(f"[green]done[/green]  {escape(title)}  [dim]{text}[/dim]".rstrip())
+        if isinstance(result, ReportResult):
+            for file in (result.html, result.csv, result.json):
+                console.print(f"      {escape(shown(file))}")
+        else:
+            console.print(f"      {escape(shown(result.folder))}: {escape(_listing(result.folder))}")
+    if isinstance(result, ExplorationResult):
+        print_exploration(result.rows)
+
+
+def _numbers_of(result: StageResult) -> dict[str, float]:
+    """The numbers that are shown in the line of a result, by their names there."""
+    if isinstance(result, DataResult):
+        found: dict[str, float] = {"episodes": result.episodes, "steps": result.steps}
+        if result.skipped:
+            found["left out"] = len(result.skipped)
+        if result.expert_success is not None:
+            found["share of the expert's attempts"] = result.expert_success
+        return found
+    if isinstance(result, SkillsResult):
+        return _brief(result.metrics)
+    if isinstance(result, TrainingResult):
+        steps = _brief({"env_steps": result.env_steps, "updates": result.updates, "decisions": result.decisions})
+        return {**steps, **_scores(result.score, result.published.modes)}
+    if isinstance(result, EvaluationResult):
+        return _scores(result.score, result.modes)
+    return {}
+
+
+def _scores(score: str, modes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    label = score.replace("_", " ")
+    return {f"{label}, {mode}": means[score] for mode, means in modes.items() if score in means}
 
 
 def _listing(folder: Path) -> str:
@@ -78,20 +173,14 @@ def _listing(folder: Path) -> str:
     return ", ".join(names + ([f"{len(tables)} Parquet files"] if tables else []))
 
 
-_OF_THE_DATA = {"steps": "steps", "skipped": "left out", "success_rate": "share of the expert's attempts"}
-
-
-def _brief(facts: dict[str, Any]) -> str:
-    """The metrics of a stage that are shown in its line, by their brief names in the table of metrics."""
+def _brief(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of training that are shown in a line, by their brief names in the table of metrics."""
     names = {metric.name: metric.brief for stage in ("pretrain", "train") for metric in training_metrics(stage)}
-    names |= _OF_THE_DATA
-    found = {name: facts[key] for key, name in names.items() if name and isinstance(facts.get(key), int | float)}
-    found |= facts.get("scores", {})
-    parts = [f"{name} {_number(value)}" for name, value in found.items()]
-    for mode, means in facts.get("modes", {}).items():
-        if (score := means.get(facts["score"])) is not None:
-            parts.append(f"{mode} {facts['score'].replace('_', ' ')} {score:.2f}")
-    return " · ".join(parts)
+    return {name: metrics[key] for key, name in {**names, "steps": "steps"}.items() if name and key in metrics}
+
+
+def _line(values: Mapping[str, float]) -> str:
+    return " · ".join(f"{name} {_number(value)}" for name, value in values.items())
 
 
 def _number(value: float) -> str:
@@ -101,17 +190,12 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def print_scores(title: str, summaries: dict[str, dict[str, Any]]) -> None:
-    """Prints the score and the other metrics of every agent, by mode.
-
-    Args:
-        title: title of the table.
-        summaries: the contents of ``summary.json`` by the agent's name.
-    """
+def print_scores(title: str, results: Sequence[EvaluationResult]) -> None:
+    """Prints the score and the other metrics of every agent, by mode."""
     rows = [
-        (name, mode, summary["score"], means)
-        for name, summary in summaries.items()
-        for mode, means in summary["modes"].items()
+        (f"{result.method}, seed {result.seed}", mode, result.score, means)
+        for result in results
+        for mode, means in result.modes.items()
     ]
     scores = dict.fromkeys(score for _, _, score, _ in rows)
     columns = list(dict.fromkeys([*scores, *(metric for *_, means in rows for metric in means)]))
@@ -125,7 +209,7 @@ def _cell(value: float | None) -> str:
     return "" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-def print_exploration(rows: list[dict[str, Any]]) -> None:
+def print_exploration(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints what each explorer has covered; the last column compares the skill prior with it."""
     table = Table("explorer", "coverage", "cells an episode", "reached the goal", "skill prior covers")
     for row in rows:

@@ -20,9 +20,10 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from spirl_ray.cluster.shipping import CONFIG, stage
+from spirl_ray.cluster.shipping import stage
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 _TIMEOUT_S = 30.0
@@ -179,7 +180,7 @@ def submit(
 
     Args:
         client: the cluster, from `connect`.
-        command: arguments of ``spirl``, for example ``["run", CONFIG]``.
+        command: arguments of ``spirl``, for example ``["run", layout.JOB_CONFIG]``.
         name: becomes part of the job's id.
         experiment: written to ``experiment.yaml`` in the job's folder.
         resources: what the driver occupies on its node, for example ``{"spirl_driver": 1}``.
@@ -211,7 +212,7 @@ def submit_run(client: JobSubmissionClient, experiment: Experiment, resources: M
         SpirlError: as `submit` and `check_output`.
     """
     check_output(experiment)
-    return submit(client, ["run", CONFIG], name=experiment.name, experiment=experiment, resources=resources)
+    return submit(client, ["run", layout.JOB_CONFIG], name=experiment.name, experiment=experiment, resources=resources)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 import spirl_ray
 from spirl_ray.config import Experiment, to_yaml
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.pipeline.provenance import SHIPPED_COMMIT, commit
 
 LIMIT_BYTES = 100 * 2**20
 """The largest upload that Ray's dashboard takes; it stores files in the package without compressing them."""
-CONFIG = "experiment.yaml"
 _PACKAGE = Path(spirl_ray.__file__).parent
 _BIGGEST = 5
 _NEVER_SHIPPED = ("__pycache__",)
@@ -73,4 +73,4 @@ def stage(folder: Path, experiment: Experiment | None = None, package: Path = _P
     if experiment is not None:
         # The job runs on the cluster that it was submitted to, whatever the config says of other occasions.
         here = experiment.model_copy(update={"ray": experiment.ray.model_copy(update={"address": None})})
-        (folder / CONFIG).write_text(to_yaml(here), encoding="utf-8")
+        (folder / layout.JOB_CONFIG).write_text(to_yaml(here), encoding="utf-8")

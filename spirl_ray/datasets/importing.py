@@ -5,29 +5,27 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 from ray.exceptions import RayError
 
 from spirl_ray import __version__
-from spirl_ray.config import fingerprint
 from spirl_ray.datasets.sources import Chunk, EpisodeSource
 from spirl_ray.envs import environment as environment_spec
-from spirl_ray.episodes.dataset import CARD, FORMAT_VERSION, DatasetCard, FileEntry, read_card
+from spirl_ray.episodes.dataset import FORMAT_VERSION, DatasetCard, FileEntry, read_card
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Features
 from spirl_ray.episodes.table import episodes_to_table, schema
 from spirl_ray.episodes.validation import Problem, check_episode, content_digest, episode_digest, file_digest
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
+from spirl_ray.files.atomic import FolderExists, partial_file, partial_folder, write_json
+from spirl_ray.files.fingerprint import fingerprint
 
 _SHOWN_PROBLEMS = 10
 _EPISODES_A_ROW_GROUP = 64
@@ -96,59 +94,73 @@ def import_dataset(
     """
     if shards < 1:
         raise SpirlError(f"data import: shards must be ≥ 1, not {shards}")
-    spec = environment_spec(environment)
     out = Path(out).absolute()
-    description = source.description()
     _refuse_foreign(out, environment)
     chunks = source.chunks()
     if not chunks:
-        raise SpirlError(f"{description.source}: holds no episode")
-    with _partial_folder(out) as partial:
-        count = min(shards, len(chunks))
-        tasks = [
-            _Shard(
-                source=source,
-                indices=tuple(index for chunk in chunks[number::count] for index in chunk),
-                file=partial / f"shard-{number:05d}",
-                features=spec.features,
-                action_dim=spec.action_dim,
-                skip_bad=skip_bad,
-            )
-            for number in range(count)
-        ]
-        results = _run(tasks, progress)
-        found = sorted(facts for result in results for facts in result["problems"])
-        problems = [Problem(description.source, *facts) for facts in found]
-        if problems and not skip_bad:
-            raise SpirlError(_refusal(description.source, problems))
-        digests: list[tuple[str, str]] = [
-            (identifier, digest) for result in results for identifier, digest in result["digests"]
-        ]
-        if not digests:
-            raise SpirlError(
-                _refusal(description.source, problems)
-                if problems
-                else f"{description.source}: gave no episode for any of {sum(map(len, chunks))} indices"
-            )
-        _refuse_twins(description.source, [identifier for identifier, _ in digests])
-        card = DatasetCard(
-            environment=environment,
-            features=dict(spec.features),
+        raise SpirlError(f"{source.description().source}: holds no episode")
+    try:
+        with partial_folder(out, resume=True) as partial:
+            report = _write_dataset(partial, source, chunks, environment, skip_bad, shards, progress)
+    except FolderExists:
+        return replace(report, card=_same_dataset(out, report.card))
+    return report
+
+
+def _write_dataset(
+    partial: Path,
+    source: EpisodeSource,
+    chunks: list[Chunk],
+    environment: str,
+    skip_bad: bool,
+    shards: int,
+    progress: Callable[[int, int], None] | None,
+) -> ImportReport:
+    """Writes the files of a dataset and its card to a folder, which may hold shards of an interrupted import."""
+    spec, description = environment_spec(environment), source.description()
+    count = min(shards, len(chunks))
+    tasks = [
+        _Shard(
+            source=source,
+            indices=tuple(index for chunk in chunks[number::count] for index in chunk),
+            file=partial / f"shard-{number:05d}",
+            features=spec.features,
             action_dim=spec.action_dim,
-            episodes=len(digests),
-            steps=sum(result["steps"] for result in results),
-            source=description.source,
-            licence=description.licence,
-            attribution=description.attribution,
-            content_sha256=content_digest(digests),
-            files=_name_files(partial, tasks, results),
-            created_by=f"spirl-ray {__version__}",
+            skip_bad=skip_bad,
         )
-        read = len(digests) + len({problem.episode for problem in problems})
-        report = ImportReport(card, problems, missing=sum(map(len, chunks)) - read)
-        (partial / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        existing = _publish(partial, out, card)
-    return report if existing is None else ImportReport(existing, problems, report.missing)
+        for number in range(count)
+    ]
+    results = _run(tasks, progress)
+    found = sorted(facts for result in results for facts in result["problems"])
+    problems = [Problem(description.source, *facts) for facts in found]
+    if problems and not skip_bad:
+        raise SpirlError(_refusal(description.source, problems))
+    digests: list[tuple[str, str]] = [
+        (identifier, digest) for result in results for identifier, digest in result["digests"]
+    ]
+    if not digests:
+        raise SpirlError(
+            _refusal(description.source, problems)
+            if problems
+            else f"{description.source}: gave no episode for any of {sum(map(len, chunks))} indices"
+        )
+    _refuse_twins(description.source, [identifier for identifier, _ in digests])
+    card = DatasetCard(
+        environment=environment,
+        features=dict(spec.features),
+        action_dim=spec.action_dim,
+        episodes=len(digests),
+        steps=sum(result["steps"] for result in results),
+        source=description.source,
+        licence=description.licence,
+        attribution=description.attribution,
+        content_sha256=content_digest(digests),
+        files=_name_files(partial, tasks, results),
+        created_by=f"spirl-ray {__version__}",
+    )
+    read = len(digests) + len({problem.episode for problem in problems})
+    write_json(partial / layout.DATASET_CARD, card.model_dump(mode="json"))
+    return ImportReport(card, problems, missing=sum(map(len, chunks)) - read)
 
 
 def _run(tasks: list[_Shard], progress: Callable[[int, int], None] | None) -> list[dict[str, Any]]:
@@ -209,7 +221,7 @@ def _write_row(tasks: list[_Shard], row: dict[str, Any]) -> dict[str, Any]:
         # As a value, so that Ray neither retries nor logs a traceback for what is the user's to fix.
         result = {"error": str(error)}
     except OSError as error:
-        result = {"error": _storage_message(shard.file.parent, error)}
+        result = {"error": f"Cannot write the dataset: {error.filename or shard.file}: {error.strerror or error}"}
     return {"shard": row["shard"], "result": json.dumps(result)}
 
 
@@ -218,10 +230,11 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
     digests: list[tuple[str, str]] = []
     problems: list[tuple[str, str, str]] = []
     steps = 0
-    # A task that Ray retries must not meet the file of an attempt that is still dying.
-    attempt = shard.file.with_name(f"{shard.file.name}.{os.getpid()}")
     kind = (shard.features, shard.action_dim)
-    with pq.ParquetWriter(attempt, schema(*kind), compression="zstd", write_page_checksum=True) as writer:
+    with (
+        partial_file(shard.file) as partial,
+        pq.ParquetWriter(partial, schema(*kind), compression="zstd", write_page_checksum=True) as writer,
+    ):
         waiting: list[Episode] = []
         for episode in shard.source.read(shard.indices):
             found = check_episode(episode, *kind)
@@ -238,12 +251,9 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
                 waiting = []
         if waiting:
             writer.write_table(episodes_to_table(waiting, *kind))
-    os.replace(attempt, shard.file)
     entry = FileEntry(sha256=file_digest(shard.file), bytes=shard.file.stat().st_size, rows=len(digests))
     result = {"digests": digests, "problems": problems, "steps": steps, "file": entry.model_dump()}
-    note = shard.result.with_name(f"{shard.result.name}.{os.getpid()}")
-    note.write_text(json.dumps({"key": shard.key, "result": result}))
-    os.replace(note, shard.result)
+    write_json(shard.result, {"key": shard.key, "result": result})
     return result
 
 
@@ -268,10 +278,10 @@ def _name_files(partial: Path, tasks: list[_Shard], results: list[dict[str, Any]
             raise SpirlError(
                 f"{file}: written by a task but not visible here; the dataset must be on storage that all nodes share"
             )
-        name = f"episodes-{number:05d}-of-{len(kept):05d}.parquet"
-        os.rename(file, partial / name)
+        name = layout.episodes_file(number, len(kept))
+        file.rename(partial / name)
         files[name] = entry
-    for file in partial.glob("shard-*"):
+    for file in [*partial.glob("shard-*"), *partial.glob(".shard-*")]:
         file.unlink()
     return files
 
@@ -282,25 +292,20 @@ def _refuse_foreign(out: Path, environment: str) -> None:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
             return
     except OSError as error:
-        raise SpirlError(_storage_message(out, error)) from error
+        raise SpirlError(f"Cannot write {out}: {error.strerror}") from error
     if not out.is_dir():
         raise SpirlError(f"{out}: there is a file; choose another folder for the dataset or remove it")
-    if not (out / CARD).exists():
-        raise SpirlError(f"{out}: there is a folder that is not a dataset (no {CARD}); choose another one or remove it")
+    if not (out / layout.DATASET_CARD).exists():
+        raise SpirlError(
+            f"{out}: there is a folder without {layout.DATASET_CARD}, no dataset; choose another one or remove it"
+        )
     card = read_card(out)
     if card.environment != environment:
         raise SpirlError(_occupied(out, card))
 
 
-def _publish(partial: Path, out: Path, card: DatasetCard) -> DatasetCard | None:
-    """Move the finished folder to its place; the card that was there if that is the same dataset."""
-    (partial / _OWNER).unlink()
-    try:
-        os.rename(partial, out)
-        return None
-    except OSError:
-        if not (out / CARD).exists():
-            raise
+def _same_dataset(out: Path, card: DatasetCard) -> DatasetCard:
+    """The card of the dataset that is at its place already, if that is whole and of the same content."""
     existing = read_card(out)
     if existing.content_sha256 != card.content_sha256:
         raise SpirlError(_occupied(out, existing))
@@ -336,62 +341,3 @@ def _refusal(source: str, problems: list[Problem]) -> str:
         f"{source}: bad episodes; repair the source, or leave them out with skip_bad "
         f"(which needs at least one good episode):\n{shown}{more}"
     )
-
-
-_OWNER = "owner.json"
-
-
-@contextmanager
-def _partial_folder(out: Path) -> Iterator[Path]:
-    """A sibling of `out` to write into: what an import that was stopped has left, or a new folder.
-
-    It is removed when the import fails, and stays when it is stopped.
-    """
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    stopped = False
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in sorted(out.parent.glob(f".{out.name}.partial-*")):
-            if leftover == partial or not _abandoned(leftover):
-                continue
-            if partial.exists():
-                shutil.rmtree(leftover)
-            else:
-                leftover.rename(partial)
-        partial.mkdir(exist_ok=True)
-        (partial / _OWNER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        yield partial
-    except (OSError, pa.ArrowException) as error:
-        raise SpirlError(_storage_message(out, error)) from error
-    except (KeyboardInterrupt, SystemExit):
-        stopped = True
-        raise
-    finally:
-        if not stopped:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _abandoned(folder: Path) -> bool:
-    """Whether the process that made a partial folder is gone; on shared storage it may be on another host."""
-    try:
-        pid = int(folder.name.rpartition("-")[2])
-        host = json.loads((folder / _OWNER).read_text())["host"]
-    except (OSError, ValueError, KeyError):
-        host = socket.gethostname()
-    return host == socket.gethostname() and (pid == os.getpid() or not _alive(pid))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _storage_message(path: Path, error: BaseException) -> str:
-    name = getattr(error, "filename", None) or path
-    reason = getattr(error, "strerror", None) or error
-    return f"{name}: {reason}; the dataset could not be written"

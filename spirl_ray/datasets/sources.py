@@ -70,8 +70,8 @@ class EpisodeSource(Protocol):
 MakeSource = Callable[[DataSettings, str], EpisodeSource]
 """From the data settings and the environment's id to the source. Raises SpirlError for settings that do not fit."""
 SOURCES: Registry[MakeSource] = Registry(
-    "data source (data.source)",
-    modules=("spirl_ray.datasets.generated", "spirl_ray.datasets.minari", "spirl_ray.datasets.joined"),
+    "data source",
+    modules=tuple(f"spirl_ray.datasets.{name}" for name in ("generated", "minari", "joined", "folder")),
     group="spirl_ray.sources",
 )
 

@@ -87,7 +87,7 @@ class WindowTable:
         """Windows by number [B] -> their observations and actions."""
         rows = self.starts[windows].unsqueeze(1) + self._offsets
         seen = rows[:, : self._observed]
-        return {name: self._observations(name, seen) for name in self.features}, self.actions[rows]
+        return {name: self._observations(name, seen) for name in self.features}, _at(self.actions, rows)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Uniform over all windows, with replacement."""
@@ -106,7 +106,7 @@ class WindowTable:
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         """A feature in the successive rows [B, n]; images with those before them, the newest last."""
         if name in self.numbers:
-            return self.numbers[name][rows]
+            return _at(self.numbers[name], rows)
         frames = self.features[name].frames
         before = np.arange(1 - frames, rows.shape[1])
         episode = self._episode[rows[:, 0].numpy()]
@@ -114,6 +114,11 @@ class WindowTable:
         steps = np.maximum(rows[:, :1].numpy() + before - self._first[episode][:, None], 0)
         images = torch.from_numpy(self._images[name](episode, steps))
         return images.unfold(1, frames, 1).movedim(-1, 2).contiguous()
+
+
+def _at(values: Tensor, rows: Tensor) -> Tensor:
+    """``values[rows]``, which takes twice as long."""
+    return values.index_select(0, rows.reshape(-1)).unflatten(0, rows.shape)
 
 
 ImageSource = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]

@@ -14,10 +14,10 @@ from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature, FeatureName
 from spirl_ray.episodes.table import check_schema, table_to_episodes
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.untrusted import CARD_LIMIT_BYTES, parse_json, read_plain_file
 
 FORMAT_VERSION = 2
-CARD = "card.json"
 _ROWS_AT_A_TIME = 64
 _LARGEST = 2**24
 """The most numbers in one value of a feature, or in an action; a card with more is not of real data."""
@@ -89,11 +89,11 @@ def read_card(path: str | Path) -> DatasetCard:
         SpirlError: there is no such folder or card, or this version cannot read the card.
     """
     folder = Path(path).absolute()
-    file = folder / CARD
+    file = folder / layout.DATASET_CARD
     if not folder.is_dir():
         raise SpirlError(f"{folder}: no such dataset folder; import or generate the data first")
     if not file.exists():
-        raise SpirlError(f"{folder}: not a dataset, it has no {CARD}")
+        raise SpirlError(f"{folder}: not a dataset, it has no {layout.DATASET_CARD}")
     values = parse_json(read_plain_file(file, CARD_LIMIT_BYTES), file)
     if values.get("format_version") != FORMAT_VERSION:
         raise SpirlError(
@@ -122,7 +122,7 @@ def dataset_files(path: str | Path) -> list[str]:
         if file.is_symlink():
             raise SpirlError(f"{file}: is a symbolic link, which is refused; a dataset consists of plain files")
         if not file.is_file():
-            raise SpirlError(f"{file}: missing, but named in {folder / CARD}; import the data again")
+            raise SpirlError(f"{file}: missing, but named in {folder / layout.DATASET_CARD}; import the data again")
     return [str(file) for file in files]
 
 
@@ -165,6 +165,6 @@ def read_tables(file: str, card: DatasetCard, columns: list[str] | None = None) 
             for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except FileNotFoundError:
-        raise SpirlError(f"{file}: missing, but named in the dataset's {CARD}") from None
+        raise SpirlError(f"{file}: missing, but named in the dataset's {layout.DATASET_CARD}") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SpirlError(f"{file}: not readable as Parquet (damaged or cut short): {error}") from error

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from spirl_ray.episodes.dataset import (
-    CARD,
     read_card,
     read_tables,
 )
@@ -18,6 +17,7 @@ from spirl_ray.episodes.episode import Episode, metadata_json
 from spirl_ray.episodes.features import Array, Features, stored_features
 from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 
 ACTION_TOLERANCE = 1e-6
 """The distance by which an action may be outside [-1, 1], because the recorder rounds."""
@@ -131,7 +131,7 @@ def validate_dataset(path: str | Path) -> list[Problem]:
         rows = 0
         try:
             if file_digest(file) != entry.sha256:
-                problems.append(Problem(file, "", "sha256", f"the bytes are not those that {CARD} names"))
+                problems.append(Problem(file, "", "sha256", f"{layout.DATASET_CARD} names other bytes"))
             for table in read_tables(file, card):
                 lengths = table["length"].to_pylist()
                 episodes = table_to_episodes(table, card.features, card.action_dim, where=file)
@@ -153,7 +153,7 @@ def validate_dataset(path: str | Path) -> list[Problem]:
             problems.append(Problem(file, "", "file", error.strerror or str(error)))
             continue
         if rows != entry.rows:
-            problems.append(Problem(file, "", "rows", f"{rows} episodes, {CARD} says {entry.rows}"))
+            problems.append(Problem(file, "", "rows", f"{rows} episodes, {layout.DATASET_CARD} says {entry.rows}"))
     unreadable = any(problem.field == "file" for problem in problems)
     if not unreadable:
         # If a file is unreadable, these would only report the same problem again.
@@ -165,9 +165,9 @@ def validate_dataset(path: str | Path) -> list[Problem]:
         for name, value in counted.items():
             if value != getattr(card, name):
                 what = f"the files hold {value}, the card says {getattr(card, name)}"
-                problems.append(Problem(str(folder / CARD), "", name, what))
+                problems.append(Problem(str(folder / layout.DATASET_CARD), "", name, what))
     extra = sorted({file.name for file in folder.glob("*.parquet")} - set(card.files))
-    problems += [Problem(str(folder / name), "", "file", f"not named in {CARD}") for name in extra]
+    problems += [Problem(str(folder / name), "", "file", f"not named in {layout.DATASET_CARD}") for name in extra]
     return problems
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Attempt:
         Args:
             result: folder of what is worked on; made if it is not there.
         """
-        folder = result / "attempts"
+        folder = result / layout.ATTEMPTS
         folder.mkdir(parents=True, exist_ok=True)
         number = _newest(folder)
         while True:

@@ -21,17 +21,18 @@ import spirl_ray.envs as envs
 from spirl_ray.envs.spec import FloorPlan
 from spirl_ray.episodes.features import Array, stack_observations
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_atomically, write_json
 from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.events import Progress, silent
+from spirl_ray.pipeline.results import ExplorationResult
 from spirl_ray.pipeline.session import finished_tasks
-from spirl_ray.pipeline.stages import Progress, StageResult, silent
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import SkillExecution
 from spirl_ray.skills.model import SkillModel
 
 Latents = Literal["prior", "standard_normal"]
-FIGURE, TABLE, SUMMARY = "exploration.png", "coverage.csv", "summary.json"
 _EPISODES_A_TASK = 25
 _DRAWN_EVERY = 5
 """Primitive steps between the positions in the figure."""
@@ -66,7 +67,7 @@ def exploration_folder(workspace: Workspace) -> Path:
     return workspace.exploration([trial.skills for trial in exploring_trials(workspace)])
 
 
-def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageResult:
+def run_exploration(workspace: Workspace, progress: Progress = silent) -> ExplorationResult:
     """Explores on Ray with trained skills, and writes the figure, the coverage table and a summary.
 
     Args:
@@ -84,8 +85,9 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageR
     made = envs.make(env.id, **env.kwargs)
     plan, limit = facts.floor_plan(made), envs.episode_limit(made)
     with workspace.locked(out):
-        if (out / SUMMARY).exists():
-            return StageResult(out, False, read_json(out / SUMMARY))
+        if (out / layout.SUMMARY).exists():
+            rows = read_json(out / layout.SUMMARY)["rows"]
+            return ExplorationResult(folder=out, ran=False, figure=out / layout.EXPLORATION_FIGURE, rows=rows)
         episodes = math.ceil(settings.env_steps / limit)
         chunks = [
             range(first, min(episodes, first + _EPISODES_A_TASK)) for first in range(0, episodes, _EPISODES_A_TASK)
@@ -104,11 +106,11 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> StageR
             done += found.shape[0] * (found.shape[1] - 1)
             progress(done, len(acting) * episodes * limit, {"steps": done})
         rows = coverage_rows({label: np.concatenate(parts) for label, parts in paths.items()}, plan)
-        write_csv(out / TABLE, rows)
-        write_atomically(out / FIGURE, _figure(paths, rows, plan))
+        write_csv(out / layout.EXPLORATION_TABLE, rows)
+        write_atomically(out / layout.EXPLORATION_FIGURE, _figure(paths, rows, plan))
         summary = {"rows": rows, "env": env.model_dump(mode="json"), "env_steps": rows[0]["env_steps"]}
-        write_json(out / SUMMARY, summary)
-    return StageResult(out, True, summary)
+        write_json(out / layout.SUMMARY, summary)
+    return ExplorationResult(folder=out, ran=True, figure=out / layout.EXPLORATION_FIGURE, rows=rows)
 
 
 def coverage_rows(paths: dict[str, NDArray[np.float32]], plan: FloorPlan) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ import torch
 import spirl_ray.envs as envs
 from spirl_ray.envs.metrics import EpisodeOutcome, Mode, Scores, undeclared
 from spirl_ray.errors import SpirlError
-from spirl_ray.files.tables import write_csv
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.session import finished_tasks
 from spirl_ray.pipeline.video import VideoWriter
 from spirl_ray.policy.policy import Policy, load_policy, prior_policy, read_policy_card
@@ -150,19 +149,12 @@ def read_episode_rows(path: Path) -> list[EpisodeRow]:
     Raises:
         SpirlError: the file is damaged; the message names it.
     """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    fixed = ("mode", "episode", "seed")
+    rows = []
     try:
-        return [
-            EpisodeRow(
-                row.pop("mode"),
-                int(row.pop("episode")),
-                int(row.pop("seed")),
-                {name: float(text) for name, text in row.items() if text},
-            )
-            for row in rows
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise SpirlError(f"{path} is damaged ({error!r}). Remove it, so that its episodes are run again.") from error
+        for row in read_csv(path, fixed):
+            values = {name: row.number(name) for name, text in row.cells.items() if name not in fixed and text}
+            rows.append(EpisodeRow(row.cells["mode"], row.whole_number("episode"), row.whole_number("seed"), values))
+    except SpirlError as error:
+        raise SpirlError(f"{error}. Remove this file, so that its episodes are run again.") from error
+    return rows

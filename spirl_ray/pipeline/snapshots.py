@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from spirl_ray.envs.metrics import MODES, SCORE, Scores
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.rollouts import (
@@ -20,7 +21,6 @@ from spirl_ray.pipeline.rollouts import (
 )
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.training_run import TrainingRun
-from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.policy.policy import read_policy_card, save_policy
 from spirl_ray.rl.algorithm import SkillPriorSAC
 
@@ -42,19 +42,20 @@ class SnapshotEvaluations:
         self.newest: dict[str, Row] = {}
         """The newest result of each mode."""
         self._clock: dict[int, float] = {}
-        for folder in sorted((run.out / "snapshots").glob("step-*")):
-            if int(folder.name.split("-")[1]) > env_steps:
+        for folder in layout.step_folders(run.out / layout.SNAPSHOTS):
+            if layout.steps_of(folder) > env_steps:
                 shutil.rmtree(folder, ignore_errors=True)
         self.results = results_so_far(run.out)
         for env_steps in sorted({steps for steps, _ in self.results}):
             self._tell(env_steps)
-        for card in sorted((run.out / "snapshots").glob(f"*/{POLICY_CARD}")):
-            self._start(read_policy_card(card.parent).env_steps)
+        for folder in layout.step_folders(run.out / layout.SNAPSHOTS):
+            if (folder / layout.POLICY_CARD).exists():
+                self._start(read_policy_card(folder).env_steps)
 
     def snapshot(self, algorithm: SkillPriorSAC, env_steps: int) -> None:
         """Saves the policy as it is now and starts its evaluation."""
         run, folder = self.run, snapshot_folder(self.run.out, env_steps)
-        if not (folder / POLICY_CARD).exists():
+        if not (folder / layout.POLICY_CARD).exists():
             save_policy(
                 folder,
                 algorithm.policy_state(),
@@ -103,10 +104,10 @@ class SnapshotEvaluations:
                 **self.scores.mean(row.metrics for row in rows),
                 "wall_clock_s": round(self._clock.get(env_steps, wall_clock_s), 1),
             }
-            write_json(snapshot_folder(self.run.out, env_steps) / f"evaluation-{mode}.json", result)
+            write_json(snapshot_folder(self.run.out, env_steps) / layout.snapshot_evaluation(mode), result)
             self.results[key] = result
             self.newest[mode] = result
-            write_csv(self.run.out / "evaluations.csv", [self.results[k] for k in sorted(self.results)])
+            write_csv(self.run.out / layout.EVALUATIONS, [self.results[k] for k in sorted(self.results)])
             self._tell(env_steps)
 
     def _tell(self, env_steps: int) -> None:
@@ -118,12 +119,12 @@ class SnapshotEvaluations:
 
 def snapshot_folder(out: Path, env_steps: int) -> Path:
     """Where the policy of a run's folder is kept as it was after so many steps."""
-    return out / "snapshots" / f"step-{env_steps:012d}"
+    return layout.step_folder(out / layout.SNAPSHOTS, env_steps)
 
 
 def results_so_far(out: Path) -> dict[tuple[int, str], Row]:
     """Results of the evaluations made during training, by env_steps and mode."""
-    found = [read_json(file) for file in sorted((out / "snapshots").glob("*/evaluation-*.json"))]
+    found = [read_json(file) for file in sorted((out / layout.SNAPSHOTS).glob(f"*/{layout.snapshot_evaluation('*')}"))]
     return {(result["env_steps"], result["mode"]): result for result in found}
 
 

@@ -1,23 +1,31 @@
-"""The stages of an experiment, each of which goes on where it stopped and skips what is done."""
+"""The stages of an experiment: each resumes where it stopped and skips what is done."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from spirl_ray.config import EnvSettings, EvaluateSettings, Experiment
-from spirl_ray.datasets.importing import ImportReport, import_dataset
+from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.envs.metrics import MODES, Mode
 from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.validation import file_digest
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
-from spirl_ray.files.tables import write_csv
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.demonstrations import render_remotely
+from spirl_ray.pipeline.events import Progress, silent
 from spirl_ray.pipeline.monitoring import Monitor
+from spirl_ray.pipeline.results import (
+    DataResult,
+    DemonstrationsResult,
+    EvaluationResult,
+    SkillsResult,
+    Snapshot,
+    TrainingResult,
+)
 from spirl_ray.pipeline.rollouts import (
     EpisodeRow,
     RolloutPlan,
@@ -32,43 +40,20 @@ from spirl_ray.pipeline.session import interruptible
 from spirl_ray.pipeline.training import is_trained, train_policy
 from spirl_ray.pipeline.training_run import TrainingRun
 from spirl_ray.pipeline.workspace import Trial, Workspace
-from spirl_ray.policy.policy import CARD as POLICY_CARD
-from spirl_ray.skills.artifact import CARD as SKILL_CARD
 from spirl_ray.skills.artifact import read_skill_card
 from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.pretrain import held_out, pretrain
 
-SUMMARY, EPISODES, FILM = "summary.json", "episodes.csv", "demonstrations.mp4"
-_UNFINISHED, _FILMS = "episodes-so-far.csv", "videos.json"
 Row = dict[str, Any]
 
 
-class Progress(Protocol):
-    """How long work tells how far it is; the command line shows bars, tests show nothing."""
-
-    def __call__(self, done: float, total: float, facts: Row) -> None: ...
-
-
-def silent(done: float, total: float, facts: Row) -> None:
-    """Shows nothing."""
-
-
-@dataclass
-class StageResult:
-    """What a stage has to show: its folder, whether it had to work, and facts worth a line."""
-
-    folder: Path
-    ran: bool
-    facts: Row = field(default_factory=dict)
-
-
-def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[StageResult, ImportReport | None]:
+def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResult:
     """Imports or generates the dataset, unless it is there."""
     data, out = workspace.experiment.data, workspace.dataset
     with workspace.locked(out):
-        if (out / "card.json").exists():
+        if (out / layout.DATASET_CARD).exists():
             card = read_card(out)
-            return StageResult(out, False, {"episodes": card.episodes, "steps": card.steps}), None
+            return DataResult(folder=out, ran=False, episodes=card.episodes, steps=card.steps)
         report = import_dataset(
             workspace.source,
             out,
@@ -77,26 +62,29 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> tuple[Sta
             shards=data.shards,
             progress=lambda done, total: progress(done, total, {}),
         )
-    facts: Row = {"episodes": report.card.episodes, "steps": report.card.steps}
-    if report.skipped:
-        facts["skipped"] = len(report.skipped)
-    if attempts := workspace.source.attempts:
-        facts["success_rate"] = 1.0 - report.missing / attempts
-    return StageResult(out, True, facts), report
+    attempts = workspace.source.attempts
+    return DataResult(
+        folder=out,
+        ran=True,
+        episodes=report.card.episodes,
+        steps=report.card.steps,
+        skipped=tuple(map(str, report.skipped)),
+        expert_success=1.0 - report.missing / attempts if attempts else None,
+    )
 
 
-def show_demonstrations(workspace: Workspace) -> StageResult:
+def show_demonstrations(workspace: Workspace) -> DemonstrationsResult:
     """Films as many demonstrations as episodes of an agent; the environment must be able to draw them."""
     out, settings = workspace.demonstrations, workspace.experiment.evaluate
     with workspace.locked(out):
-        if (out / FILM).exists() and read_json(out / _FILMS) == _films(settings):
-            return StageResult(out, False)
-        render_remotely(workspace.dataset, out / FILM, settings.videos, settings.video_fps)
-        write_json(out / _FILMS, _films(settings))
-    return StageResult(out, True)
+        if (out / layout.DEMONSTRATIONS_VIDEO).exists() and read_json(out / layout.VIDEO_SETTINGS) == _films(settings):
+            return DemonstrationsResult(folder=out, ran=False, video=out / layout.DEMONSTRATIONS_VIDEO)
+        render_remotely(workspace.dataset, out / layout.DEMONSTRATIONS_VIDEO, settings.videos, settings.video_fps)
+        write_json(out / layout.VIDEO_SETTINGS, _films(settings))
+    return DemonstrationsResult(folder=out, ran=True, video=out / layout.DEMONSTRATIONS_VIDEO)
 
 
-def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
+def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
     """Stage 1: skills and prior of a trial, unless another trial has trained the same.
 
     Raises:
@@ -104,8 +92,8 @@ def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
     """
     out = trial.skills
     with trial.workspace.locked(out):
-        if (out / SKILL_CARD).exists():
-            return StageResult(out, False, dict(read_skill_card(out).metrics))
+        if (out / layout.SKILL_CARD).exists():
+            return _skills(trial, False, read_skill_card(out).metrics)
         data, settings = trial.experiment.data, trial.experiment.pretrain
         dataset = trial.workspace.dataset
         check_files(dataset)
@@ -117,17 +105,21 @@ def train_skills(trial: Trial, progress: Progress = silent) -> StageResult:
             validation=held_out(dataset, data.validation_fraction, trial.seed),
             in_memory_limit_mb=data.in_memory_limit_mb,
         )
-        rows = _rows_so_far(out / "metrics.csv")
+        rows = [row.cells for row in read_csv(out / layout.METRICS)]
         monitor = Monitor(trial.experiment.name, f"{trial.method}-s{trial.seed}", "pretrain")
 
         def on_row(row: Row) -> None:
             rows[:] = [known for known in rows if float(known["update"]) < row["update"]] + [row]
-            write_csv(out / "metrics.csv", rows)
+            write_csv(out / layout.METRICS, rows)
             monitor.show(row)
             progress(row["update"], settings.updates, row)
 
         metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))
-    return StageResult(out, True, dict(metrics))
+    return _skills(trial, True, metrics)
+
+
+def _skills(trial: Trial, ran: bool, metrics: Mapping[str, float]) -> SkillsResult:
+    return SkillsResult(folder=trial.skills, ran=ran, method=trial.method, seed=trial.seed, metrics=dict(metrics))
 
 
 def check_files(dataset: Path) -> None:
@@ -148,14 +140,9 @@ def check_files(dataset: Path) -> None:
         raise SpirlError(f"{name} {found}. Remove the folder {dataset} and import the data again.")
 
 
-def _rows_so_far(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def train(trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Row], None] | None = None) -> StageResult:
+def train(
+    trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Row], None] | None = None
+) -> TrainingResult:
     """Stage 2: the high-level policy of a trial.
 
     Args:
@@ -176,15 +163,26 @@ def train(trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Ro
         done = is_trained(run)
         total = trial.experiment.train.env_steps
         facts = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
-    published, score = facts[facts["publish"]], facts["score"]
-    label = score.replace("_", " ")
-    shown = {f"{label}, {mode}": published[mode][score] for mode in MODES if score in published[mode]}
-    return StageResult(trial.policy, not done, {**facts, "scores": shown})
+    return TrainingResult(
+        folder=trial.policy,
+        ran=not done,
+        method=trial.method,
+        seed=trial.seed,
+        best=_snapshot(facts["best"]),
+        last=_snapshot(facts["last"]),
+        **{name: facts[name] for name in ("env_steps", "decisions", "updates", "wall_clock_s", "commit")},
+        score=facts["score"],
+        publish=facts["publish"],
+    )
+
+
+def _snapshot(facts: Row) -> Snapshot:
+    return Snapshot(facts["env_steps"], facts["score"], {mode: facts[mode] for mode in MODES if mode in facts})
 
 
 def evaluate_policy(
     trial: Trial, progress: Progress = silent, *, videos: bool = True, env: EnvSettings | None = None
-) -> StageResult:
+) -> EvaluationResult:
     """The final evaluation of a trained policy: episodes in every mode, and videos.
 
     Args:
@@ -196,22 +194,38 @@ def evaluate_policy(
     Raises:
         SpirlError: when there is no trained policy, or it is damaged.
     """
-    if not (trial.policy / POLICY_CARD).exists():
+    if not (trial.policy / layout.POLICY_CARD).exists():
         raise SpirlError(f"There is no trained policy in {trial.policy}: run spirl train first.")
     env = trial.experiment.env if env is None else env
     settings, out = trial.experiment.evaluate, trial.evaluation_in(env)
     there = trial.experiment.model_copy(update={"env": env})
     plans = _plans(there, trial.policy, prior=False)
     with trial.workspace.locked(out):
-        return _evaluate(out, plans, settings, settings.episodes, videos, progress)
+        ran, summary = _evaluate(out, plans, settings, settings.episodes, videos, progress)
+    return _evaluation(trial, out, ran, summary)
 
 
-def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> StageResult:
+def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> EvaluationResult:
     """Episodes of the bare prior: latents drawn from p(z | s), and the prior's mean latent."""
     settings, out = trial.experiment.evaluate, trial.prior_rollouts
     plans = _plans(trial.experiment, trial.skills, prior=True)
     with trial.workspace.locked(out):
-        return _evaluate(out, plans, settings, settings.prior_episodes, videos, progress)
+        ran, summary = _evaluate(out, plans, settings, settings.prior_episodes, videos, progress)
+    return _evaluation(trial, out, ran, summary)
+
+
+def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row) -> EvaluationResult:
+    videos = {mode: layout.video(out, mode) for mode in summary["modes"]}
+    return EvaluationResult(
+        folder=out,
+        ran=ran,
+        method=trial.method,
+        seed=trial.seed,
+        score=summary["score"],
+        modes=summary["modes"],
+        episodes_csv=out / layout.EPISODES,
+        videos={mode: video for mode, video in videos.items() if video.exists()},
+    )
 
 
 def _plans(experiment: Experiment, agent: Path, *, prior: bool) -> dict[Mode, RolloutPlan]:
@@ -229,13 +243,17 @@ def _evaluate(
     episodes: int,
     videos: bool,
     progress: Progress,
-) -> StageResult:
-    """Runs and writes the episodes of one agent. What a stopped evaluation has finished is not run again."""
+) -> tuple[bool, Row]:
+    """Runs and writes the episodes of one agent, except those that a stopped evaluation has finished.
+
+    Returns:
+        Whether there was anything to do, and the contents of ``summary.json``.
+    """
     films = _missing_films(out, settings) if videos else []
-    done = (out / SUMMARY).exists()
+    done = (out / layout.SUMMARY).exists()
     if done and not films:
-        return StageResult(out, False, read_json(out / SUMMARY))
-    rows = read_episode_rows(out / (EPISODES if done else _UNFINISHED))
+        return False, read_json(out / layout.SUMMARY)
+    rows = read_episode_rows(out / (layout.EPISODES if done else layout.EPISODES_SO_FAR))
     scores = next(iter(plans.values())).scores
     finished = {(row.mode, row.episode) for row in rows}
     missing = {mode: [i for i in range(episodes) if (mode, i) not in finished] for mode in plans}
@@ -245,28 +263,28 @@ def _evaluate(
     def on_rows(found: list[EpisodeRow]) -> None:
         rows.extend(found)
         rows.sort(key=lambda row: (settings.modes.index(row.mode), row.episode))
-        write_episodes(out / _UNFINISHED, rows)
+        write_episodes(out / layout.EPISODES_SO_FAR, rows)
         means = scores.mean(row.metrics for row in rows)
         score = scores.score_in([means])
         progress(len(rows), total, {"scores": {score.label: means[score.name]} if score.name in means else {}})
 
     films_started = [
-        start_video(plans[mode], settings.videos, out / "videos" / f"{mode}.mp4", settings.video_fps) for mode in films
+        start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in films
     ]
     gather_rollouts(references, on_rows)
     gather_rollouts(films_started)
     if films:
-        write_json(out / "videos" / _FILMS, _films(settings))
+        write_json(out / layout.VIDEOS / layout.VIDEO_SETTINGS, _films(settings))
     if done:
-        return StageResult(out, True, read_json(out / SUMMARY))
+        return True, read_json(out / layout.SUMMARY)
     summary: Row = {"score": scores.score_in([row.metrics for row in rows]).name, "modes": {}}
     for mode in settings.modes:
         chosen = [row.metrics for row in rows if row.mode == mode]
         summary["modes"][mode] = {"episodes": len(chosen), **scores.mean(chosen)}
-    write_episodes(out / EPISODES, rows)
-    write_json(out / SUMMARY, summary)
-    (out / _UNFINISHED).unlink(missing_ok=True)
-    return StageResult(out, True, summary)
+    write_episodes(out / layout.EPISODES, rows)
+    write_json(out / layout.SUMMARY, summary)
+    (out / layout.EPISODES_SO_FAR).unlink(missing_ok=True)
+    return True, summary
 
 
 def _films(settings: EvaluateSettings) -> Row:
@@ -277,7 +295,7 @@ def _missing_films(out: Path, settings: EvaluateSettings) -> list[Mode]:
     """Modes of which there is no video yet, or one of another length or speed."""
     if not settings.videos:
         return []
-    card = out / "videos" / _FILMS
+    card = out / layout.VIDEOS / layout.VIDEO_SETTINGS
     if card.exists() and read_json(card) != _films(settings):
         return list(settings.modes)
-    return [mode for mode in settings.modes if not (card.exists() and (out / "videos" / f"{mode}.mp4").exists())]
+    return [mode for mode in settings.modes if not (card.exists() and (layout.video(out, mode)).exists())]

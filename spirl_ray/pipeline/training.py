@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import shutil
 import sys
 import time
@@ -16,9 +15,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from spirl_ray.envs.metrics import SCORE
 from spirl_ray.errors import SpirlError
-from spirl_ray.files.atomic import read_json, write_atomically, write_json
+from spirl_ray.files import layout
+from spirl_ray.files.atomic import partial_folder, read_json, remove_partial_folders, write_atomically, write_json
 from spirl_ray.files.attempts import Attempt
-from spirl_ray.files.tables import write_csv
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.provenance import commit, hardware, versions
 from spirl_ray.pipeline.scores import experiment_scores
@@ -31,11 +31,9 @@ from spirl_ray.pipeline.snapshots import (
     snapshot_folder,
 )
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
-from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC
 
-_RESULT, PROVENANCE = "trained.json", "provenance.json"
 _STEPS_PER_ROW = 1000
 Row = dict[str, Any]
 
@@ -47,13 +45,13 @@ def is_trained(run: TrainingRun) -> bool:
     # Another `train.publish` or `evaluate.score` may choose another snapshot; without snapshots, there is no choice.
     found = best_and_last(results_so_far(run.out), experiment_scores(run.experiment))
     wanted = found.get(run.experiment.train.publish)
-    return wanted is None or wanted["env_steps"] == read_json(run.out / _RESULT).get("published_env_steps")
+    return wanted is None or wanted["env_steps"] == read_json(run.out / layout.TRAINED).get("published_env_steps")
 
 
 def _reached(run: TrainingRun) -> bool:
-    if not (run.out / _RESULT).exists() or not (run.out / POLICY_CARD).exists():
+    if not (run.out / layout.TRAINED).exists() or not (run.out / layout.POLICY_CARD).exists():
         return False
-    return read_json(run.out / _RESULT)["env_steps"] >= run.experiment.train.env_steps
+    return read_json(run.out / layout.TRAINED)["env_steps"] >= run.experiment.train.env_steps
 
 
 def train_policy(
@@ -85,7 +83,7 @@ def train_policy(
         if on_evaluation is not None:
             for evaluation in evaluations_so_far(run.out, scores):
                 on_evaluation(evaluation)
-        result = read_json(run.out / _RESULT)
+        result = read_json(run.out / layout.TRAINED)
         return result if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), result)
     torch.set_num_threads(1)
     attempt = Attempt.begin(run.out)
@@ -93,7 +91,7 @@ def train_policy(
     config = algorithm_config(run)
     if saved:
         # Episodes that start after a restore must not repeat those from before.
-        config.debugging(seed=run.seed + 1000 * (1 + int(saved[-1].name.split("-")[1])))
+        config.debugging(seed=run.seed + 1000 * (1 + layout.steps_of(saved[-1])))
     algorithm: SkillPriorSAC = config.build_algo()
     try:
         if saved:
@@ -190,21 +188,21 @@ def _publish_and_note(run: TrainingRun, attempt: Attempt, result: Row) -> Row:
     _publish(snapshot_folder(run.out, found[publish]["env_steps"]), run.out)
     chosen = {"publish": publish, "published_env_steps": found[publish]["env_steps"]}
     result |= {**chosen, SCORE: scores.score_in(results.values()).name, **found}
-    write_json(run.out / _RESULT, result)
+    write_json(run.out / layout.TRAINED, result)
     return result
 
 
 def _publish(snapshot: Path, out: Path) -> None:
     """Copies a snapshot to where users look for the policy; its card comes last and completes it."""
     files = [path.relative_to(snapshot) for path in sorted(snapshot.rglob("*")) if path.is_file()]
-    files = [file for file in files if not file.name.startswith("evaluation-")]
-    for file in sorted(files, key=lambda file: file == Path(POLICY_CARD)):
+    files = [file for file in files if not layout.is_snapshot_evaluation(file.name)]
+    for file in sorted(files, key=lambda file: file == Path(layout.POLICY_CARD)):
         write_atomically(out / file, (snapshot / file).read_bytes())
 
 
 def _note_provenance(out: Path, env_steps: int) -> list[Row]:
     """Adds this process to ``provenance.json``: which commit trained from which step on, on what hardware."""
-    path = out / PROVENANCE
+    path = out / layout.PROVENANCE
     history = [entry for entry in read_provenance(out) if entry["from_env_steps"] < env_steps]
     history.append({"from_env_steps": env_steps, "commit": commit(), "versions": versions(), "hardware": hardware()})
     write_json(path, {"processes": history})
@@ -213,7 +211,7 @@ def _note_provenance(out: Path, env_steps: int) -> list[Row]:
 
 def read_provenance(out: Path) -> list[Row]:
     """The processes that trained a policy, in order; empty for one that has not started."""
-    path = out / PROVENANCE
+    path = out / layout.PROVENANCE
     return list(read_json(path)["processes"]) if path.exists() else []
 
 
@@ -222,19 +220,17 @@ def read_provenance(out: Path) -> list[Row]:
 
 def checkpoints(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return [path for path in sorted((out / "checkpoints").glob("step-*")) if checkpoint.complete(path)]
+    return [path for path in layout.step_folders(out / layout.CHECKPOINTS) if checkpoint.complete(path)]
 
 
 def _checkpoint(run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC) -> None:
-    """Writes beside the checkpoints, under a name of this attempt's own, and moves the whole to its place."""
-    target = run.out / "checkpoints" / f"step-{algorithm.counters['env_steps']:012d}"
-    for left in target.parent.glob(".step-*.partial-*"):  # by attempts that ended, or are about to
-        shutil.rmtree(left, ignore_errors=True)
+    """Writes a checkpoint and removes the oldest ones; an attempt that a newer one has overtaken publishes nothing."""
+    target = layout.step_folder(run.out / layout.CHECKPOINTS, algorithm.counters["env_steps"])
+    remove_partial_folders(target.parent)  # of attempts that have ended, or are about to
     if not target.exists():
-        partial = target.with_name(f".{target.name}.partial-{attempt.number}")
-        algorithm.save_checkpoint(str(partial))
-        attempt.check()
-        partial.rename(target)
+        with partial_folder(target) as partial:
+            algorithm.save_checkpoint(str(partial))
+            attempt.check()
     for old in checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -246,13 +242,12 @@ class MetricsLog:
     """``metrics.csv`` and TensorBoard. Rows from after the restored checkpoint are dropped when a run goes on."""
 
     def __init__(self, out: Path, env_steps: int) -> None:
-        self.path = out / "metrics.csv"
-        self.rows: list[Row] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["env_steps"]) <= env_steps]
+        self.path = out / layout.METRICS
+        self.rows: list[Row] = [
+            dict(row.cells) for row in read_csv(self.path, ["env_steps"]) if row.number("env_steps") <= env_steps
+        ]
         try:
-            self.board = SummaryWriter(out / "tensorboard", purge_step=env_steps)
+            self.board = SummaryWriter(out / layout.TENSORBOARD, purge_step=env_steps)
         except OSError as error:
             raise SpirlError(f"Cannot write to {out}: {error.strerror}. Choose another `output`.") from error
 

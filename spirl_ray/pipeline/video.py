@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.atomic import partial_file
 
 CAPTION_LINES = 2
 """The strip always has room for this many lines, since a video cannot change its height."""
@@ -35,8 +35,8 @@ class VideoWriter:
         fps: Frames per second of playback, above 0.
 
     Raises:
-        SpirlError: from `add` or on leaving the block: a frame of the wrong type or size, no frame at all,
-            an unusable folder, a missing or failing ffmpeg.
+        SpirlError: on entering the block, an unusable folder; from `add` or on leaving it, a frame of the wrong type
+            or size, no frame at all, a missing or failing ffmpeg.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -45,11 +45,14 @@ class VideoWriter:
         self.path = Path(path)
         self.fps = float(fps)
         self.frames = 0
-        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial.mp4")
+        self._stack = ExitStack()
+        self._partial = self.path
         self._shape: tuple[int, ...] | None = None
         self._encoder: Generator[None, Any, None] | None = None
 
     def __enter__(self) -> VideoWriter:
+        self._partial = self._stack.enter_context(partial_file(self.path))
+        self._stack.push(self._finish)
         return self
 
     def add(self, frame: NDArray[np.uint8], caption: str = "") -> None:
@@ -77,6 +80,12 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _finish(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the encoder and, unless the block has raised, makes sure that the file holds every frame."""
         try:
             if self._encoder is not None:
                 self._encoder.close()
@@ -88,16 +97,10 @@ class VideoWriter:
             written, _ = imageio_ffmpeg.count_frames_and_secs(str(self._partial))
             if written != self.frames:
                 raise SpirlError(f"{self.path}: {written} of {self.frames} frames reached the file; is the disk full?")
-            os.replace(self._partial, self.path)
         except (OSError, RuntimeError) as failure:
             raise SpirlError(f"{self.path}: cannot write the video: {_first_line(failure)}") from failure
-        finally:
-            # Whatever stands in the way of removing it has been said already, or is harmless.
-            with suppress(OSError):
-                self._partial.unlink()
 
     def _open(self, width: int, height: int) -> Generator[None, Any, None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
             str(self._partial),
             (width, height),
@@ -106,8 +109,9 @@ class VideoWriter:
             pix_fmt_out="yuv420p",
             macro_block_size=2,
             ffmpeg_log_level="error",
-            # faststart lets a browser play before the whole file is there; x264 would else take every core.
-            output_params=["-movflags", "+faststart", "-threads", "2"],
+            # The partial file's name does not end in mp4. faststart lets a browser play before the whole file is there;
+            # x264 would take every core without a limit.
+            output_params=["-f", "mp4", "-movflags", "+faststart", "-threads", "2"],
         )
         encoder.send(None)
         return encoder

@@ -15,19 +15,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spirl_ray.config import EnvSettings, Experiment, MethodName, TrainSettings, fingerprint
+from spirl_ray.config import EnvSettings, Experiment
 from spirl_ray.datasets.sources import EpisodeSource, episode_source
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import FORMAT_VERSION, read_card
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
+from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
-from spirl_ray.policy.policy import CARD as POLICY_CARD
 from spirl_ray.policy.policy import read_policy_card
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
 from spirl_ray.skills.spec import SkillSpec
 
-_MARK = "experiment.json"
 _PASSING = "working_dir_files"
 """Part of the path of every folder that Ray makes for a job's files, and removes after the job."""
 _FORMAT = 1
@@ -59,12 +59,12 @@ class Workspace:
                 "ends. Name a folder that every node sees: --set output=/shared/folder."
             )
         mine = {"name": self.experiment.name, "environment": self.experiment.env.id, "format": _FORMAT}
-        mark = self.folder / _MARK
+        mark = self.folder / layout.EXPERIMENT
         try:
             if self.storage is not None:
                 self._refuse_foreign_files()
                 with self.locked(self.folder):
-                    self.storage.attach(_MARK)
+                    self.storage.attach(layout.EXPERIMENT)
             if not mark.exists():
                 if not create:
                     raise SpirlError(
@@ -91,11 +91,11 @@ class Workspace:
         if not self.folder.exists():
             return
         # Another process that claims the folder right now has a partial mark in it, or what comes from a storage.
-        ours = (_MARK, f".{_MARK}", OWNER, PARTIAL)
+        ours = (layout.EXPERIMENT, f".{layout.EXPERIMENT}", OWNER, PARTIAL)
         foreign = [path for path in self.folder.iterdir() if not path.name.startswith(ours)]
-        if foreign and not (self.folder / _MARK).exists():
+        if foreign and not (self.folder / layout.EXPERIMENT).exists():
             raise SpirlError(
-                f"{self.folder} is not empty and is no experiment folder ({_MARK} is missing): nothing was "
+                f"{self.folder} is not empty and is no experiment folder ({layout.EXPERIMENT} is missing): nothing was "
                 "written. Choose another folder with --set output=…."
             )
 
@@ -134,22 +134,22 @@ class Workspace:
         """Folder of the imported dataset."""
         identity = self.source.identity()
         key = fingerprint(FORMAT_VERSION, self.experiment.env.id, identity.facts, self.experiment.data.skip_bad)
-        return self.folder / "data" / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', identity.name)}-{key}"
+        return self.folder / layout.DATA / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', identity.name)}-{key}"
 
     @property
     def demonstrations(self) -> Path:
         """Folder of the dataset's film."""
-        return self.folder / "demonstrations" / self.dataset.name
+        return self.folder / layout.DEMONSTRATIONS / self.dataset.name
 
     def exploration(self, skills: Sequence[Path]) -> Path:
         """Folder of an exploration with these skill artifacts."""
         explore = self.experiment.explore.model_dump(mode="json", exclude={"in_run"})
         key = fingerprint(self.experiment.env, explore, [folder.name for folder in skills])
-        return self.folder / "exploration" / key
+        return self.folder / layout.EXPLORATION / key
 
     # --- one method with one seed ---
 
-    def trial(self, method: MethodName, seed: int) -> Trial:
+    def trial(self, method: str, seed: int) -> Trial:
         """Paths and resolved settings of a method with a seed. The dataset must be there."""
         return Trial(self, self.experiment.for_method(method), method, seed)
 
@@ -164,7 +164,7 @@ class Trial:
 
     workspace: Workspace
     experiment: Experiment
-    method: MethodName
+    method: str
     seed: int
     parent: str | None = None
     """Identifies the checkpoint of another policy that this one goes on from (population based training)."""
@@ -191,7 +191,7 @@ class Trial:
     def skills(self) -> Path:
         """Folder of the skill artifact; methods with the same decoder and settings share it."""
         decoder = METHODS[self.method].decoder
-        return self.workspace.folder / "skills" / f"{decoder}-h{self.spec.horizon}-s{self.seed}-{self.skills_key}"
+        return self.workspace.folder / layout.SKILLS / f"{decoder}-h{self.spec.horizon}-s{self.seed}-{self.skills_key}"
 
     @cached_property
     def config_hash(self) -> str:
@@ -210,17 +210,13 @@ class Trial:
                 "policy_init",
             },
         )
-        # Results from before there were these keys keep their places.
-        for key in ("fixed_alpha", "reward_scale"):
-            if train[key] == TrainSettings.model_fields[key].default:
-                del train[key]
         return fingerprint(self.skills_key, self.experiment.env, train, self.method_config)
 
     @cached_property
     def policy(self) -> Path:
         """Folder of the trained policy."""
         name = f"{self.method}-s{self.seed}-{self.config_hash}"
-        return self.workspace.folder / "policy" / (name if self.parent is None else f"{name}-from-{self.parent}")
+        return self.workspace.folder / layout.POLICIES / (name if self.parent is None else f"{name}-from-{self.parent}")
 
     @property
     def evaluation(self) -> Path:
@@ -229,11 +225,11 @@ class Trial:
 
     def evaluation_in(self, env: EnvSettings) -> Path:
         """Folder of an evaluation in an environment that may differ from the one of the training."""
-        card = self.policy / POLICY_CARD
+        card = self.policy / layout.POLICY_CARD
         policy = read_policy_card(self.policy).sha256 if card.exists() else None
         elsewhere = [] if env == self.experiment.env else [env]
         key = fingerprint(self.config_hash, policy, self.experiment.evaluate.episodes, self._looks, *elsewhere)
-        return self.workspace.folder / "evaluation" / f"{self.method}-s{self.seed}-{key}"
+        return self.workspace.folder / layout.EVALUATION / f"{self.method}-s{self.seed}-{key}"
 
     @property
     def has_prior(self) -> bool:
@@ -244,7 +240,7 @@ class Trial:
     def prior_rollouts(self) -> Path:
         """Folder of the episodes of the bare prior."""
         key = fingerprint(self.skills_key, self.experiment.env, self.experiment.evaluate.prior_episodes, self._looks)
-        return self.workspace.folder / "prior" / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
+        return self.workspace.folder / layout.PRIOR / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
 
     @property
     def _looks(self) -> dict[str, object]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from spirl_ray.config import Settings
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically, write_json
 from spirl_ray.files.tensors import build_module, load_tensors, save_tensors
 from spirl_ray.files.untrusted import read_card
@@ -22,7 +23,6 @@ from spirl_ray.skills.execution import Array, Observation, SkillExecution
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.priors import LatentDistribution
 
-TENSORS, CARD, SKILLS = "policy.safetensors", "policy.json", "skills"
 FORMAT_VERSION = 2
 
 
@@ -133,18 +133,18 @@ def save_policy(folder: Path, state: dict[str, Tensor], skills: Path, *, policy:
     """
     network = PolicyNetwork(policy, load_skills(skills))
     network.load_state_dict(state)
-    copy = folder / SKILLS
+    copy = folder / layout.SKILLS
     for file in sorted(skills.glob("skill*")):
         if file.is_file():
             write_atomically(copy / file.name, file.read_bytes())
     written = PolicyCard(
         format_version=FORMAT_VERSION,
         policy=policy,
-        skills=SKILLS,
-        sha256=save_tensors(network, folder / TENSORS),
+        skills=layout.SKILLS,
+        sha256=save_tensors(network, folder / layout.POLICY_TENSORS),
         **card,
     )
-    write_json(folder / CARD, written.model_dump(mode="json"))
+    write_json(folder / layout.POLICY_CARD, written.model_dump(mode="json"))
     return written
 
 
@@ -154,16 +154,16 @@ def read_policy_card(folder: Path) -> PolicyCard:
     Raises:
         SpirlError: the card is missing, damaged, or of another version.
     """
-    raw = read_card(folder / CARD)
+    raw = read_card(folder / layout.POLICY_CARD)
     if raw.get("format_version") != FORMAT_VERSION:
         raise SpirlError(
-            f"{folder / CARD} has format version {raw.get('format_version')!r}; this program reads {FORMAT_VERSION}. "
-            "Train the policy again with spirl train, or use the version of spirl-ray that wrote it."
+            f"{folder / layout.POLICY_CARD} has format version {raw.get('format_version')!r}; this program reads "
+            f"{FORMAT_VERSION}. Train the policy again with spirl train, or use the version of spirl-ray that wrote it."
         )
     try:
         return PolicyCard.model_validate(raw)
     except ValidationError as error:
-        raise SpirlError(f"{folder / CARD} is not a policy card: {error}") from error
+        raise SpirlError(f"{folder / layout.POLICY_CARD} is not a policy card: {error}") from error
 
 
 def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0) -> Policy:
@@ -181,10 +181,12 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
     # Resolved, because a symbolic link can also lead out of the folder.
     inside = (folder / card.skills).resolve().is_relative_to(folder.resolve())
     if Path(card.skills).is_absolute() or ".." in Path(card.skills).parts or not inside:
-        raise SpirlError(f"{folder / CARD} refers to skills outside its folder ({card.skills}), which is refused.")
+        raise SpirlError(
+            f"{folder / layout.POLICY_CARD} refers to skills outside its folder ({card.skills}), which is refused."
+        )
     model = load_skills(folder / card.skills)
-    network = build_module(lambda: _network(card.policy, model, folder), folder / TENSORS)
-    load_tensors(network, folder / TENSORS, card.sha256)
+    network = build_module(lambda: _network(card.policy, model, folder), folder / layout.POLICY_TENSORS)
+    load_tensors(network, folder / layout.POLICY_TENSORS, card.sha256)
     network.eval().requires_grad_(False)
     observer = PolicyObserver(card.policy, model)
 
@@ -198,5 +200,7 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
 
 def _network(spec: PolicySpec, skills: SkillModel, folder: Path) -> PolicyNetwork:
     if unknown := sorted(set(spec.images) - set(skills.spec.observed)):
-        raise SpirlError(f"{folder / CARD}: the policy needs the image {unknown[0]!r}, which its skills lack.")
+        raise SpirlError(
+            f"{folder / layout.POLICY_CARD}: the policy needs the image {unknown[0]!r}, which its skills lack."
+        )
     return PolicyNetwork(spec, skills)

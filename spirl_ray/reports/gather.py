@@ -7,12 +7,12 @@ from typing import Any
 
 from spirl_ray.config import to_yaml
 from spirl_ray.episodes.dataset import read_card
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json
-from spirl_ray.pipeline.exploration import FIGURE, exploration_folder
-from spirl_ray.pipeline.exploration import SUMMARY as EXPLORED
+from spirl_ray.files.tables import read_columns
+from spirl_ray.pipeline.exploration import exploration_folder
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.scores import experiment_scores
-from spirl_ray.pipeline.stages import EPISODES, FILM, SUMMARY
 from spirl_ray.pipeline.training import read_provenance
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.reports.records import (
@@ -21,10 +21,8 @@ from spirl_ray.reports.records import (
     PriorRecord,
     SkillRecord,
     TrialRecord,
-    read_columns,
 )
 from spirl_ray.rl.methods import METHODS
-from spirl_ray.skills.artifact import CARD as SKILL_CARD
 from spirl_ray.skills.artifact import read_skill_card
 
 
@@ -44,11 +42,11 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
     priors: dict[Path, list[PriorRecord]] = {}
     trials: list[TrialRecord] = []
     for trial in workspace.trials():
-        if trial.skills not in skills and (trial.skills / SKILL_CARD).exists():
+        if trial.skills not in skills and (trial.skills / layout.SKILL_CARD).exists():
             skills[trial.skills] = _skills(trial)
-        if trial.prior_rollouts not in priors and (trial.prior_rollouts / SUMMARY).exists():
+        if trial.prior_rollouts not in priors and (trial.prior_rollouts / layout.SUMMARY).exists():
             priors[trial.prior_rollouts] = _priors(trial)
-        if (trial.policy / "metrics.csv").exists() or (trial.policy / "trained.json").exists():
+        if (trial.policy / layout.METRICS).exists() or (trial.policy / layout.TRAINED).exists():
             trials.append(_trial(trial))
     return ExperimentRecord(
         name=experiment.name,
@@ -63,16 +61,16 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         priors=[record for records in priors.values() for record in records],
         trials=trials,
         exploration=_exploration(workspace),
-        demonstrations=[film for film in (workspace.demonstrations / FILM,) if film.exists()],
+        demonstrations=[film for film in (workspace.demonstrations / layout.DEMONSTRATIONS_VIDEO,) if film.exists()],
     )
 
 
 def _exploration(workspace: Workspace) -> ExplorationRecord | None:
     folder = exploration_folder(workspace)
-    if not (folder / EXPLORED).exists():
+    if not (folder / layout.SUMMARY).exists():
         return None
-    summary = read_json(folder / EXPLORED)
-    return ExplorationRecord(folder / FIGURE, summary["rows"], summary["env_steps"])
+    summary = read_json(folder / layout.SUMMARY)
+    return ExplorationRecord(folder / layout.EXPLORATION_FIGURE, summary["rows"], summary["env_steps"])
 
 
 def _hardware(workspace: Workspace) -> dict[str, str]:
@@ -92,7 +90,7 @@ def _skills(trial: Trial) -> SkillRecord:
         "seed": card.seed,
         **{name: card.metrics[name] for name in sorted(card.metrics) if name.startswith("validation")},
     }
-    metrics = trial.skills / "metrics.csv"
+    metrics = trial.skills / layout.METRICS
     return SkillRecord(_label(trial), trial.skills, metrics if metrics.exists() else None, summary)
 
 
@@ -110,16 +108,16 @@ def _priors(trial: Trial) -> list[PriorRecord]:
             augmentation=trial.experiment.pretrain.augmentation.kind,
             seed=trial.seed,
             mode=mode,
-            episodes_csv=folder / EPISODES,
+            episodes_csv=folder / layout.EPISODES,
             videos=_videos(folder, mode),
         )
-        for mode in read_json(folder / SUMMARY)["modes"]
+        for mode in read_json(folder / layout.SUMMARY)["modes"]
     ]
 
 
 def _trial(trial: Trial) -> TrialRecord:
     """A finished training, or how far it is: then by its metrics."""
-    done, metrics = trial.policy / "trained.json", trial.policy / "metrics.csv"
+    done, metrics = trial.policy / layout.TRAINED, trial.policy / layout.METRICS
     commits = dict.fromkeys(process["commit"] for process in read_provenance(trial.policy))
     result: dict[str, Any] = {"commit": "+".join(commits) or "unknown", "env_steps": 0, "wall_clock_s": 0.0}
     if done.exists():
@@ -127,7 +125,7 @@ def _trial(trial: Trial) -> TrialRecord:
     elif metrics.exists():
         columns = read_columns(metrics)
         result |= {name: columns[name][-1] for name in ("env_steps", "wall_clock_s") if len(columns.get(name, ()))}
-    evaluated = (trial.evaluation / SUMMARY).exists()
+    evaluated = (trial.evaluation / layout.SUMMARY).exists()
     return TrialRecord(
         method=trial.method,
         seed=trial.seed,
@@ -136,13 +134,13 @@ def _trial(trial: Trial) -> TrialRecord:
         env_steps=int(result["env_steps"]),
         wall_clock_s=float(result["wall_clock_s"]),
         metrics_csv=metrics,
-        evaluations_csv=trial.policy / "evaluations.csv",
+        evaluations_csv=trial.policy / layout.EVALUATIONS,
         selection={key: result[key] for key in ("publish", "best", "last") if key in result},
-        final_episodes_csv=trial.evaluation / EPISODES if evaluated else None,
+        final_episodes_csv=trial.evaluation / layout.EPISODES if evaluated else None,
         videos=[film for mode in trial.experiment.evaluate.modes for film in _videos(trial.evaluation, mode)],
     )
 
 
 def _videos(folder: Path, mode: str) -> list[Path]:
-    film = folder / "videos" / f"{mode}.mp4"
+    film = layout.video(folder, mode)
     return [film] if film.exists() else []

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from spirl_ray.envs.metrics import MODES, Scores
+from spirl_ray.files.tables import read_columns
 from spirl_ray.metrics import Metric, Stage, TrainingMetric, training_metrics
-from spirl_ray.reports.records import SkillRecord, read_columns
+from spirl_ray.reports.records import SkillRecord
 from spirl_ray.reports.statistics import bootstrap_interval
 from spirl_ray.reports.tables import BarePrior, TrialResults, by_method
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spirl_ray.envs.metrics import Scores
-from spirl_ray.errors import SpirlError
+from spirl_ray.files.tables import CsvRow, read_csv
 
 
 @dataclass(frozen=True)
@@ -113,17 +109,6 @@ class EpisodeValues:
     metrics: dict[str, float]
 
 
-def read_columns(path: Path | None) -> dict[str, np.ndarray]:
-    """The columns of a metrics CSV as float64 [rows]; an empty cell is NaN; no file is no columns.
-
-    Raises:
-        SpirlError: the file cannot be read, or a cell is not a number.
-    """
-    rows = _rows(path)
-    names = list(rows[0][1]) if rows else []
-    return {name: np.array([_number(path, line, row, name) for line, row in rows]) for name in names}
-
-
 def read_evaluations(path: Path | None, scores: Scores) -> list[EvaluationPoint]:
     """The points of an evaluations CSV by rising env_steps; no file is no points.
 
@@ -133,16 +118,16 @@ def read_evaluations(path: Path | None, scores: Scores) -> list[EvaluationPoint]
         SpirlError: the file cannot be read, lacks env_steps, or a cell is not a number.
     """
     points = {}
-    for line, row in _rows(path, ("env_steps", "mode")):
-        steps, episodes = _number(path, line, row, "env_steps"), _number(path, line, row, "episodes")
+    for row in read_csv(path, ("env_steps", "mode")):
+        steps, episodes = row.number("env_steps"), row.number("episodes")
         if math.isnan(steps):
             continue
         point = EvaluationPoint(
             env_steps=int(steps),
-            mode=row["mode"] or "deterministic",
+            mode=row.cells.get("mode") or "deterministic",
             episodes=0 if math.isnan(episodes) else int(episodes),
-            metrics=_metrics(path, line, row, scores),
-            wall_clock_s=_number(path, line, row, "wall_clock_s"),
+            metrics=_metrics(row, scores),
+            wall_clock_s=row.number("wall_clock_s"),
         )
         points[point.env_steps, point.mode] = point
     return [points[key] for key in sorted(points)]
@@ -155,36 +140,11 @@ def read_episodes(path: Path | None, scores: Scores) -> list[EpisodeValues]:
         SpirlError: the file cannot be read, lacks the mode, or a cell is not a number.
     """
     return [
-        EpisodeValues(row["mode"] or "deterministic", _metrics(path, line, row, scores))
-        for line, row in _rows(path, ("mode",))
+        EpisodeValues(row.cells.get("mode") or "deterministic", _metrics(row, scores))
+        for row in read_csv(path, ("mode",))
     ]
 
 
-def _metrics(path: Path | None, line: int, row: dict[str, str | None], scores: Scores) -> dict[str, float]:
-    values = {name: _number(path, line, row, name) for name in scores.names}
+def _metrics(row: CsvRow, scores: Scores) -> dict[str, float]:
+    values = {name: row.number(name) for name in scores.names}
     return {name: value for name, value in values.items() if not math.isnan(value)}
-
-
-def _rows(path: Path | None, required: tuple[str, ...] = ()) -> list[tuple[int, dict[str, str | None]]]:
-    """Rows with their line number in the file."""
-    if path is None or not path.exists():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpirlError(f"{path}: cannot read it: {error}") from error
-    # A run that is still going, or was killed, may leave half a line at the end.
-    text = text[: text.rfind("\n") + 1]
-    reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in required if name not in (reader.fieldnames or required)]
-    if missing:
-        raise SpirlError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(reader.fieldnames or ())}")
-    return [(reader.line_num, {k: v for k, v in row.items() if k is not None}) for row in reader]
-
-
-def _number(path: Path | None, line: int, row: dict[str, str | None], column: str) -> float:
-    text = row.get(column)
-    try:
-        return float(text) if text else math.nan
-    except ValueError:
-        raise SpirlError(f"{path}, line {line}, column {column!r}: {text!r} is not a number") from None

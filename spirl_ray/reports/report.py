@@ -17,7 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spirl_ray import __version__
 from spirl_ray.envs.metrics import MODES, EpisodeMetric
-from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
+from spirl_ray.files.atomic import write_atomically, write_json
+from spirl_ray.files.tables import write_csv
 from spirl_ray.reports.plots import (
     ENV_STEPS,
     NBSP,
@@ -40,7 +42,8 @@ from spirl_ray.reports.tables import (
     metric_means,
     numbers_of_tables,
     prior_scores,
-    results_csv,
+    result_columns,
+    result_rows,
 )
 
 VIDEO_LIMIT_BYTES = 40 * 1024 * 1024
@@ -118,10 +121,10 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
         )
     )
     numbers = numbers_of_tables(experiment, verdict, score, scores, means, priors)
-    files = ReportFiles(out / "report.html", out / "results.csv", out / "results.json")
-    _write(files.csv, results_csv(trials, experiment.scores))
-    _write(files.json, json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    _write(files.html, page)
+    files = ReportFiles(out / layout.REPORT, out / layout.REPORT_TABLE, out / layout.REPORT_NUMBERS)
+    write_csv(files.csv, result_rows(trials, experiment.scores), result_columns(experiment.scores))
+    write_json(files.json, numbers, allow_nan=False)
+    write_atomically(files.html, page)
     return files
 
 
@@ -263,13 +266,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise SpirlError(f"{path}: cannot write the report: {error}") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from spirl_ray.envs.metrics import MODES, EpisodeMetric, Scores
+from spirl_ray.files.tables import read_columns
 from spirl_ray.reports.records import (
     EpisodeValues,
     EvaluationPoint,
     ExperimentRecord,
     PriorRecord,
     TrialRecord,
-    read_columns,
     read_episodes,
     read_evaluations,
 )
@@ -238,16 +236,19 @@ def metric_means(experiment: ExperimentRecord, trials: Iterable[TrialResults]) -
     ]
 
 
-def results_csv(trials: Iterable[TrialResults], scores: Scores) -> str:
-    """CSV text: a row for every evaluation point of every trial, then one for each mode of its final one.
+def result_columns(scores: Scores) -> list[str]:
+    """The columns of `result_rows`, in their order."""
+    first = ("method", "seed", "env_steps", "mode", "evaluation", "episodes")
+    return [*first, *scores.names, "wall_clock_s", "config_hash", "commit"]
+
+
+def result_rows(trials: Iterable[TrialResults], scores: Scores) -> list[dict[str, Any]]:
+    """A row for every evaluation point of every trial, then one for each mode of its final one.
 
     ``evaluation`` is ``training`` or ``final``. The final evaluation is that of the published policy, whichever
     snapshot that is; its ``env_steps`` are those of the whole training, because choosing a snapshot took all of them.
     """
-    text = io.StringIO()
-    columns = ("method", "seed", "env_steps", "mode", "evaluation", "episodes", *scores.names)
-    writer = csv.DictWriter(text, [*columns, "wall_clock_s", "config_hash", "commit"], lineterminator="\n")
-    writer.writeheader()
+    rows: list[dict[str, Any]] = []
     for trial in trials:
         record = trial.record
         points = [("training", point) for point in trial.evaluations]
@@ -257,12 +258,13 @@ def results_csv(trials: Iterable[TrialResults], scores: Scores) -> str:
                 final = EvaluationPoint(record.env_steps, mode, len(episodes), means, record.wall_clock_s)
                 points.append(("final", final))
         for evaluation, point in points:
-            row = {"method": record.method, "seed": record.seed, "env_steps": point.env_steps, "mode": point.mode}
+            row: dict[str, Any] = {"method": record.method, "seed": record.seed}
+            row |= {"env_steps": point.env_steps, "mode": point.mode}
             row |= {"evaluation": evaluation, "episodes": point.episodes}
             row |= {name: f"{value:.6g}" for name, value in point.metrics.items()}
             row |= {"wall_clock_s": "" if math.isnan(point.wall_clock_s) else f"{point.wall_clock_s:.1f}"}
-            writer.writerow(row | {"config_hash": record.config_hash, "commit": record.commit})
-    return text.getvalue()
+            rows.append(row | {"config_hash": record.config_hash, "commit": record.commit})
+    return rows
 
 
 def numbers_of_tables(

@@ -16,9 +16,8 @@ import torch
 from safetensors import SafetensorError
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_atomically, write_json
-
-STATE, ARRAYS = "state.json", "state.safetensors"
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -59,8 +58,8 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Writes nested plain values, arrays and tensors; ``state.json`` is written last and completes the folder."""
     arrays: dict[str, np.ndarray] = {}
     packed = _pack(state, arrays)
-    write_atomically(folder / ARRAYS, safetensors.numpy.save(arrays))
-    write_json(folder / STATE, packed)
+    write_atomically(folder / layout.CHECKPOINT_TENSORS, safetensors.numpy.save(arrays))
+    write_json(folder / layout.CHECKPOINT_STATE, packed)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -69,9 +68,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
         SpirlError: a file is missing or damaged; the message names it.
     """
-    packed = read_json(folder / STATE)
+    packed = read_json(folder / layout.CHECKPOINT_STATE)
     try:
-        arrays = safetensors.numpy.load((folder / ARRAYS).read_bytes())
+        arrays = safetensors.numpy.load((folder / layout.CHECKPOINT_TENSORS).read_bytes())
         return _unpack(packed, arrays)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise SpirlError(
@@ -82,7 +81,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def complete(folder: Path) -> bool:
     """True for a checkpoint that was written to its end."""
     try:
-        json.loads((folder / STATE).read_text())
+        json.loads((folder / layout.CHECKPOINT_STATE).read_text())
     except (OSError, ValueError):
         return False
     return True

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from spirl_ray.config import Settings
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_json
 from spirl_ray.files.tensors import build_module, load_tensors, save_tensors
 from spirl_ray.files.untrusted import read_card
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.spec import SkillSpec
 
-TENSORS, CARD = "skills.safetensors", "skill.json"
 FORMAT_VERSION = 2
 
 
@@ -75,10 +75,10 @@ def save_skills(
         normalisation={
             name: FeatureStatistics(mean=mean[name].tolist(), std=std[name].tolist()) for name in model.statistics.names
         },
-        sha256=save_tensors(model, folder / TENSORS),
+        sha256=save_tensors(model, folder / layout.SKILL_TENSORS),
         package_version=package_version,
     )
-    write_json(folder / CARD, card.model_dump(mode="json"))
+    write_json(folder / layout.SKILL_CARD, card.model_dump(mode="json"))
     return card
 
 
@@ -88,18 +88,18 @@ def read_skill_card(folder: Path) -> SkillCard:
     Raises:
         SpirlError: the card is missing, damaged, or of another version.
     """
-    raw = read_card(folder / CARD)
+    raw = read_card(folder / layout.SKILL_CARD)
     if raw.get("format_version") != FORMAT_VERSION:
         raise SpirlError(
-            f"{folder / CARD} has format version {raw.get('format_version')!r}; this program reads {FORMAT_VERSION}. "
-            "Train the skills again with spirl pretrain, or use the version of spirl-ray that wrote them "
-            f"({raw.get('package_version', 'unknown')})."
+            f"{folder / layout.SKILL_CARD} has format version {raw.get('format_version')!r}; this program reads "
+            f"{FORMAT_VERSION}. Train the skills again with spirl pretrain, or use the version of spirl-ray that wrote "
+            f"them ({raw.get('package_version', 'unknown')})."
         )
     try:
         return SkillCard.model_validate(raw)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise SpirlError(f"{folder / CARD} is not a skill card: {faults}") from error
+        raise SpirlError(f"{folder / layout.SKILL_CARD} is not a skill card: {faults}") from error
 
 
 def load_skills(folder: str | Path) -> SkillModel:
@@ -113,8 +113,8 @@ def load_skills(folder: str | Path) -> SkillModel:
     """
     folder = Path(folder)
     card = read_skill_card(folder)
-    model = build_module(lambda: SkillModel(card.spec), folder / TENSORS)
-    load_tensors(model, folder / TENSORS, card.sha256)
+    model = build_module(lambda: SkillModel(card.spec), folder / layout.SKILL_TENSORS)
+    load_tensors(model, folder / layout.SKILL_TENSORS, card.sha256)
     return model.eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -85,7 +86,7 @@ class Ledger:
 
     def save(self, record: TrialRecord) -> None:
         """Writes a record as a whole or not at all."""
-        write_json(self.folder / f"{record.number:04d}.json", asdict(record))
+        write_json(self.folder / layout.trial_record(record.number), asdict(record))
 
     def with_status(self, *statuses: Status) -> list[TrialRecord]:
         """The records with one of these statuses, by number."""

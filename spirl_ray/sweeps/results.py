@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 
 from spirl_ray.config import to_yaml
 from spirl_ray.envs.metrics import MODES
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically
 from spirl_ray.files.tables import write_csv
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
 
-CSV, FIGURE, BEST = "results.csv", "results.png", "best.yaml"
 _MEASURED = ("env_steps", "wall_clock_s", "config_hash", "commit", "policy", "skills")
 _BINS = 6
 """The number of cells of a heat map along a range."""
@@ -74,8 +74,8 @@ def write_results(sweep: Sweep, ledger: Ledger) -> Path:
         row |= {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in record.parameters.items()}
         row |= {name: record.newest.get(name, "") for name in columns}
         rows.append(row | {"error": " ".join((record.error or "").split())})
-    write_csv(sweep.folder / CSV, rows)
-    return sweep.folder / CSV
+    write_csv(sweep.folder / layout.SWEEP_RESULTS, rows)
+    return sweep.folder / layout.SWEEP_RESULTS
 
 
 def write_best(sweep: Sweep, ledger: Ledger) -> Path | None:
@@ -103,11 +103,12 @@ def write_best(sweep: Sweep, ledger: Ledger) -> Path | None:
     if any(record.changes for record in best.records):
         lines += [
             "These are the last settings of a population's member, which had others before. Its policy is",
-            f"policy/{best.records[0].newest.get('policy')}; spirl run trains one with these settings from the start.",
+            f"{layout.POLICIES}/{best.records[0].newest.get('policy')}; spirl run trains one with these settings",
+            "from the start.",
         ]
     header = "".join(f"# {line}\n" for line in lines)
-    write_atomically(sweep.folder / BEST, (header + to_yaml(sweep.experiment(parameters))).encode())
-    return sweep.folder / BEST
+    write_atomically(sweep.folder / layout.BEST, header + to_yaml(sweep.experiment(parameters)))
+    return sweep.folder / layout.BEST
 
 
 # --- the figure ---
@@ -137,8 +138,8 @@ def write_figure(sweep: Sweep, ledger: Ledger) -> Path | None:
     axes.set_title(f"{sweep.file.name}: {_metric(sweep)}, {_counted(found)}", fontsize=10, loc="left")
     image = io.BytesIO()
     figure.savefig(image, dpi=150, format="png")
-    write_atomically(sweep.folder / FIGURE, image.getvalue())
-    return sweep.folder / FIGURE
+    write_atomically(sweep.folder / layout.SWEEP_FIGURE, image.getvalue())
+    return sweep.folder / layout.SWEEP_FIGURE
 
 
 def _metric(sweep: Sweep) -> str:

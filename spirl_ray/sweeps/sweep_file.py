@@ -11,19 +11,13 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from spirl_ray.config import (
-    Experiment,
-    MethodName,
-    Settings,
-    assign,
-    fingerprint,
-    parse_experiment,
-    read_mapping,
-    readable_problems,
-    split_override,
-)
+from spirl_ray.config import Experiment, Settings, assign, parse_experiment, readable_problems
+from spirl_ray.config_file import read_mapping, split_override
 from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
+from spirl_ray.files.fingerprint import fingerprint
+from spirl_ray.pipeline.kinds import check_kinds
 from spirl_ray.pipeline.scores import experiment_scores
 
 Parameters = dict[str, Any]
@@ -35,7 +29,7 @@ _NOT_SEARCHED = {
     "overrides": "search the key itself; it applies to every method of a trial",
     "explore": "no trial draws the exploration figure",
     "env.id": "a folder belongs to one environment; write a sweep for each",
-    "train.env_steps": "a longer training resumes in the folder of the shorter one; evaluations.csv has its curve",
+    "train.env_steps": f"a longer training resumes in the shorter one's folder; {layout.EVALUATIONS} has its curve",
     "train.evaluate_every": "it does not change what is learned",
     "train.evaluate_episodes": "it does not change what is learned",
     "train.checkpoint_every": "it does not change what is learned",
@@ -235,7 +229,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """The folder of the sweep's files, inside the folder of its experiment."""
-        return self.base.folder.absolute() / "sweeps" / f"{self.file.name}-{self.key}"
+        return self.base.folder.absolute() / layout.SWEEPS / f"{self.file.name}-{self.key}"
 
     @property
     def key(self) -> str:
@@ -294,7 +288,7 @@ class Sweep:
             if key == name or key.startswith(f"{name}."):
                 raise SpirlError(f"{self.origin}, space: {key} cannot be searched: {reason}.")
 
-    def _check_overrides(self, method: MethodName) -> None:
+    def _check_overrides(self, method: str) -> None:
         for key, changed in itertools.product(self.space, self.base.overrides.get(method, {})):
             if key == changed or key.startswith(f"{changed}.") or changed.startswith(f"{key}."):
                 raise SpirlError(
@@ -314,6 +308,7 @@ class Sweep:
 
     def _check_experiment(self, experiment: Experiment) -> None:
         scheduler = self.file.scheduler
+        check_kinds(experiment, self.origin)
         self._check_metric(experiment)
         mode = self.file.metric.partition("_")[0]
         if mode not in experiment.evaluate.modes:

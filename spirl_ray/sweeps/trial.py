@@ -19,11 +19,14 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 
-from spirl_ray.config import Experiment, fingerprint
+from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
-from spirl_ray.files.atomic import read_json, write_json
+from spirl_ray.files import layout
+from spirl_ray.files.atomic import partial_folder, read_json, write_json
+from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.pipeline import stages as pipeline
-from spirl_ray.pipeline.provenance import commit
+from spirl_ray.pipeline.events import Progress
+from spirl_ray.pipeline.results import EvaluationResult, TrainingResult
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import readable_cause
 from spirl_ray.pipeline.training import checkpoints
@@ -32,7 +35,6 @@ from spirl_ray.sweeps.sweep_file import TrialResources
 
 _POLL_S = 0.5
 _SHOW_EVERY_S = 1.0
-_ORIGIN = "origin.json"
 FINAL = "final"
 """Marks the report that ends a trial."""
 Row = dict[str, Any]
@@ -140,7 +142,7 @@ def run_trial(order: Order, name: str, board: Any) -> Row:
     """
     shown = 0.0
 
-    def stage(text: str) -> pipeline.Progress:
+    def stage(text: str) -> Progress:
         def progress(done: float, total: float, facts: Row) -> None:
             nonlocal shown
             if time.monotonic() - shown > _SHOW_EVERY_S or done >= total:
@@ -168,15 +170,15 @@ def run_trial(order: Order, name: str, board: Any) -> Row:
         label = "" if len(trials) == 1 else f" {trial.method} {trial.seed}"
         pipeline.train_skills(trial, stage(f"skills{label}"))
         _check_steps(trial)
-        trained = pipeline.train(trial, stage(f"training{label}"), partial(report, trial)).facts
-        evaluated = pipeline.evaluate_policy(trial, stage(f"evaluation{label}"), videos=False).facts
+        trained = pipeline.train(trial, stage(f"training{label}"), partial(report, trial))
+        evaluated = pipeline.evaluate_policy(trial, stage(f"evaluation{label}"), videos=False)
         results.append((trial, trained, evaluated))
     return _result(results)
 
 
 def _check_steps(trial: Trial) -> None:
     """A policy that is further than the others would win by its steps."""
-    train, result = trial.experiment.train, trial.policy / "trained.json"
+    train, result = trial.experiment.train, trial.policy / layout.TRAINED
     if not result.exists():
         return
     found = read_json(result)["env_steps"]
@@ -187,20 +189,20 @@ def _check_steps(trial: Trial) -> None:
         )
 
 
-def _result(results: list[tuple[Trial, Row, Row]]) -> Row:
+def _result(results: list[tuple[Trial, TrainingResult, EvaluationResult]]) -> Row:
     row: Row = {
-        "env_steps": sum(trained["env_steps"] for _, trained, _ in results),
-        "wall_clock_s": round(sum(trained["wall_clock_s"] for _, trained, _ in results), 1),
+        "env_steps": sum(trained.env_steps for _, trained, _ in results),
+        "wall_clock_s": round(sum(trained.wall_clock_s for _, trained, _ in results), 1),
     }
     scores = experiment_scores(results[0][0].experiment)
-    for mode in results[0][2]["modes"]:
-        means = scores.mean(found["modes"][mode] for _, _, found in results)
+    for mode in results[0][2].modes:
+        means = scores.mean(found.modes[mode] for _, _, found in results)
         row |= {f"{mode}_{name}": value for name, value in scores.with_score(means).items()}
     everywhere = [_where(trial) for trial, _, _ in results]
     for key in ("policy", "config_hash", "skills"):
         row[key] = "+".join(dict.fromkeys(str(where[key]) for where in everywhere))
     row["parent"] = everywhere[0]["parent"]
-    row["commit"] = "+".join(dict.fromkeys(trained.get("commit", commit()) for _, trained, _ in results))
+    row["commit"] = "+".join(dict.fromkeys(trained.commit for _, trained, _ in results))
     return row
 
 
@@ -221,8 +223,8 @@ def _report(row: Row, order: Order) -> None:
     if not order.population:
         tune.report(row)
         return
-    folder = Workspace(order.experiment).folder / "policy" / row["policy"]
-    saved = [path for path in checkpoints(folder) if int(path.name.split("-")[1]) <= row["env_steps"]]
+    folder = Workspace(order.experiment).folder / layout.POLICIES / row["policy"]
+    saved = [path for path in checkpoints(folder) if layout.steps_of(path) <= row["env_steps"]]
     if not saved:
         tune.report(row)
         return
@@ -234,9 +236,9 @@ def _report(row: Row, order: Order) -> None:
             row["policy"],
             row["config_hash"],
             row["parent"],
-            int(saved[-1].name.split("-")[1]),
+            layout.steps_of(saved[-1]),
         )
-        write_json(Path(copy) / _ORIGIN, vars(origin))
+        write_json(Path(copy) / layout.ORIGIN, vars(origin))
         tune.report(row, checkpoint=tune.Checkpoint.from_directory(copy))
 
 
@@ -246,17 +248,14 @@ def _continue(order: Order, name: str, given: Path) -> Order:
     A policy that was trained with other settings before is not the one of its config from the start, so its folder
     is named after where it comes from, too.
     """
-    origin = Origin(**read_json(given / _ORIGIN))
+    origin = Origin(**read_json(given / layout.ORIGIN))
     [own] = Workspace(order.experiment).trials()
     if origin.trial == name and origin.config_hash == own.config_hash:
         return replace(order, parent=origin.parent)
     copy = replace(own, parent=fingerprint(name, origin.policy, origin.env_steps))
     if not checkpoints(copy.policy):
-        [source] = given.glob("step-*")
-        target = copy.policy / "checkpoints" / source.name
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        write_json(copy.policy / _ORIGIN, vars(origin))
-        partial.rename(target)
+        [source] = layout.step_folders(given)
+        with partial_folder(copy.policy / layout.CHECKPOINTS / source.name) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            write_json(copy.policy / layout.ORIGIN, vars(origin))
     return replace(order, parent=copy.parent)

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from spirl_ray.config import to_yaml
 from spirl_ray.envs.metrics import MODES
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically
 from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
@@ -30,7 +31,7 @@ from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import trackers
 from spirl_ray.sweeps.trial import FINAL, Board, Order, watch
 
-LEDGER, FILE, _SCRATCH = "trials", "sweep.yaml", ".tune"
+_SCRATCH = ".tune"
 _KEPT_CHECKPOINTS = 4
 _ENVIRONMENT = {
     # The ledger and the policies' folders hold everything that Tune's files would.
@@ -98,11 +99,11 @@ def reserve(sweep: Sweep) -> list[Path]:
         The folders of other sweeps of the same name, from before the file was changed.
     """
     folder = sweep.folder
-    if not (folder / FILE).exists():
+    if not (folder / layout.SWEEP).exists():
         text = f"# {sweep.origin}, with the base experiment in full\n" + to_yaml(
             sweep.file.model_copy(update={"base": sweep.base.model_dump(mode="json")})
         )
-        write_atomically(folder / FILE, text.encode())
+        write_atomically(folder / layout.SWEEP, text)
     others = folder.parent.glob(f"{sweep.file.name}-{'[0-9a-f]' * len(sweep.key)}")
     return [other for other in sorted(others) if other != folder]
 
@@ -120,7 +121,7 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
         The records of all trials.
     """
     os.environ.update(_ENVIRONMENT)
-    ledger = Ledger(sweep.folder / LEDGER)
+    ledger = Ledger(sweep.folder / layout.TRIALS)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     search, space, samples = searcher(sweep, ledger, concurrency)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
-from toy import write_config
+from toy import TOY, write_config
 from typer.testing import CliRunner
 
+import spirl_ray
 from spirl_ray.cli import arguments as command
 from spirl_ray.cli import main as cli
 from spirl_ray.cli import terminal
+from spirl_ray.config import load_experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline import experiment
+from spirl_ray.pipeline.events import Event
+from spirl_ray.pipeline.experiment import ExperimentRun
+from spirl_ray.pipeline.results import DataResult, Snapshot, TrainingResult
 
 runner = CliRunner()
 COMMANDS = ["run", "sweep", "pretrain", "prior", "explore", "train", "evaluate", "report"]
@@ -38,8 +49,8 @@ def test_the_program_without_a_command_shows_where_to_begin() -> None:
 
 def test_the_next_command_repeats_the_options_and_survives_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["env.kwargs={tasks: [light switch]}", "output=a b"]
-    session = cli._Session(None, None, None, Path("my file.yaml"), overrides)  # type: ignore[arg-type]
-    session.next("train", "go on")
+    command = cli._Command(Path("my file.yaml"), overrides, load_experiment(TOY), terminal.StageDisplay())
+    command.next("train", "go on")
     printed = capsys.readouterr().out.removeprefix("Next: ").partition("  (")[0]
     assert shlex.split(printed) == ["spirl", "train", "my file.yaml", "--set", overrides[0], "--set", overrides[1]]
 
@@ -61,7 +72,7 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(capsys: pytest.CaptureFixture[st
     with pytest.raises(typer.Exit) as exit_, command.readable_errors():
         raise KeyboardInterrupt
     assert exit_.value.exit_code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command" in capsys.readouterr().err
 
 
 def test_a_bug_is_not_disguised_as_bad_input() -> None:
@@ -73,24 +84,66 @@ def test_progress_without_a_terminal_is_a_line_every_tenth(tmp_path: Path, capsy
     (tmp_path / "metrics.csv").touch()
     for number in range(12):
         (tmp_path / f"{number}.parquet").touch()
-
-    def work(progress: object) -> SimpleNamespace:
+    trial: Any = {"stage": "training", "method": "[kettle]", "seed": 0}
+    with terminal.StageDisplay() as show:
+        show(Event(happening="started", **trial))
         for step in range(1, 1042):
-            progress(step, 1000, {"env_steps": step, "alpha": 0.123456})  # type: ignore[operator]
-        return SimpleNamespace(ran=True, folder=tmp_path, facts={"steps": 15710, "train_loss": 0.71361})
-
-    terminal.run_stage("Training [kettle]", work)
+            metrics = {"env_steps": step, "alpha": 0.123456}
+            show(Event(happening="progress", done=step, total=1000, metrics=metrics, scores={"success": 0.25}, **trial))
+        means = {"deterministic": {"success": 0.5}, "sampled": {}}
+        snapshot = Snapshot(1040, 0.5, means)
+        result = TrainingResult(
+            folder=tmp_path,
+            ran=True,
+            method="[kettle]",
+            seed=0,
+            env_steps=15710,
+            decisions=1571,
+            updates=1500,
+            wall_clock_s=9.0,
+            commit="c",
+            score="success",
+            publish="best",
+            best=snapshot,
+            last=snapshot,
+        )
+        show(Event(happening="finished", result=result, **trial))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "  Training [kettle]: 10 %  steps 100 · temperature (alpha) 0.123"
-    assert lines[9] == "  Training [kettle]: 100 %  steps 1,000 · temperature (alpha) 0.123"
-    assert lines[10] == "done  Training [kettle]  loss 0.714 · steps 15,710"
+    assert lines[0].startswith("  Training [kettle], seed 0: 10 %  steps 100 · ")
+    assert "0.123" in lines[0]
+    assert lines[0].endswith("success 0.25")
+    assert lines[9].startswith("  Training [kettle], seed 0: 100 %  steps 1,000 · ")
+    assert lines[10].startswith("done  Training [kettle], seed 0  steps 15,710 · ")
+    assert lines[10].endswith("success, deterministic 0.5")
     assert lines[11].endswith(": metrics.csv, 12 Parquet files")
     assert len(lines) == 12
 
 
 def test_a_stage_with_nothing_to_do_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.run_stage("Data", lambda progress: SimpleNamespace(ran=False, folder=tmp_path, facts={}))
+    result = DataResult(folder=tmp_path, ran=False, episodes=1, steps=2)
+    with terminal.StageDisplay() as show:
+        show(Event(happening="started", stage="data"))
+        show(Event(happening="finished", stage="data", result=result))
     assert capsys.readouterr().out.startswith("there already  Data")
+
+
+def test_episodes_that_an_import_left_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = DataResult(folder=tmp_path, ran=True, episodes=1, steps=2, skipped=("file: episode-1: [actions]: nan",))
+    with terminal.StageDisplay() as show:
+        show(Event(happening="finished", stage="data", result=result))
+    assert "file: episode-1: [actions]: nan" in capsys.readouterr().out
+
+
+def test_the_version_is_one() -> None:
+    result = runner.invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.output.strip()) == (0, f"spirl-ray {spirl_ray.__version__}")
+
+
+def test_a_shell_completes_commands() -> None:
+    asked = {"_SPIRL_COMPLETE": "complete_bash", "COMP_WORDS": "spirl pre", "COMP_CWORD": "1"}
+    program = [sys.executable, "-m", "spirl_ray.cli"]
+    found = subprocess.run(program, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["pretrain"]
 
 
 def test_report_does_not_make_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -102,18 +155,12 @@ def test_report_does_not_make_a_folder_that_is_not_there(tmp_path: Path) -> None
 
 
 def test_prior_refuses_methods_that_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli._Session, "data", lambda self: None)
-    monkeypatch.setattr("spirl_ray.pipeline.session.ray_session", lambda settings, workers: _nothing())
-    monkeypatch.setattr(cli._Session, "trials", [SimpleNamespace(has_prior=False)])
+    monkeypatch.setattr(ExperimentRun, "data", lambda self: None)
+    monkeypatch.setattr(ExperimentRun, "trials", [SimpleNamespace(has_prior=False)])
+    monkeypatch.setattr(experiment, "ray_session", lambda settings, workers: contextlib.nullcontext())
     result = runner.invoke(cli.app, ["prior", str(write_config(tmp_path, methods=["sac"]))])
     assert result.exit_code == 2
     assert "no prior to roll out" in result.output
-
-
-def _nothing() -> object:
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_one_set_takes_several_settings() -> None:

@@ -6,42 +6,18 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy import start, write_config
+from processes import assert_nothing_is_left, finish, start, until
+from toy import write_config
 
 import spirl_ray.envs as envs
 from benchmarks.ray_nodes import session_members
 from spirl_ray.policy.policy import load_policy
 
 pytestmark = pytest.mark.slow
-_PATIENCE_S = 300.0
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Its output, once it has ended with status 0."""
-    output, _ = process.communicate(timeout=2 * _PATIENCE_S)
-    assert process.returncode == 0, output
-    return output
-
-
-def until(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def assert_nothing_is_left(process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240.0
-    while session_members(process.pid):
-        assert time.monotonic() < deadline, session_members(process.pid)
-        time.sleep(0.1)
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -76,7 +52,7 @@ def test_one_command_goes_from_nothing_to_a_report(folder: Path, first_output: s
     out = folder / "out"
     stages = [
         "Data",
-        "Film of the data",
+        "Video of the data",
         "Skills for spirl_cl",
         "Bare prior of spirl_cl",
         "Training spirl_cl",
@@ -204,7 +180,7 @@ def test_ctrl_c_exits_130_without_a_traceback_and_can_be_gone_on_from(
     process = start("train", slow_config)
     until(process, lambda: next((tmp_path / "out").glob(pattern), None))
     os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=_PATIENCE_S)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "the same command goes on" in output

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from toy import TOY
 
-from spirl_ray.cluster.shipping import CONFIG, LIMIT_BYTES, check_size, package_files, stage
+from spirl_ray.cluster.shipping import LIMIT_BYTES, check_size, package_files, stage
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.pipeline import provenance
 from spirl_ray.pipeline.provenance import commit
 
@@ -73,6 +74,6 @@ def test_as_much_as_fits_is_not_refused(package: Path) -> None:
 def test_the_config_that_travels_has_the_overrides_and_no_other_cluster(package: Path, tmp_path: Path) -> None:
     experiment = parse_experiment({**TOY, "output": "/shared/toy", "ray": {"address": "10.0.0.1:6379"}}, "test")
     stage(tmp_path / "job", experiment, package)
-    there = load_experiment(tmp_path / "job" / CONFIG)
+    there = load_experiment(tmp_path / "job" / layout.JOB_CONFIG)
     assert there.ray.address is None
     assert there.model_copy(update={"ray": experiment.ray}) == experiment

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
+import spirl_ray as spirl
 from spirl_ray import registry
 from spirl_ray.config import DataSettings
 from spirl_ray.datasets.generated import GeneratedSource
@@ -315,7 +316,7 @@ def test_an_identity_is_plain_data_of_what_decides_the_episodes_and_not_of_where
 
 
 def test_an_unknown_source_lists_the_known_ones() -> None:
-    with pytest.raises(SpirlError, match=r"data\.source.*'tape'.*both, generated, minari"):
+    with pytest.raises(SpirlError, match=r"'tape'.*both, folder, generated, minari"):
         episode_source(DataSettings(source="tape"), PADS)
 
 
@@ -343,3 +344,26 @@ def test_an_entry_point_brings_a_source(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(SOURCES, "_filled", False)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == point.group else [])
     assert episode_source(DataSettings(source="plain", episodes=4), PADS) == GeneratedSource(PADS, 4)
+
+
+def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
+    spec = point_pads.SPEC
+    with spirl.DatasetWriter(
+        tmp_path / "mine", features=spec.features, action_dim=spec.action_dim, environment=PADS, shards=2
+    ) as writer:
+        for number in range(5):
+            episode = next(iter(spec.generate([number], 0)))
+            writer.add(
+                observations=episode.observations, actions=episode.actions, rewards=episode.rewards, id=f"e{number}"
+            )
+    source = episode_source(DataSettings(source="folder", options={"path": str(tmp_path / "mine")}), PADS)
+    assert source.chunks() == [(0, 1, 2), (3, 4)]
+    assert [episode.id for episode in source.read((0, 2, 3))] == ["e0", "e4", "e1"]
+    before = source.identity()
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    moved = episode_source(DataSettings(source="folder", options={"path": str(tmp_path / "moved")}), PADS)
+    assert moved.identity().facts == before.facts
+    with pytest.raises(SpirlError, match=r"(?s)path.*spirl/Maze-v0"):
+        episode_source(DataSettings(source="folder", options={"path": str(tmp_path / "moved")}), "spirl/Maze-v0")
+    with pytest.raises(SpirlError, match=r"data\.options\.path"):
+        episode_source(DataSettings(source="folder", options={"paths": "x"}), PADS)

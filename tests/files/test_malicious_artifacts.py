@@ -159,7 +159,7 @@ def test_an_endless_device_or_pipe_is_not_read(skills: Path) -> None:
 def test_a_policy_that_points_outside_its_folder_is_refused(policy: Path, skills: Path, path: str) -> None:
     (policy / "elsewhere").symlink_to(skills)
     edit(policy / "policy.json", skills=path)
-    with pytest.raises(SpirlError, match="points outside its folder"):
+    with pytest.raises(SpirlError, match="outside"):
         load_policy(policy)
 
 

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import start
 from pyarrow import fs
-from toy import TOY, start, write_config
+from toy import TOY, write_config
 
 from spirl_ray.config import parse_experiment
 from spirl_ray.errors import SpirlError

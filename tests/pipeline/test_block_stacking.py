@@ -44,7 +44,7 @@ def test_the_config_is_the_papers_task() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spirl", "spirl_cl", "flat_prior"])
 def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, method: str) -> None:
-    experiment = shipped().for_method(method)  # type: ignore[arg-type]
+    experiment = shipped().for_method(method)
     env_id = experiment.env.id
     facts = envs.environment(env_id)
     source = GeneratedSource(env_id, episodes=2, kwargs=experiment.data.generate)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import start, write_config
+from processes import start
+from toy import write_config
 from toy_skills import toy_model
 
 import spirl_ray.envs as envs

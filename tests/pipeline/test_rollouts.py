@@ -59,7 +59,7 @@ def test_episodes_survive_their_csv(tmp_path: Path) -> None:
     assert read_episode_rows(tmp_path / "none.csv") == []
     assert (tmp_path / "episodes.csv").read_text().splitlines()[0] == "mode,episode,seed,return,length,success"
     (tmp_path / "episodes.csv").write_text("mode,episode\nsampled,3\n")
-    with pytest.raises(SpirlError, match=r"episodes\.csv is damaged"):
+    with pytest.raises(SpirlError, match=r"episodes\.csv: no column 'seed'.*Remove"):
         read_episode_rows(tmp_path / "episodes.csv")
 
 

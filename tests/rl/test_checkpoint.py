@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
 from spirl_ray.rl import checkpoint
 
 
@@ -43,14 +44,14 @@ def test_unknown_kinds_are_not_written(tmp_path: Path) -> None:
 def test_checkpoint_without_its_last_file_is_not_complete(tmp_path: Path) -> None:
     checkpoint.write_state(tmp_path, {"a": torch.zeros(2)})
     assert checkpoint.complete(tmp_path)
-    (tmp_path / checkpoint.STATE).unlink()
+    (tmp_path / layout.CHECKPOINT_STATE).unlink()
     assert not checkpoint.complete(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 10, -4])
 def test_damaged_checkpoint_is_named(tmp_path: Path, keep: int) -> None:
     checkpoint.write_state(tmp_path, {"a": torch.zeros(200)})
-    file = tmp_path / checkpoint.ARRAYS
+    file = tmp_path / layout.CHECKPOINT_TENSORS
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(SpirlError, match=f"{tmp_path.name} is damaged"):
         checkpoint.read_state(tmp_path)

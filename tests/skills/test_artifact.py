@@ -18,7 +18,8 @@ from toy_skills import STATE, save_toy_skills, toy_model, toy_spec
 from spirl_ray.episodes.features import Feature
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_atomically
-from spirl_ray.skills.artifact import CARD, TENSORS, check_fit, load_skills, read_skill_card
+from spirl_ray.files.layout import SKILL_CARD, SKILL_TENSORS
+from spirl_ray.skills.artifact import check_fit, load_skills, read_skill_card
 from spirl_ray.skills.model import SkillModel
 
 ENVIRONMENT = "spirl/PointPads-v0"
@@ -38,8 +39,8 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def edit_card(folder: Path, **changes: Any) -> None:
-    card = json.loads((folder / CARD).read_text())
-    (folder / CARD).write_text(json.dumps({**card, **changes}))
+    card = json.loads((folder / SKILL_CARD).read_text())
+    (folder / SKILL_CARD).write_text(json.dumps({**card, **changes}))
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "mixture", "flow"])
@@ -59,7 +60,7 @@ def test_round_trip_is_bit_equal(tmp_path: Path, decoder: str, prior: str) -> No
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         save(tmp_path / name, make_model())
-    for file in (CARD, TENSORS):
+    for file in (SKILL_CARD, SKILL_TENSORS):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
@@ -69,8 +70,8 @@ def test_the_card_says_what_the_tensors_are(artifact: Path) -> None:
     assert card.normalisation.keys() == {"state"}
     assert card.normalisation["state"].mean == pytest.approx([-1.0, 0.0, 1.0, 2.0])
     assert card.normalisation["state"].std == pytest.approx([0.8, 0.7, 0.8, 0.9])
-    assert card.sha256 == hashlib.sha256((artifact / TENSORS).read_bytes()).hexdigest()
-    assert sorted(file.name for file in artifact.iterdir()) == [CARD, TENSORS]
+    assert card.sha256 == hashlib.sha256((artifact / SKILL_TENSORS).read_bytes()).hexdigest()
+    assert sorted(file.name for file in artifact.iterdir()) == [SKILL_CARD, SKILL_TENSORS]
 
 
 def test_loads_where_ray_gymnasium_and_mujoco_cannot_be_imported(artifact: Path) -> None:
@@ -94,10 +95,10 @@ print(execution.action({"state": numpy.ones(4, "float32")}).tolist())
 
 
 def test_a_flipped_byte_is_named_by_file(artifact: Path) -> None:
-    data = bytearray((artifact / TENSORS).read_bytes())
+    data = bytearray((artifact / SKILL_TENSORS).read_bytes())
     data[-5] ^= 1
-    (artifact / TENSORS).write_bytes(data)
-    with pytest.raises(SpirlError, match=rf"{TENSORS} does not match the SHA-256 in its card"):
+    (artifact / SKILL_TENSORS).write_bytes(data)
+    with pytest.raises(SpirlError, match=rf"{SKILL_TENSORS} does not match the SHA-256 in its card"):
         load_skills(artifact)
 
 
@@ -116,17 +117,17 @@ def test_skills_fit_whatever_has_their_features_and_actions() -> None:
 @pytest.mark.parametrize("version", [None, 1, 3, "2"])
 def test_another_format_is_refused(artifact: Path, version: object) -> None:
     edit_card(artifact, format_version=version)
-    with pytest.raises(SpirlError, match=rf"{CARD} has format version {version!r}; this program reads 2.*pretrain"):
+    with pytest.raises(SpirlError, match=rf"{SKILL_CARD} .*version {version!r}; this program reads 2.*pretrain"):
         load_skills(artifact)
 
 
 def test_a_card_without_a_format_is_refused(artifact: Path) -> None:
-    (artifact / CARD).write_text("{}")
+    (artifact / SKILL_CARD).write_text("{}")
     with pytest.raises(SpirlError, match="has format version None"):
         load_skills(artifact)
 
 
-@pytest.mark.parametrize("file", [CARD, TENSORS])
+@pytest.mark.parametrize("file", [SKILL_CARD, SKILL_TENSORS])
 def test_a_missing_file_is_named(artifact: Path, file: str) -> None:
     (artifact / file).unlink()
     with pytest.raises(SpirlError, match=rf"Cannot read .*{file}: No such file"):
@@ -139,44 +140,44 @@ def test_a_pickle_in_place_of_safetensors_is_refused_and_not_run(artifact: Path,
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     data = pickle.dumps(Trap())
-    (artifact / TENSORS).write_bytes(data)
+    (artifact / SKILL_TENSORS).write_bytes(data)
     edit_card(artifact, sha256=hashlib.sha256(data).hexdigest())
-    with pytest.raises(SpirlError, match=f"{TENSORS} does not hold the tensors that its card describes"):
+    with pytest.raises(SpirlError, match=f"{SKILL_TENSORS} does not hold the tensors that its card describes"):
         load_skills(artifact)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_tensors_of_another_shape_are_refused(artifact: Path, tmp_path: Path) -> None:
     save(tmp_path / "wider", make_model(width=16))
-    data = (tmp_path / "wider" / TENSORS).read_bytes()
-    (artifact / TENSORS).write_bytes(data)
+    data = (tmp_path / "wider" / SKILL_TENSORS).read_bytes()
+    (artifact / SKILL_TENSORS).write_bytes(data)
     edit_card(artifact, sha256=hashlib.sha256(data).hexdigest())
-    with pytest.raises(SpirlError, match=f"{TENSORS} does not hold the tensors that its card describes"):
+    with pytest.raises(SpirlError, match=f"{SKILL_TENSORS} does not hold the tensors that its card describes"):
         load_skills(artifact)
 
 
 @pytest.mark.parametrize("content", ['{"format_version": 1, "spec"', "", "\udc80"])
 def test_a_card_that_is_no_json_is_refused(artifact: Path, content: str) -> None:
-    (artifact / CARD).write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(SpirlError, match=f"{CARD} is not valid JSON"):
+    (artifact / SKILL_CARD).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(SpirlError, match=f"{SKILL_CARD} is not valid JSON"):
         load_skills(artifact)
 
 
 def test_a_card_that_is_no_object_is_refused(artifact: Path) -> None:
-    (artifact / CARD).write_text("[1]")
+    (artifact / SKILL_CARD).write_text("[1]")
     with pytest.raises(SpirlError, match="must hold a JSON object"):
-        read_json(artifact / CARD)
+        read_json(artifact / SKILL_CARD)
 
 
 @pytest.mark.parametrize("changes", [{"surprise": 1}, {"spec": {"decoder": "magic"}}, {"sha256": None}])
 def test_a_card_with_wrong_fields_is_refused(artifact: Path, changes: dict[str, Any]) -> None:
     edit_card(artifact, **changes)
-    with pytest.raises(SpirlError, match=rf"{CARD} is not a skill card.*{next(iter(changes))}"):
+    with pytest.raises(SpirlError, match=rf"{SKILL_CARD} is not a skill card.*{next(iter(changes))}"):
         load_skills(artifact)
 
 
 def test_a_card_with_impossible_dimensions_is_refused(artifact: Path) -> None:
-    card = json.loads((artifact / CARD).read_text())
+    card = json.loads((artifact / SKILL_CARD).read_text())
     edit_card(artifact, spec={**card["spec"], "action_dim": -1})
     with pytest.raises(SpirlError, match="is not a skill card"):
         load_skills(artifact)

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
-from test_sweep_file import RATES, sweep
+from sweep_files import RATES, sweep
 
 from spirl_ray.config import load_experiment
+from spirl_ray.files import layout
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.results import _curve, _Scale, settings, write_best, write_figure, write_results
 
@@ -135,10 +136,10 @@ def test_values_have_their_place_on_an_axis(tmp_path: Path) -> None:
 
 
 def test_the_file_of_a_sweep_is_yaml(tmp_path: Path) -> None:
-    from spirl_ray.sweeps.tune_run import FILE, reserve
+    from spirl_ray.sweeps.tune_run import reserve
 
     chosen = sweep(tmp_path, GRID)
     reserve(chosen)
-    written = yaml.safe_load((chosen.folder / FILE).read_text())
+    written = yaml.safe_load((chosen.folder / layout.SWEEP).read_text())
     assert written["base"]["train"]["env_steps"] == 400
     assert written["space"]["skills.horizon"]["grid"] == [3, 10]

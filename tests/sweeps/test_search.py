@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sweep_file import RATES, sweep
+from sweep_files import RATES, sweep
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord, distinct

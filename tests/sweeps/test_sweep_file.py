@@ -6,26 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from toy import TOY, write_config
+from sweep_files import RATES, sweep
+from toy import TOY
 
 from spirl_ray.errors import SpirlError
-from spirl_ray.sweeps.sweep_file import Sweep, load_sweep
-
-RATES: dict[str, Any] = {"train.actor_lr": {"loguniform": [1e-4, 1e-3]}}
-
-
-def write_sweep(folder: Path, space: dict[str, Any], **changes: Any) -> Path:
-    """A sweep over the toy experiment."""
-    if not (folder / "toy.yaml").exists():
-        write_config(folder)
-    path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump({"name": "small", "base": "toy.yaml", "space": space, **changes}))
-    return path
-
-
-def sweep(folder: Path, space: dict[str, Any], *overrides: str, **changes: Any) -> Sweep:
-    return load_sweep(write_sweep(folder, space, **changes), overrides)
+from spirl_ray.sweeps.sweep_file import load_sweep
 
 
 def refusal(folder: Path, space: dict[str, Any], *overrides: str, **changes: Any) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from test_end_to_end import assert_nothing_is_left, finish, until
-from test_sweep_file import write_sweep
-from toy import start, write_config
+from processes import assert_nothing_is_left, finish, start, until
+from sweep_files import write_sweep
+from toy import write_config
 
 pytestmark = pytest.mark.slow
 

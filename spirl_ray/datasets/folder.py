@@ -1,0 +1,98 @@
+"""Episodes of a dataset folder that is there already, such as one that `spirl_ray.DatasetWriter` has written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from spirl_ray.config import DataSettings
+from spirl_ray.datasets.sources import Chunk, Description, Identity, register_source
+from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import DatasetCard, dataset_files, read_card, read_tables
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import stored_features
+from spirl_ray.episodes.table import table_to_episodes
+from spirl_ray.errors import SpirlError
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Episodes of a dataset folder. On a cluster, every node must see it.
+
+    Raises:
+        SpirlError: no such folder, or a dataset whose features or actions are not those of the environment.
+    """
+
+    path: str
+    """Absolute path of the folder."""
+    environment: str
+    """spirl id."""
+
+    def __post_init__(self) -> None:
+        spec, card = environment(self.environment), self.card
+        found = (stored_features(card.features), card.action_dim)
+        if found != (stored_features(spec.features), spec.action_dim):
+            raise SpirlError(
+                f"data.options.path: {self.path} holds episodes of {card.environment} with "
+                f"{_listed(card.features, card.action_dim)}; {spec.id} has {_listed(spec.features, spec.action_dim)}."
+            )
+
+    @cached_property
+    def card(self) -> DatasetCard:
+        """The card of the folder."""
+        return read_card(self.path)
+
+    def chunks(self) -> list[Chunk]:
+        """The episodes of each Parquet file, since a file is read from its beginning."""
+        chunks, first = [], 0
+        for _, entry in sorted(self.card.files.items()):
+            chunks.append(tuple(range(first, first + entry.rows)))
+            first += entry.rows
+        return chunks
+
+    def read(self, chunk: Chunk) -> Iterator[Episode]:
+        """The episodes with these indices, which are in ascending order."""
+        wanted, first = set(chunk), 0
+        for file in dataset_files(self.path):
+            rows = self.card.files[Path(file).name].rows
+            if wanted.isdisjoint(range(first, first + rows)):
+                first += rows
+                continue
+            for table in read_tables(file, self.card):
+                for episode in table_to_episodes(table, self.card.features, self.card.action_dim, where=file):
+                    if first in wanted:
+                        yield episode
+                    first += 1
+
+    def description(self) -> Description:
+        """What the folder's own card says."""
+        return Description(self.card.source, self.card.licence, self.card.attribution)
+
+    def identity(self) -> Identity:
+        """The content of the episodes, wherever the folder is."""
+        return Identity(f"folder-{Path(self.path).name}", {"content_sha256": self.card.content_sha256})
+
+    @property
+    def attempts(self) -> int:
+        """0, because the episodes are recorded."""
+        return 0
+
+
+def _listed(features: object, action_dim: int) -> str:
+    assert isinstance(features, dict)
+    named = ", ".join(f"{name} {list(feature.shape)}" for name, feature in features.items())
+    return f"{named} and {action_dim} actions"
+
+
+def make(data: DataSettings, env_id: str) -> FolderSource:
+    """The dataset in the folder ``data.options.path``."""
+    if set(data.options) != {"path"}:
+        raise SpirlError(
+            "data.source: folder needs data.options.path, the folder of a dataset, and takes no other option."
+        )
+    return FolderSource(str(Path(data.options["path"]).absolute()), env_id)
+
+
+register_source("folder", make)

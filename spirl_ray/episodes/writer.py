@@ -1,0 +1,263 @@
+"""A writer of datasets: episodes are added as arrays, checked, and written while they come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+from spirl_ray import __version__
+from spirl_ray.episodes.dataset import DatasetCard, FileEntry
+from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.features import Array, Feature, FeatureName, stored_features
+from spirl_ray.episodes.table import episodes_to_table, schema
+from spirl_ray.episodes.validation import check_episode, content_digest, episode_digest, file_digest
+from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
+from spirl_ray.files.atomic import partial_folder, write_atomically
+
+_FEATURES = TypeAdapter(dict[FeatureName, Feature])
+_EPISODES_A_GROUP = 64
+_BYTES_A_GROUP = 32 * 2**20
+"""A group of rows is written when it has this many episodes or bytes, so memory does not grow with the dataset."""
+_SHOWN_PROBLEMS = 10
+
+
+class _Abandoned(Exception):
+    """The block of a writer has raised, so what it has written is removed."""
+
+
+class DatasetWriter:
+    """Writes a dataset folder from arrays, an episode at a time; the folder appears complete or not at all.
+
+    Example:
+        >>> features = {"position": Feature(shape=(2,)), "front": Feature(shape=(64, 64, 3), role="image")}
+        >>> with DatasetWriter("data/mine", features=features, action_dim=2, environment="mine/Reach-v0") as writer:
+        ...     for trajectory in recorded:
+        ...         writer.add(
+        ...             observations={"position": trajectory.positions, "front": trajectory.frames},
+        ...             actions=trajectory.actions,
+        ...             rewards=trajectory.rewards,
+        ...             terminated=trajectory.solved,
+        ...         )
+
+    An experiment reads it with ``data: {source: folder, options: {path: data/mine}}``. An exception within the block
+    removes what has been written.
+
+    Args:
+        path: the folder to make; it must not exist, or be empty.
+        features: those of the environment by name, as `Feature` or as its fields in a dict. Features that the
+            environment renders (``stored=False``) are declared as well, but episodes leave them out.
+        action_dim: width of an action.
+        environment: id of the environment that the episodes belong to.
+        source: where the episodes come from, for the card.
+        licence: under which they may be used, for the card.
+        attribution: whom to name, for the card.
+        shards: number of Parquet files, if there are as many episodes; at least as many as training workers.
+
+    Raises:
+        SpirlError: impossible features, a folder that holds something, or storage that fails.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        features: Mapping[str, Feature | Mapping[str, Any]],
+        action_dim: int,
+        environment: str,
+        source: str = "DatasetWriter",
+        licence: str = "unknown",
+        attribution: str = "unknown",
+        shards: int = 8,
+    ) -> None:
+        self.path = Path(path).absolute()
+        self._where = f"dataset {self.path}"
+        try:
+            self.features = _FEATURES.validate_python(dict(features))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise SpirlError(f"{self._where}: features: {fault['loc'][0]}: {fault['msg']}") from error
+        if not stored_features(self.features):
+            raise SpirlError(f"{self._where}: features: none of them is stored, so episodes would hold no observation")
+        for name, value in (("action_dim", action_dim), ("shards", shards)):
+            if value < 1:
+                raise SpirlError(f"{self._where}: {name} must be ≥ 1, not {value}")
+        self.action_dim = action_dim
+        self.environment = environment
+        self._source, self._licence, self._attribution = source, licence, attribution
+        self._shards = shards
+        self._open = ExitStack()
+        self._writers: list[pq.ParquetWriter] = []
+        self._waiting: list[list[Episode]] = []
+        self._rows: list[int] = []
+        self._digests: dict[str, str] = {}
+        self._steps = 0
+        self._entered = False
+
+    @property
+    def episodes(self) -> int:
+        """How many have been added."""
+        return len(self._digests)
+
+    def __enter__(self) -> DatasetWriter:
+        if os.path.lexists(self.path) and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise SpirlError(f"{self._where}: there is something already; choose another folder, or remove it")
+        self._folder = partial_folder(self.path)
+        self._partial = self._folder.__enter__()
+        self._entered = True
+        return self
+
+    def add(
+        self,
+        *,
+        observations: Mapping[str, npt.ArrayLike],
+        actions: npt.ArrayLike,
+        rewards: npt.ArrayLike | None = None,
+        terminated: bool = False,
+        truncated: bool | None = None,
+        id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Checks an episode of T actions and takes it in.
+
+        Args:
+            observations: [T + 1, *shape] for each stored feature by name, the last row after the last action: integers
+                from 0 to 255 for images, else numbers, which are kept as float32.
+            actions: [T, action_dim] in [-1, 1].
+            rewards: [T]; None is zeros.
+            terminated: the task ended the episode.
+            truncated: a time limit or the recording ended it; None is the opposite of ``terminated``.
+            id: unique in the dataset; None numbers the episodes.
+            metadata: JSON-able facts; ``completed`` lists the subtasks in the order of completion.
+
+        Raises:
+            SpirlError: what is wrong with the episode, by field and row. The episode is not taken in then, and the
+                dataset still can be finished without it.
+        """
+        if not self._entered:
+            raise SpirlError(f"{self._where}: episodes can be added within the `with` block only")
+        identifier = f"episode-{self.episodes:06d}" if id is None else id
+        if identifier in self._digests:
+            raise SpirlError(f"{self._where}: there is an episode {identifier!r} already; ids must be unique")
+        acted = self._numbers(identifier, "actions", actions)
+        episode = Episode(
+            id=identifier,
+            observations={name: self._observed(identifier, name, values) for name, values in observations.items()},
+            actions=acted,
+            rewards=np.zeros(len(acted), np.float32)
+            if rewards is None
+            else self._numbers(identifier, "rewards", rewards),
+            terminated=bool(terminated),
+            truncated=not terminated if truncated is None else bool(truncated),
+            metadata=dict(metadata or {}),
+        )
+        if problems := check_episode(episode, self.features, self.action_dim):
+            listing = "\n".join(f"  {field}: {what}" for field, what in problems[:_SHOWN_PROBLEMS])
+            raise SpirlError(f"{self._where}: episode {identifier!r} is not valid:\n{listing}")
+        try:
+            digest = episode_digest(episode)
+            self._take(episode)
+        except SpirlError as error:  # metadata that are not JSON-able
+            raise SpirlError(f"{self._where}: {error}") from error
+        except (OSError, pa.ArrowException) as error:
+            raise self._storage(error) from error
+        self._digests[identifier] = digest
+        self._steps += episode.length
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._entered = False
+        with suppress(_Abandoned), ExitStack() as stack:
+            stack.push(self._folder)
+            stack.callback(self._open.close)
+            if error is not None:
+                raise _Abandoned  # what the block raised is not an error of writing
+            self._finish()
+
+    def _observed(self, identifier: str, name: str, values: npt.ArrayLike) -> Array:
+        """The values of a feature in its dtype; unknown names and wrong shapes are left to `check_episode`."""
+        feature = self.features.get(name)
+        if feature is None or not feature.is_image:
+            return self._numbers(identifier, name, values)
+        found = np.asarray(values)
+        if found.dtype.kind not in "iu" or (found.size and (found.min() < 0 or found.max() > 255)):
+            raise SpirlError(
+                f"{self._where}: episode {identifier!r}: {name} is an image and must hold integers from 0 to 255, not "
+                f"{found.dtype}" + (f" from {found.min()} to {found.max()}" if found.size else "")
+            )
+        return found.astype(np.uint8)
+
+    def _numbers(self, identifier: str, name: str, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        try:
+            found = np.asarray(values, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise SpirlError(
+                f"{self._where}: episode {identifier!r}: {name} is no array of numbers: {error}"
+            ) from error
+        if found.ndim == 0:
+            raise SpirlError(f"{self._where}: episode {identifier!r}: {name} is a single number, not an array")
+        return found.copy()  # the caller may fill the same array again
+
+    def _take(self, episode: Episode) -> None:
+        shard = self.episodes % self._shards
+        if shard == len(self._writers):
+            file, columns = self._file(shard), schema(self.features, self.action_dim)
+            writer = pq.ParquetWriter(file, columns, compression="zstd", write_page_checksum=True)
+            self._writers.append(self._open.enter_context(writer))
+            self._waiting.append([])
+            self._rows.append(0)
+        group = self._waiting[shard]
+        group.append(episode)
+        self._rows[shard] += 1
+        # The limit is for all open groups together.
+        if len(group) == _EPISODES_A_GROUP or sum(e.nbytes for e in group) * self._shards > _BYTES_A_GROUP:
+            self._write(shard)
+
+    def _write(self, shard: int) -> None:
+        group, self._waiting[shard] = self._waiting[shard], []
+        if group:
+            self._writers[shard].write_table(episodes_to_table(group, self.features, self.action_dim))
+
+    def _file(self, shard: int) -> Path:
+        return self._partial / f"shard-{shard:05d}"
+
+    def _finish(self) -> None:
+        if not self._digests:
+            raise SpirlError(f"{self._where}: no episode has been added")
+        try:
+            for shard in range(len(self._writers)):
+                self._write(shard)
+            self._open.close()
+        except pa.ArrowException as error:
+            raise self._storage(error) from error
+        files = {}
+        for shard, rows in enumerate(self._rows):
+            name = layout.episodes_file(shard, len(self._rows))
+            file = self._file(shard).rename(self._partial / name)
+            files[name] = FileEntry(sha256=file_digest(file), bytes=file.stat().st_size, rows=rows)
+        card = DatasetCard(
+            environment=self.environment,
+            features=self.features,
+            action_dim=self.action_dim,
+            episodes=self.episodes,
+            steps=self._steps,
+            source=self._source,
+            licence=self._licence,
+            attribution=self._attribution,
+            content_sha256=content_digest(self._digests.items()),
+            files=files,
+            created_by=f"spirl-ray {__version__}",
+        )
+        write_atomically(self._partial / layout.DATASET_CARD, card.model_dump_json(indent=2) + "\n")
+
+    def _storage(self, error: Exception) -> SpirlError:
+        name, reason = getattr(error, "filename", None) or self.path, getattr(error, "strerror", None) or error
+        return SpirlError(f"{self._where}: {name}: {reason}; nothing is left of it. Free space or fix permissions.")

@@ -1,0 +1,44 @@
+"""Keys of results: a short hash of what a result depends on, by which its folder is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import BaseModel
+
+KEY_VERSION = 2
+"""Part of every key. Raise it when equal settings lead to other results than before, or a file format changes."""
+
+
+def fingerprint(*parts: Any) -> str:
+    """Ten hex digits that identify settings and upstream results; equal input gives an equal key.
+
+    Args:
+        parts: settings and plain data (JSON values, mappings with names as keys, sequences, paths). The names of
+            classes and of their files are no part of the key; nor should texts for people be.
+
+    Raises:
+        TypeError: something else, whose only plain form would be its ``repr``.
+    """
+    text = json.dumps([KEY_VERSION, *map(_plain, parts)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        if other := [name for name in value if not isinstance(name, str)]:
+            raise TypeError(f"a key cannot be made of a mapping with {type(other[0]).__name__} as a name")
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"a key cannot be made of {type(value).__name__}; give its plain data")

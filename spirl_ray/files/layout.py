@@ -1,0 +1,181 @@
+"""The names of the files and folders of an experiment: what is where.
+
+::
+
+    EXPERIMENT                      marks the folder of an experiment
+    DATA/name-key/                  a dataset: DATASET_CARD and Parquet files
+    DEMONSTRATIONS/name-key/        DEMONSTRATIONS_VIDEO of a dataset
+    SKILLS/decoder-key/             skills: SKILL_CARD, SKILL_TENSORS, METRICS
+    PRIOR/decoder-key/              episodes of a bare prior, files as in EVALUATION
+    POLICIES/method-key/            a policy: POLICY_CARD, POLICY_TENSORS, SKILLS/, and its training: METRICS,
+                                    EVALUATIONS, TRAINED, PROVENANCE, TENSORBOARD/, ATTEMPTS/
+      CHECKPOINTS/step-N/             what training resumes from
+      SNAPSHOTS/step-N/               the policy after N steps, with its evaluations
+    EVALUATION/method-key/          EPISODES, SUMMARY, VIDEOS/
+    EXPLORATION/key/                EXPLORATION_FIGURE, EXPLORATION_TABLE, SUMMARY
+    SWEEPS/name-key/                SWEEP, TRIALS/, SWEEP_RESULTS, SWEEP_FIGURE, BEST
+    REPORTS/                        REPORT, REPORT_TABLE, REPORT_NUMBERS
+
+Code that reads or writes one of them takes its name from here. In this project, JSON files are written last and
+complete what they stand beside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# --- the experiment's folder ---
+
+EXPERIMENT = "experiment.json"
+"""Marks the folder of an experiment and holds its name, its environment and the version of this layout."""
+DATA = "data"
+"""Folder of the datasets."""
+DEMONSTRATIONS = "demonstrations"
+"""Folder of the videos of datasets."""
+SKILLS = "skills"
+"""Folder of the skills that an experiment has trained, and of the copy of its skills in a policy's folder."""
+PRIOR = "prior"
+"""Folder of the episodes in which a bare prior acts."""
+POLICIES = "policy"
+"""Folder of the policies and their trainings."""
+EVALUATION = "evaluation"
+"""Folder of the final evaluations."""
+EXPLORATION = "exploration"
+"""Folder of the explorations."""
+SWEEPS = "sweeps"
+"""Folder of the sweeps."""
+REPORTS = "report"
+"""Folder of the report."""
+REPORT = "report.html"
+"""The report, one page that needs no other file but videos that are too large for it."""
+REPORT_TABLE = "results.csv"
+"""The evaluations of all policies, a row for each."""
+REPORT_NUMBERS = "results.json"
+"""The numbers in the tables of the report."""
+
+# --- datasets ---
+
+DATASET_CARD = "card.json"
+"""Describes a dataset and completes it: features, counts, source, licence, hashes of the files."""
+DEMONSTRATIONS_VIDEO = "demonstrations.mp4"
+"""Some episodes of a dataset."""
+
+
+def episodes_file(number: int, count: int) -> str:
+    """The name of one of a dataset's ``count`` Parquet files."""
+    return f"episodes-{number:05d}-of-{count:05d}.parquet"
+
+
+# --- skills and policies ---
+
+SKILL_CARD = "skill.json"
+"""Describes trained skills and completes them."""
+SKILL_TENSORS = "skills.safetensors"
+"""The parameters of the skill model."""
+POLICY_CARD = "policy.json"
+"""Describes a policy and completes it."""
+POLICY_TENSORS = "policy.safetensors"
+"""The parameters of the policy network."""
+
+# --- training ---
+
+METRICS = "metrics.csv"
+"""What was measured during a training (of skills or of a policy), a row now and then."""
+EVALUATIONS = "evaluations.csv"
+"""The evaluations of the snapshots during training, a row for each snapshot and mode."""
+TRAINED = "trained.json"
+"""Says that a policy has been trained: for how many steps, and which snapshot was published."""
+PROVENANCE = "provenance.json"
+"""The processes that trained a policy: commit, versions and hardware of each."""
+TENSORBOARD = "tensorboard"
+"""Folder of the files that TensorBoard reads."""
+ATTEMPTS = "attempts"
+"""Folder with an empty file for each process that has begun to work on a result."""
+CHECKPOINTS = "checkpoints"
+"""Folder of the states that a training can resume from, a folder for each; see `step_folder`."""
+CHECKPOINT_STATE = "state.json"
+"""The numbers and the structure of a checkpoint; completes it."""
+CHECKPOINT_TENSORS = "state.safetensors"
+"""The arrays and tensors of a checkpoint."""
+ORIGIN = "origin.json"
+"""Says which policy and trial of a population wrote the checkpoint that a policy was continued from."""
+SNAPSHOTS = "snapshots"
+"""Folder of the policy as it was during training, a folder for each snapshot; see `step_folder`."""
+_STEP = "step-"
+
+
+def step_folder(parent: Path, env_steps: int) -> Path:
+    """The folder of the checkpoint or snapshot after so many environment steps; its names sort by steps."""
+    return parent / f"{_STEP}{env_steps:012d}"
+
+
+def step_folders(parent: Path) -> list[Path]:
+    """The folders of checkpoints or snapshots that are there, by rising environment steps."""
+    return sorted(parent.glob(f"{_STEP}*"))
+
+
+def steps_of(folder: Path) -> int:
+    """The environment steps that a folder of `step_folder` is named after."""
+    return int(folder.name.removeprefix(_STEP))
+
+
+_SNAPSHOT_EVALUATION = "evaluation-"
+
+
+def snapshot_evaluation(mode: str) -> str:
+    """The name of the file with a snapshot's evaluation in a mode."""
+    return f"{_SNAPSHOT_EVALUATION}{mode}.json"
+
+
+def is_snapshot_evaluation(name: str) -> bool:
+    """Whether a file in a snapshot's folder holds an evaluation; the others are the policy."""
+    return name.startswith(_SNAPSHOT_EVALUATION)
+
+
+# --- episodes of an agent ---
+
+EPISODES = "episodes.csv"
+"""The episodes of a finished evaluation, a row for each."""
+EPISODES_SO_FAR = "episodes-so-far.csv"
+"""The episodes of an evaluation that has not finished."""
+SUMMARY = "summary.json"
+"""The means of an evaluation or the results of an exploration; completes them."""
+VIDEOS = "videos"
+"""Folder of an evaluation's videos, one for each mode."""
+VIDEO_SETTINGS = "videos.json"
+"""How long and how fast the videos beside it are; completes them."""
+
+
+def video(evaluation: Path, mode: str) -> Path:
+    """The video of an evaluation's episodes in a mode."""
+    return evaluation / VIDEOS / f"{mode}.mp4"
+
+
+EXPLORATION_FIGURE = "exploration.png"
+"""Where each explorer got, drawn into the floor plan."""
+EXPLORATION_TABLE = "coverage.csv"
+"""How much of the floor each explorer has visited."""
+
+# --- sweeps ---
+
+SWEEP = "sweep.yaml"
+"""What a sweep searches, with its base experiment in full."""
+TRIALS = "trials"
+"""Folder of the records of a sweep's trials."""
+SWEEP_RESULTS = "results.csv"
+"""The trials of a sweep, a row for each."""
+SWEEP_FIGURE = "results.png"
+"""The results of a sweep by its parameters."""
+BEST = "best.yaml"
+"""The experiment of the best setting that a sweep has found."""
+
+
+def trial_record(number: int) -> str:
+    """The name of the record of a sweep's trial."""
+    return f"{number:04d}.json"
+
+
+# --- jobs on a cluster ---
+
+JOB_CONFIG = "experiment.yaml"
+"""The resolved settings of an experiment, in the working folder of a job."""

@@ -1,0 +1,211 @@
+"""An experiment at work: its settings are checked, its folder is claimed, Ray runs, and its stages tell a listener."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spirl_ray import envs
+from spirl_ray.config import EnvSettings, Experiment
+from spirl_ray.errors import SpirlError
+from spirl_ray.files import layout
+from spirl_ray.files.fingerprint import fingerprint
+from spirl_ray.pipeline import stages
+from spirl_ray.pipeline.events import Event, Listener, Progress, Stage, ignore
+from spirl_ray.pipeline.exploration import exploring_trials, run_exploration
+from spirl_ray.pipeline.kinds import check_kinds
+from spirl_ray.pipeline.results import (
+    DataResult,
+    DemonstrationsResult,
+    EvaluationResult,
+    ExplorationResult,
+    SkillsResult,
+    StageResult,
+    TrainingResult,
+)
+from spirl_ray.pipeline.session import ray_session, readable_cause
+from spirl_ray.pipeline.workspace import Trial, Workspace
+from spirl_ray.rl.methods import skill_spec
+
+Result = TypeVar("Result", bound=StageResult)
+
+
+class ExperimentRun:
+    """The stages of an experiment in a claimed folder; each tells a listener that it starts, how far it is, and ends.
+
+    Every stage but the evaluation of the bare prior needs those before it.
+    """
+
+    def __init__(self, workspace: Workspace, listener: Listener = ignore) -> None:
+        self.workspace = workspace
+        self.experiment = workspace.experiment
+        self._listener = listener
+        self._stage: Stage | None = None
+        workspace.on_wait = self._tell_waiting
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Every method with every seed, in the order in which they run."""
+        return self.workspace.trials()
+
+    def stage(self, name: Stage, work: Callable[[Progress], Result], trial: Trial | None = None) -> Result:
+        """Runs one stage and tells the listener about it.
+
+        Args:
+            name: of the stage.
+            work: does it, and calls its argument to tell how far it is.
+            trial: whose stage it is; None for a stage that all trials share.
+        """
+        method, seed = (None, None) if trial is None else (trial.method, trial.seed)
+
+        def tell(**facts: Any) -> None:
+            self._listener(Event(stage=name, method=method, seed=seed, **facts))
+
+        def progress(done: float, total: float, facts: dict[str, Any]) -> None:
+            tell(
+                happening="progress", done=done, total=total, metrics=_numbers(facts), scores=facts.get("scores") or {}
+            )
+
+        self._stage = name
+        tell(happening="started")
+        try:
+            result = work(progress)
+        finally:
+            self._stage = None
+        tell(happening="finished", result=result)
+        return result
+
+    def data(self) -> DataResult:
+        """Imports or generates the dataset."""
+        return self.stage("data", lambda progress: stages.prepare_data(self.workspace, progress))
+
+    def require_data(self) -> None:
+        """Raises `SpirlError` if there is no dataset."""
+        if not (self.workspace.dataset / layout.DATASET_CARD).exists():
+            raise SpirlError(
+                f"There is no dataset in {self.workspace.dataset}. Run spirl run, or spirl data import, with the same "
+                "config and --set options first."
+            )
+
+    def demonstrations(self) -> DemonstrationsResult | None:
+        """Records a video of the dataset; None where no videos are wanted, or the environment cannot draw episodes."""
+        if not self.experiment.evaluate.videos or envs.environment(self.experiment.env.id).render_recorded is None:
+            return None
+        return self.stage("demonstrations", lambda _: stages.show_demonstrations(self.workspace))
+
+    def skills(self, trial: Trial) -> SkillsResult:
+        """Stage 1 of a trial."""
+        return self.stage("skills", lambda progress: stages.train_skills(trial, progress), trial)
+
+    def prior(self, trial: Trial, *, videos: bool = True) -> EvaluationResult:
+        """Episodes of the trial's bare prior."""
+        return self.stage("prior", lambda progress: stages.roll_out_prior(trial, progress, videos=videos), trial)
+
+    def train(self, trial: Trial) -> TrainingResult:
+        """Stage 2 of a trial."""
+        return self.stage("training", lambda progress: stages.train(trial, progress), trial)
+
+    def trained(self, trial: Trial, trained_as: Experiment | None) -> Trial:
+        """The trial itself if its policy has been trained, or else the one of another experiment in the same folder.
+
+        Raises:
+            SpirlError: neither has a trained policy.
+        """
+        if (trial.policy / layout.TRAINED).exists():
+            return trial
+        origin = (
+            trial if trained_as is None else Workspace(trained_as, self._tell_waiting).trial(trial.method, trial.seed)
+        )
+        if not (origin.policy / layout.TRAINED).exists():
+            raise SpirlError(
+                f"There is no trained policy for {trial.method}, seed {trial.seed} in {origin.policy}. Run spirl train "
+                "with the same config and --set options first."
+            )
+        return origin
+
+    def evaluate(self, trial: Trial, *, videos: bool = True, env: EnvSettings | None = None) -> EvaluationResult:
+        """The final evaluation of a trial's policy, in another environment if one is given."""
+        return self.stage(
+            "evaluation", lambda progress: stages.evaluate_policy(trial, progress, videos=videos, env=env), trial
+        )
+
+    def explore(self) -> ExplorationResult:
+        """The exploration figure, with the skills that it needs."""
+        for trial in exploring_trials(self.workspace):
+            self.skills(trial)
+        return self.stage("exploration", lambda progress: run_exploration(self.workspace, progress))
+
+    def _tell_waiting(self, target: Path) -> None:
+        self._listener(Event(happening="waiting", stage=self._stage, folder=target))
+
+
+def _numbers(facts: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+
+
+@contextlib.contextmanager
+def experiment_run(
+    experiment: Experiment, listener: Listener = ignore, *, ray: bool = True, create: bool = True
+) -> Iterator[ExperimentRun]:
+    """Checks an experiment's settings, claims its folder, and connects to Ray or starts it until the block ends.
+
+    Args:
+        experiment: what to work on.
+        listener: told of what happens.
+        ray: False for work that needs neither Ray nor the environment.
+        create: False for work that needs a folder which is there already.
+
+    Raises:
+        SpirlError: settings that do not fit, a folder that belongs to something else, a cluster that cannot be
+            reached; and whatever a user can act on, if the block raises it from inside Ray.
+    """
+    check_experiments([experiment], make=ray)
+    with readable():
+        workspace = Workspace(experiment)
+        run = ExperimentRun(workspace, listener)
+        workspace.claim(create=create)
+        if not ray:
+            yield run
+            return
+        variants = [experiment.for_method(method) for method in experiment.methods]
+        workers = max(max(variant.pretrain.workers, variant.train.env_runners) for variant in variants)
+        with ray_session(experiment.ray, workers):
+            yield run
+
+
+def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -> None:
+    """Checks before any work what would only be found out later: names of kinds, features, the environment's arguments.
+
+    Args:
+        experiments: whose settings.
+        make: True makes each environment once.
+
+    Raises:
+        SpirlError: what is wrong, with its key.
+    """
+    made: set[str] = set()
+    for experiment in experiments:
+        check_kinds(experiment)
+        env = experiment.env
+        spec = envs.environment(env.id)
+        for method in experiment.methods:
+            skill_spec(experiment.for_method(method).skills, method, spec.features, spec.action_dim)
+        if make and (key := fingerprint(env)) not in made:
+            made.add(key)
+            envs.make(env.id, **env.kwargs).close()
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Turns an error from inside Ray that a user can act on into the `SpirlError` that it holds."""
+    try:
+        yield
+    except SpirlError:
+        raise
+    except Exception as error:
+        known = readable_cause(error)
+        if known is None:
+            raise
+        raise known from error
