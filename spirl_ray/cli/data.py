@@ -43,7 +43,7 @@ def inspect_data(
 
     with readable_errors():
         summaries = [summarize(dataset) for dataset in datasets]
-        _print_facts(datasets, summaries)
+        _print_overview(datasets, summaries)
         _print_subtasks(datasets, summaries)
         print_expert(datasets, summaries)
         for name in dict.fromkeys(name for summary in summaries for name in summary.observations):
@@ -62,7 +62,7 @@ def _columns(title: str, first: str, datasets: Sequence[Path]) -> Table:
     return Table(first, *(escape(dataset.name) for dataset in datasets), title=title)
 
 
-def _print_facts(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
+def _print_overview(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
     table = _columns("Datasets", "", datasets)
     for name in ("environment", "source", "licence"):
         table.add_row(name, *(escape(str(getattr(summary.card, name))) for summary in summaries))

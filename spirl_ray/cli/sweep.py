@@ -28,7 +28,7 @@ def run(sweep: Sweep) -> None:
     """
     trackers(sweep)
     workspace = Workspace(sweep.base, on_wait=say_waiting)
-    workspace.claim()
+    workspace.reserve()
     with workspace.locked(sweep.folder):
         for other in reserve(sweep):
             console.print(

@@ -223,10 +223,10 @@ def print_exploration(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(table)
 
 
-def print_facts(title: str, facts: dict[str, str]) -> None:
+def print_values(title: str, values: dict[str, str]) -> None:
     """Prints two columns, name and value."""
     table = Table(title=title, show_header=False)
-    for name, value in facts.items():
+    for name, value in values.items():
         table.add_row(name, escape(value))
     print_table(table)
 

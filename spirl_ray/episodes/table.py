@@ -115,10 +115,10 @@ def table_to_episodes(table: pa.Table, features: Features, action_dim: int, *, w
     episodes = []
     for row, identifier in enumerate(columns["episode_id"].to_pylist()):
         try:
-            facts = json.loads(metadata[row])
+            parsed = json.loads(metadata[row])
         except (ValueError, RecursionError) as error:
             raise SpirlError(f"{where}: metadata of episode {identifier!r} is not JSON: {error}") from error
-        if not isinstance(facts, dict):
+        if not isinstance(parsed, dict):
             raise SpirlError(f"{where}: metadata of episode {identifier!r} is not a JSON object")
         episodes.append(
             Episode(
@@ -128,7 +128,7 @@ def table_to_episodes(table: pa.Table, features: Features, action_dim: int, *, w
                 rewards=rewards[row],
                 terminated=terminated[row],
                 truncated=truncated[row],
-                metadata=facts,
+                metadata=parsed,
             )
         )
     return episodes

@@ -62,10 +62,10 @@ def hardware() -> dict[str, str]:
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    facts = {"cpu": model, "cores": str(os.cpu_count())}
+    found = {"cpu": model, "cores": str(os.cpu_count())}
     if "SC_PHYS_PAGES" in os.sysconf_names:
-        facts["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / _GIGABYTE:.0f} GiB"
+        found["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / _GIGABYTE:.0f} GiB"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    facts["gpu"] = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"
-    facts["system"] = platform.system()
-    return facts
+    found["gpu"] = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"
+    found["system"] = platform.system()
+    return found

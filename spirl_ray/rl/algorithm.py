@@ -73,8 +73,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
         """The settings of stage 2 that differ from the defaults, see `settings`."""
         self.skills_folder: str | None = None
         self.method: dict[str, Any] | str | None = None
-        """A `MethodConfig` as plain values, or the name of a method; None chooses the first method that fits the
-        skills."""
+        """A `MethodConfig` as plain values, or the name of a method; None chooses one that fits the skills."""
         self.dataset: str | None = None
         """The folder of the demonstrations, for methods that also learn from them."""
         self.metrics_every = 20
@@ -108,8 +107,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
 
     @property
     def policy(self) -> PolicySpec:
-        """What the policy observes; it is known once the config has been validated, which building the algorithm
-        does."""
+        """What the policy observes; it is known once the config has been validated, as building does."""
         return PolicySpec.model_validate(self.env_config["policy"])
 
     def skills(
@@ -350,8 +348,7 @@ class SkillPriorSAC(Algorithm):
     # --- checkpoints, which Tune also calls ---
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes a checkpoint of everything: networks, targets, alpha, optimisers, replay, random generators and
-        counters."""
+        """Writes a checkpoint: networks, targets, alpha, optimisers, replay, random generators and counters."""
         learners, runners = self.learner_group, self.env_runner_group
         write_state(
             Path(checkpoint_dir),

@@ -29,7 +29,7 @@ from spirl_ray.sweeps.results import write_results
 from spirl_ray.sweeps.search import NUMBER, PARENT, decode, scheduler, searcher
 from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import trackers
-from spirl_ray.sweeps.trial import FINAL, Board, Order, watch
+from spirl_ray.sweeps.trial import FINAL, TrialRequest, TrialStatus, supervise
 
 _SCRATCH = ".tune"
 _KEPT_CHECKPOINTS = 4
@@ -123,16 +123,16 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
     os.environ.update(_ENVIRONMENT)
     ledger = Ledger(sweep.folder / layout.TRIALS)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    status = ray.remote(num_cpus=0, scheduling_strategy=here)(TrialStatus).remote()
     search, space, samples = searcher(sweep, ledger, concurrency)
     if samples == 0:
         return ledger
     scratch = sweep.folder / _SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    recorder = _Recorder(sweep, ledger, board, on_change, on_progress)
+    recorder = _Recorder(sweep, ledger, status, on_change, on_progress)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_trial, sweep=sweep, output=sweep.base.folder.absolute(), board=board),
+            tune.with_parameters(_trial, sweep=sweep, output=sweep.base.folder.absolute(), status=status),
             # Tune's actor only supervises; it asks for a byte of memory, because a trial must ask for something.
             tune.PlacementGroupFactory([{"memory": 1}]),
         ),
@@ -164,7 +164,7 @@ def _name(trial: Any) -> str:
     return f"trial-{trial.trial_id}" if number is None else f"trial-{number:04d}"
 
 
-def _trial(config: Row, sweep: Sweep, output: Path, board: Any) -> None:
+def _trial(config: Row, sweep: Sweep, output: Path, status: Any) -> None:
     """The function that Tune runs for a trial."""
     experiment = sweep.experiment(decode(sweep, config))
     population = sweep.file.scheduler.kind == "pbt"
@@ -174,21 +174,21 @@ def _trial(config: Row, sweep: Sweep, output: Path, board: Any) -> None:
             update={"checkpoint_every": experiment.train.evaluate_every, "keep_checkpoints": _KEPT_CHECKPOINTS}
         )
         experiment = experiment.model_copy(update={"train": train})
-    order = Order(
+    request = TrialRequest(
         experiment=experiment.model_copy(update={"output": output}),
         resources=sweep.file.resources,
         max_failures=sweep.file.max_failures,
         population=population,
         parent=config.get(PARENT),
     )
-    watch(order, tune.get_context().get_trial_name(), board)
+    supervise(request, tune.get_context().get_trial_name(), status)
 
 
 class _Recorder(tune.Callback):
     """Records in the ledger what Tune's trials do, and shows it."""
 
-    def __init__(self, sweep: Sweep, ledger: Ledger, board: Any, on_change: OnChange, on_progress: OnProgress) -> None:
-        self.sweep, self.ledger, self.board = sweep, ledger, board
+    def __init__(self, sweep: Sweep, ledger: Ledger, status: Any, on_change: OnChange, on_progress: OnProgress) -> None:
+        self.sweep, self.ledger, self.status = sweep, ledger, status
         self.on_change, self.on_progress = on_change, on_progress
         self._records: dict[str, TrialRecord] = {}
         self._asked: Any = None
@@ -237,7 +237,7 @@ class _Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
-        failure = ray.get(self.board.failure.remote(str(trial)))
+        failure = ray.get(self.status.failure.remote(str(trial)))
         if failure is not None:
             record.status, record.error = "failed", failure
         else:
@@ -253,7 +253,7 @@ class _Recorder(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self._asked is None:
-            self._asked = self.board.progress.remote()
+            self._asked = self.status.progress.remote()
         if not ray.wait([self._asked], timeout=0)[0]:
             return
         by_name = ray.get(self._asked)

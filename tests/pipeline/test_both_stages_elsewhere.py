@@ -32,7 +32,7 @@ def trained(folder: Path, env_id: str, method: str, **changes: Any) -> Trial:
         "evaluate": {**TOY["evaluate"], "videos": 0},
     }
     workspace = Workspace(parse_experiment(raw, "test"))
-    workspace.claim()
+    workspace.reserve()
     stages.prepare_data(workspace)
     [trial] = workspace.trials()
     stages.train_skills(trial)

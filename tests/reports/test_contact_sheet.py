@@ -19,7 +19,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import demonstrations
 from spirl_ray.pipeline.demonstrations import render_demonstrations, spread_episodes
 from spirl_ray.reports import contact_sheet
-from spirl_ray.reports.contact_sheet import COLUMNS, EPISODES, PICTURE, write_contact_sheet
+from spirl_ray.reports.contact_sheet import COLUMNS, EPISODES, IMAGE_WIDTH, write_contact_sheet
 
 
 def write(folder: Path, environment_id: str, episodes: list[Episode]) -> Path:
@@ -39,9 +39,9 @@ def test_datasets_stand_below_each_other_with_spread_episodes_and_steps(pads: Pa
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     height, width = sheet.shape[:2]
     rows = EPISODES + len(mazes)
-    assert width == COLUMNS * PICTURE
+    assert width == COLUMNS * IMAGE_WIDTH
     assert height % rows == 0
-    tiles = sheet.reshape(rows, height // rows, COLUMNS, PICTURE, 3).swapaxes(1, 2)
+    tiles = sheet.reshape(rows, height // rows, COLUMNS, IMAGE_WIDTH, 3).swapaxes(1, 2)
     assert len({tile.tobytes() for tile in tiles.reshape(rows * COLUMNS, -1)}) == rows * COLUMNS
 
 
@@ -55,7 +55,7 @@ def test_a_picture_is_the_one_that_the_environment_drew(pads: Path) -> None:
     assert (end == (70, 130, 200)).all(-1).sum() > 100  # the path
 
 
-def test_an_environment_that_cannot_draw_is_refused(
+def test_an_environment_that_cannot_render_is_refused(
     pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blind = dataclasses.replace(environment("spirl/PointPads-v0"), render_recorded=None)
