@@ -230,7 +230,7 @@ def random_skills(folder: Path) -> Path:
 
 def random_decisions(count: int) -> dict[str, np.ndarray]:
     spec, rng = kitchen_skills(), np.random.default_rng(0)
-    seen = sum(feature.size for feature in spec.seen.values()) + 2 * spec.latent_dim
+    seen = sum(feature.size for feature in spec.observed.values()) + 2 * spec.latent_dim
     shapes = {
         Columns.OBS: (count, seen),
         Columns.NEXT_OBS: (count, seen),

@@ -196,6 +196,6 @@ def update_flops() -> int:
 
 def _model_and_batch() -> tuple[SkillModel, tuple[Observations, torch.Tensor, torch.Tensor]]:
     spec = kitchen_skills()
-    observations = {name: torch.randn(BATCH, spec.horizon, *feature.shape) for name, feature in spec.seen.items()}
+    observations = {name: torch.randn(BATCH, spec.horizon, *feature.shape) for name, feature in spec.observed.items()}
     actions = torch.rand(BATCH, spec.horizon, spec.action_dim) * 2.0 - 1.0
     return SkillModel(spec), (observations, actions, torch.randn(BATCH, spec.latent_dim))

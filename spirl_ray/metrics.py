@@ -1,7 +1,7 @@
-"""What is measured: what a metric is, and the one table of the metrics of training.
+"""Metrics: what a metric is, and the one table of the metrics of training.
 
-A row says its name, meaning and unit, how it is computed and where it shows. CSV columns, report, gauges, Grafana,
-sweeps and the terminal are made from these rows, so a new metric needs no change anywhere else. The metrics of
+A row holds a metric's name, meaning and unit, how it is computed and where it is shown. CSV columns, report, gauges,
+Grafana, sweeps and the terminal are made from these rows, so a new metric needs no change anywhere else. The metrics of
 episodes, which environments declare, are in `spirl_ray.envs.metrics`. Code outside the package adds rows of both
 kinds with `register_metric`.
 """
@@ -18,22 +18,22 @@ from spirl_ray.registry import Registry
 
 Stage = Literal["pretrain", "train"]
 PHASES = 3
-"""The divergence is recorded for this many equal parts of the episode."""
+"""The number of equal parts of an episode for which the divergence is recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One row of the table."""
+    """One metric, a row of the table."""
 
     name: str
-    """Its name in files, sweeps and gauges: lower-case letters, digits and underscores."""
+    """The name in files, sweeps and gauges: lower-case letters, digits and underscores."""
     meaning: str
-    """A sentence without its full stop."""
+    """The meaning: a sentence without its full stop."""
     unit: str = ""
     label: str = ""
-    """Its name on pages and in tables; empty is the name with blanks for underscores."""
+    """The name on pages and in tables; empty means the name with blanks instead of underscores."""
     range: tuple[float | None, float | None] = (None, None)
-    """Lowest and highest value, for axes; None where there is no bound, or none that is known."""
+    """The lowest and highest value, for axes; None where there is no bound, or no known one."""
     more_is_better: bool | None = None
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class Metric:
 
     @property
     def sign(self) -> float:
-        """-1 where less is better, else 1; the best value is the greatest one times the sign."""
+        """The sign, -1 where less is better, else 1; the best value is the one that is greatest times the sign."""
         return -1.0 if self.more_is_better is False else 1.0
 
     @property
@@ -55,29 +55,29 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingMetric(Metric):
-    """A column of a stage's ``metrics.csv``. Every one has a gauge; without a panel it is in no figure."""
+    """A column of a stage's ``metrics.csv``. Each has a gauge; one without a panel is in no figure."""
 
     stage: Stage
     panel: str = ""
-    """Title of the panel in the report and in Grafana. Metrics with the same panel are drawn together."""
+    """The title of the panel in the report and in Grafana. Metrics with the same panel are drawn together."""
     counter: bool = False
-    """It counts how far the training is, so the report, which draws over the steps, has no panel of it."""
+    """True for a count of progress, of which the report, which draws over the steps, has no panel."""
     log: bool = False
-    """A logarithmic axis, where the values span more than a factor of ten."""
+    """True for a logarithmic axis, where the values span more than a factor of ten."""
     brief: str = ""
-    """Its name in the terminal's line of progress; empty leaves it out."""
+    """The name in the terminal's line of progress; empty leaves it out."""
     of: Callable[[Mapping[str, Any]], Any] | None = None
-    """For metrics of the learner: from the tensors of an update (see `learner_metrics`) to a number, or None."""
+    """A function from the tensors of an update (see `learner_metrics`) to a number, for metrics of the learner."""
 
     @property
     def gauge(self) -> str:
-        """Its name among the gauges; on Ray's endpoint, ``ray_`` stands before it."""
+        """The name of the gauge, to which Ray's endpoint adds the prefix ``ray_``."""
         return f"spirl_{'pretrain_' * (self.stage == 'pretrain')}{self.name}"
 
 
 TRAINING: Registry[TrainingMetric] = Registry("metric of training")
 EPISODE: Registry[Any] = Registry("metric of an episode")
-"""Metrics that any environment's declaration and any config (``evaluate.metrics``) can name."""
+"""The metrics that any environment's declaration and any config (``evaluate.metrics``) can name."""
 
 
 def training_metrics(stage: str) -> list[TrainingMetric]:

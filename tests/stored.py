@@ -69,7 +69,7 @@ def write_dataset(
         path = folder / f"episodes-{number:05d}-of-{len(files):05d}.parquet"
         pq.write_table(table, path)
         entries[path.name] = FileEntry(sha256=file_digest(path), bytes=path.stat().st_size, rows=table.num_rows)
-    facts: dict[str, Any] = dict(
+    fields: dict[str, Any] = dict(
         environment="spirl/Test-v0",
         features=features,
         action_dim=action_dim,
@@ -82,7 +82,7 @@ def write_dataset(
         files=entries,
         created_by="test",
     )
-    (folder / "card.json").write_text(DatasetCard(**(facts | card)).model_dump_json())
+    (folder / "card.json").write_text(DatasetCard(**(fields | card)).model_dump_json())
     return folder
 
 

@@ -83,7 +83,7 @@ def save_toy_policy(
     method = method_config(METHODS[model.spec.decoder], train or TrainSettings(policy_init="scratch"), model.spec)
     spec = policy_spec(model, method, features)
     torch.manual_seed(5)
-    facts = {
+    fields = {
         "environment": "spirl/PointPads-v0",
         "env_kwargs": {},
         "method": method.name,
@@ -92,5 +92,5 @@ def save_toy_policy(
         "env_steps": 10,
         "config_hash": "abc",
     }
-    save_policy(folder, PolicyNetwork(spec, model).state_dict(), skills, policy=spec, **facts | card)
+    save_policy(folder, PolicyNetwork(spec, model).state_dict(), skills, policy=spec, **fields | card)
     return folder

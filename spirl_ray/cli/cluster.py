@@ -60,10 +60,10 @@ def submit(
 ) -> None:
     """Runs an experiment as a job of a Ray cluster: spirl run, with this code and these settings.
 
-    The output must be a folder that every node sees: --set output=/shared/folder. Submitted again after a failure, the
-    job goes on where it stopped.
+    The output must be a folder that every node sees: --set output=/shared/folder. After a failure, submit the job again
+    and it resumes where it stopped.
     """
-    with readable_errors(stopped="The job goes on; it was only the log that stopped."):
+    with readable_errors(stopped="The job continues; only the log has stopped."):
         experiment = load_experiment(config, set or [])
         prepare_ray()
         from spirl_ray.cluster import jobs
@@ -88,7 +88,7 @@ def doctor(
         list[str] | None,
         typer.Option(
             "--set",
-            help="Check these, too: --set output=/shared/folder storage=s3://bucket/name.",
+            help="Also check these: --set output=/shared/folder storage=s3://bucket/name.",
             metavar="KEY=VALUE",
         ),
     ] = None,
@@ -102,9 +102,9 @@ def doctor(
         ),
     ] = None,
 ) -> None:
-    """Checks every node of a cluster before an experiment does: versions, resources, storage, GPUs, import, clock.
+    """Checks every node of a cluster before an experiment uses it: versions, resources, storage, GPUs, import, clock.
 
-    Prints a table and what to do; the exit status is 2 if something has to be done.
+    Prints a table and what to repair; the exit status is 2 if something has to be repaired.
     """
     with readable_errors():
         output, storage = _places(set or [])
@@ -125,7 +125,7 @@ def doctor(
             raise SpirlError(f"{len(problems)} problem(s):\n{listing}")
         if output is None:
             console.print("The output folder was not checked: name it with --set output=/shared/folder.")
-        console.print(f"[green]All {len(reports)} node(s) are fit.[/green]")
+        console.print(f"[green]All {len(reports)} node(s) are ready.[/green]")
 
 
 def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
@@ -135,13 +135,13 @@ def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
     for override in overrides:
         key, _, value = override.partition("=")
         if key.strip() not in ("output", "storage") or not value:
-            raise SpirlError(f"--set {override}: spirl doctor knows only output=FOLDER and storage=URI.")
+            raise SpirlError(f"--set {override}: spirl doctor takes only output=FOLDER and storage=URI.")
         if key.strip() == "storage":
             uri = value
             continue
         folder = Path(str(yaml.safe_load(value)))
         if not folder.is_absolute():
-            raise SpirlError(f"--set {override}: name the folder in full, for it must be the same on every node.")
+            raise SpirlError(f"--set {override}: give an absolute path, because it must be the same on every node.")
     return folder, uri
 
 
@@ -183,7 +183,7 @@ def _follow(client: JobSubmissionClient, dashboard: Dashboard, job: str) -> None
 
 
 def _pass_on(text: str) -> None:
-    """The job has formatted its output already."""
+    """Prints text of a job as it is, because the job has formatted it already."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Commands that look at datasets: ``spirl data inspect`` and ``spirl data validate``."""
+"""The commands that inspect and check datasets: ``spirl data inspect`` and ``spirl data validate``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DatasetFolder = Annotated[
     Path, typer.Argument(help=f"A dataset folder, with a {layout.DATASET_CARD}.", show_default=False)
 ]
 _ORDERS = 10
-"""Rows of the table of orders, the most frequent first."""
+"""The most rows of the table of orders, which shows the most frequent first."""
 
 
 @data_app.command("inspect")
@@ -43,7 +43,7 @@ def inspect_data(
 
     with readable_errors():
         summaries = [summarize(dataset) for dataset in datasets]
-        _print_facts(datasets, summaries)
+        _print_overview(datasets, summaries)
         _print_subtasks(datasets, summaries)
         print_expert(datasets, summaries)
         for name in dict.fromkeys(name for summary in summaries for name in summary.observations):
@@ -58,11 +58,11 @@ def inspect_data(
 
 
 def _columns(title: str, first: str, datasets: Sequence[Path]) -> Table:
-    """A table with a column for each dataset."""
+    """Makes a table with a column for each dataset."""
     return Table(first, *(escape(dataset.name) for dataset in datasets), title=title)
 
 
-def _print_facts(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
+def _print_overview(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
     table = _columns("Datasets", "", datasets)
     for name in ("environment", "source", "licence"):
         table.add_row(name, *(escape(str(getattr(summary.card, name))) for summary in summaries))
@@ -103,7 +103,7 @@ def _print_subtasks(datasets: Sequence[Path], summaries: Sequence[DatasetSummary
 
 
 def print_expert(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) -> None:
-    """How reliable the scripted expert is at each subtask; nothing for recorded data."""
+    """Prints how reliable the scripted expert is at each subtask, and nothing for recorded data."""
     names = sorted({name for summary in summaries for name in summary.expert})
     if not names:
         return
@@ -115,7 +115,7 @@ def print_expert(datasets: Sequence[Path], summaries: Sequence[DatasetSummary]) 
 
 
 def _print_ranges(name: str, datasets: Sequence[Path], spreads: Sequence[Spread | None]) -> None:
-    """A row for each entry that one of the datasets has; None stands for a dataset without the feature."""
+    """Prints a row for each entry that one of the datasets has; None means a dataset without the feature."""
     table = _columns(f"{escape(name)}: from … to (mean ± deviation)", "entry", datasets)
     cells = [dict(_entries(spread)) if spread is not None else {} for spread in spreads]
     for entry in dict.fromkeys(entry for column in cells for entry in column):

@@ -1,4 +1,4 @@
-"""What ``spirl sweep`` does, in order: data, trials, results. It says what it does as it goes."""
+"""The work of ``spirl sweep``, in order: data, trials, results. It prints each as it begins or ends."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from spirl_ray.pipeline.experiment import ExperimentRun
 from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.sweeps.ledger import Ledger, Status
 from spirl_ray.sweeps.results import settings, write_best, write_figure, write_results
-from spirl_ray.sweeps.search import left
+from spirl_ray.sweeps.search import remaining
 from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import trackers
-from spirl_ray.sweeps.tune_run import claim, ray_for, run_sweep, searches_data
+from spirl_ray.sweeps.tune_run import ray_for, reserve, run_sweep, searches_data
 
 _ENDS: tuple[Status, ...] = ("finished", "stopped", "failed")
 
 
 def run(sweep: Sweep) -> None:
-    """Runs what is left of a sweep and writes its results.
+    """Runs the remaining trials of a sweep and writes its results.
 
     Raises:
-        SpirlError: for whatever stops all trials, or when none has finished.
+        SpirlError: an error stops all trials, or none has finished.
     """
     trackers(sweep)
     workspace = Workspace(sweep.base, on_wait=say_waiting)
-    workspace.claim()
+    workspace.reserve()
     with workspace.locked(sweep.folder):
-        for other in claim(sweep):
+        for other in reserve(sweep):
             console.print(
                 f"[yellow]another sweep[/yellow] of this name is in {escape(shown(other))}: the file or its base has "
                 f"changed since. This one has a folder of its own, {escape(shown(sweep.folder))}; policies that both "
                 "ask for are trained once."
             )
         ledger = Ledger(sweep.folder / layout.TRIALS)
-        if waiting := left(sweep, ledger):
+        if waiting := remaining(sweep, ledger):
             ledger = _run(sweep, workspace, ledger, waiting)
         else:
             console.print(f"[dim]there already  all trials of {escape(sweep.file.name)}[/dim]")
@@ -62,7 +62,7 @@ def _show(sweep: Sweep, ledger: Ledger) -> None:
     print_failures(failed)
     if best is None:
         raise SpirlError(
-            f"No trial of {sweep.file.name} has finished; {len(failed)} failed. What there is stands in "
+            f"No trial of {sweep.file.name} has finished; {len(failed)} failed. Their records are in "
             f"{shown(sweep.folder)}. The same command tries again those that failed."
         )
     print_ranking(settings(sweep, ledger), sweep.file.metric, [key for key in sweep.space if key != "seeds"])

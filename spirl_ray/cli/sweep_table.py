@@ -1,4 +1,4 @@
-"""What ``spirl sweep`` shows: a live table of the trials on a terminal, whole lines in a pipe or a log file."""
+"""The output of ``spirl sweep``: a live table of the trials on a terminal, whole lines in a pipe or a log file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spirl_ray.cli.terminal import console, print_table, shown
 
 _COLOURS = {"running": "yellow", "finished": "green", "stopped": "dim", "failed": "red"}
 _ROWS = 30
-"""Trials in the live table; of more, the newest are shown."""
+"""The most trials in the live table, which shows the newest."""
 
 
 class SweepTable:
-    """A row for each trial: parameters, where it is, the metric, steps."""
+    """A table with a row for each trial: parameters, state, metric, steps."""
 
     def __init__(self, title: str, keys: Sequence[str], metric: str, records: Sequence[Any]) -> None:
         self.title, self.keys, self.metric = title, list(keys), metric
@@ -40,7 +40,7 @@ class SweepTable:
             self._live.stop()
 
     def change(self, record: Any) -> None:
-        """A trial has started, has news, or has ended."""
+        """Updates the row of a trial that has started, reported or ended."""
         self.records[record.number] = record
         if record.status != "running":
             self.stages.pop(record.number, None)
@@ -52,7 +52,7 @@ class SweepTable:
             console.print(f"  {self._line(record)}", markup=False)
 
     def progress(self, stages: dict[int, dict[str, Any]]) -> None:
-        """How far the running trials are."""
+        """Updates the progress of the running trials."""
         self.stages = stages
 
     def _line(self, record: Any) -> str:
@@ -63,7 +63,7 @@ class SweepTable:
         return f"trial {record.number} {record.status}: {parameters}{measured}{_because(record)}"
 
     def table(self) -> Table:
-        """The newest trials by number."""
+        """The table of the newest trials by number."""
         table = Table("trial", *self.keys, "state", self.metric, "steps", title=self.title)
         ordered = [self.records[number] for number in sorted(self.records)]
         for record in ordered[-_ROWS:]:
@@ -85,7 +85,7 @@ class SweepTable:
 
 
 def print_ranking(settings: Sequence[Any], metric: str, keys: Sequence[str]) -> None:
-    """The best settings with the mean of the metric."""
+    """Prints the best settings with the mean of the metric."""
     table = Table(*keys, metric, "trials", title="Best settings")
     for setting in settings[:10]:
         values = [escape(shown_value(setting.parameters[key])) for key in keys]
@@ -94,13 +94,13 @@ def print_ranking(settings: Sequence[Any], metric: str, keys: Sequence[str]) -> 
 
 
 def print_failures(records: Sequence[Any]) -> None:
-    """Why trials failed, a line for each; a long message is cut."""
+    """Prints why trials failed, a line for each; a long message is cut."""
     for record in records:
         console.print(f"[red]trial {record.number} failed[/red]{escape(_because(record))}")
 
 
 def print_files(files: Sequence[Path | None]) -> None:
-    """Files that were written."""
+    """Prints the files that were written."""
     for file in files:
         if file is not None:
             console.print(f"      {escape(shown(file))}")
@@ -114,5 +114,5 @@ def _because(record: Any) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """A parameter as a table shows it."""
+    """The text of a parameter in a table."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

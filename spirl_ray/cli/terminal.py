@@ -1,4 +1,4 @@
-"""What the command line shows: stages with their progress, tables, files, the next command.
+"""The output of the command line: stages with their progress, tables, files, the next command.
 
 On a terminal there are bars; in a pipe or a log file whole lines, which are never wrapped.
 """
@@ -30,18 +30,18 @@ from spirl_ray.pipeline.results import (
 )
 
 _FILE_WIDTH = 160
-"""Columns of tables that are not printed on a terminal."""
+"""The width in characters of tables that are not printed on a terminal."""
 _SECONDS_BETWEEN_LINES = 60.0
 console = Console(highlight=False, soft_wrap=True)
 
 
 def error_console() -> Console:
-    """For messages on stderr, wherever that points to now."""
+    """A console for messages on stderr, wherever that points to now."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say_waiting(target: Path) -> None:
-    """Says which result another process is working on."""
+    """Prints which result another process is working on."""
     console.print(f"[yellow]waiting[/yellow] for another process that works on {escape(shown(target))} …")
 
 
@@ -142,7 +142,7 @@ def _print_result(title: str, result: StageResult) -> None:
 
 
 def _numbers_of(result: StageResult) -> dict[str, float]:
-    """What is worth a place in the line of a result, by what to call it there."""
+    """The numbers that are shown in the line of a result, by their names there."""
     if isinstance(result, DataResult):
         found: dict[str, float] = {"episodes": result.episodes, "steps": result.steps}
         if result.skipped:
@@ -166,7 +166,7 @@ def _scores(score: str, modes: Mapping[str, Mapping[str, float]]) -> dict[str, f
 
 
 def _listing(folder: Path) -> str:
-    """Names in a folder; many of a kind are counted."""
+    """The names in a folder; Parquet files are counted."""
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     tables = [path for path in entries if path.suffix == ".parquet"]
     names = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in tables]
@@ -174,7 +174,7 @@ def _listing(folder: Path) -> str:
 
 
 def _brief(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of training that are worth a place in a line, by what their table calls them there."""
+    """The metrics of training that are shown in a line, by their brief names in the table of metrics."""
     names = {metric.name: metric.brief for stage in ("pretrain", "train") for metric in training_metrics(stage)}
     return {name: metrics[key] for key, name in {**names, "steps": "steps"}.items() if name and key in metrics}
 
@@ -184,14 +184,14 @@ def _line(values: Mapping[str, float]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all of those before the point."""
+    """Formats a number with three digits, or all of those before the point."""
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def print_scores(title: str, results: Sequence[EvaluationResult]) -> None:
-    """The score and the other metrics of every agent, by mode."""
+    """Prints the score and the other metrics of every agent, by mode."""
     rows = [
         (f"{result.method}, seed {result.seed}", mode, result.score, means)
         for result in results
@@ -210,7 +210,7 @@ def _cell(value: float | None) -> str:
 
 
 def print_exploration(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What each explorer has covered; the last column compares the skill prior with it."""
+    """Prints what each explorer has covered; the last column compares the skill prior with it."""
     table = Table("explorer", "coverage", "cells an episode", "reached the goal", "skill prior covers")
     for row in rows:
         table.add_row(
@@ -223,16 +223,16 @@ def print_exploration(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(table)
 
 
-def print_facts(title: str, facts: dict[str, str]) -> None:
-    """Two columns, name and value."""
+def print_values(title: str, values: dict[str, str]) -> None:
+    """Prints two columns, name and value."""
     table = Table(title=title, show_header=False)
-    for name, value in facts.items():
+    for name, value in values.items():
         table.add_row(name, escape(value))
     print_table(table)
 
 
 def print_table(table: Table) -> None:
-    """A table, wide where there is no terminal."""
+    """Prints a table, which is wide where there is no terminal."""
     if console.is_terminal:
         console.print(table, soft_wrap=False)
     else:
@@ -241,11 +241,11 @@ def print_table(table: Table) -> None:
 
 
 def print_next(command: Sequence[str], why: str) -> None:
-    """The command that comes next, ready to paste."""
+    """Prints the command that comes next, ready to paste."""
     console.print(f"[bold]Next:[/bold] {escape(shlex.join(command))}  [dim]({why})[/dim]")
 
 
 def shown(path: Path) -> str:
-    """A path relative to the working folder, if that is shorter."""
+    """The text of a path, relative to the working folder if that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)

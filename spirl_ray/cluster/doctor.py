@@ -1,4 +1,4 @@
-"""``spirl doctor``: is every node of a cluster fit to run an experiment, and if not, what is to be done."""
+"""``spirl doctor``, which checks whether every node of a cluster can run an experiment, and says what to repair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spirl_ray.cluster.probe import NodeProbe
 from spirl_ray.errors import SpirlError
 
 ANSWER_S = 180.0
-"""How long a node may take to start a worker, import the package and answer."""
+"""The time (s) in which a node must start a worker, import the package and answer."""
 CLOCK_LIMIT_S = 1.0
 _CLOCK_READINGS = 3
 _GIGABYTE = 2**30
@@ -29,32 +29,32 @@ _GIGABYTE = 2**30
 
 @dataclass
 class NodeReport:
-    """What was found on one node; the table has a row for each."""
+    """The result of the check of one node; the table has a row for each."""
 
     node: str
-    """Its address, and "head" where that is what it is."""
+    """The address of the node, and "head" for the head node."""
     cpus: float
     gpus: float
     memory_gib: float
     versions: dict[str, str] = field(default_factory=dict)
     clock_offset_s: float | None = None
-    """How far its clock is ahead of the driver's."""
+    """The seconds by which the node's clock is ahead of the driver's."""
     output: str = "not checked"
     storage: str = "not checked"
     problems: list[str] = field(default_factory=list)
-    """Each with what to do."""
+    """The problems, each with what to do."""
 
 
 def check_cluster(output: Path | None, storage: str | None = None, *, answer_s: float = ANSWER_S) -> list[NodeReport]:
-    """Asks every living node of the connected cluster.
+    """Checks every living node of the connected cluster.
 
     Args:
         output: the folder that experiments are to be written to; None leaves it out.
         storage: the URI that `output` is to be copied to; None leaves it out.
-        answer_s: how long to wait for a node.
+        answer_s: seconds to wait for a node.
 
     Raises:
-        SpirlError: when the driver itself cannot write to ``output``.
+        SpirlError: the driver itself cannot write to ``output``.
     """
     ray.cloudpickle.register_pickle_by_value(probe)
     here = NodeProbe(0).versions()
@@ -108,9 +108,9 @@ def check_cluster(output: Path | None, storage: str | None = None, *, answer_s: 
 
 
 def cluster_problems(reports: list[NodeReport]) -> list[str]:
-    """What is wrong with the cluster as a whole."""
+    """The problems of the cluster as a whole."""
     if sum(report.cpus for report in reports) < 2:
-        return ["The cluster has fewer than 2 CPUs; a run needs one for its worker and one beside it. Add a node."]
+        return ["The cluster has fewer than 2 CPUs; a run needs one for a worker and one for tasks. Add a node."]
     return []
 
 
@@ -165,7 +165,7 @@ def _judge_storage(report: NodeReport, found: dict[str, Any], storage: str | Non
 
 
 def _appears(file: Path, patience_s: float = 5.0) -> bool:
-    """Whether a file is there, or shows up when the network file system has caught up."""
+    """True where a file exists, or appears once the network file system has caught up."""
     deadline = time.monotonic() + patience_s
     while not file.exists():
         if time.monotonic() > deadline:
@@ -176,7 +176,7 @@ def _appears(file: Path, patience_s: float = 5.0) -> bool:
 
 
 def _clock_offset(actor: Any) -> float | None:
-    """Seconds that a node's clock is ahead; what the message's way leaves open counts in the node's favour."""
+    """The seconds by which a node's clock is ahead, at least; the message's travel time counts in the node's favour."""
     best: tuple[float, float] | None = None
     for _ in range(_CLOCK_READINGS):
         before = time.time()

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, made from the table of metrics.
+"""The Grafana dashboard, which is made from the table of metrics.
 
     python -m spirl_ray.cluster.grafana > cluster/grafana/spirl-ray.json
 
@@ -22,7 +22,7 @@ _STAGES: tuple[tuple[Stage, str], ...] = (("train", "Stage 2: the policy"), ("pr
 
 
 def dashboard() -> Json:
-    """The dashboard: a panel for each metric that an environment declares, then those of the table by stage."""
+    """Makes the dashboard: a panel for each metric that an environment declares, then those of the table by stage."""
     return {
         "uid": "spirl-ray",
         "title": "spirl-ray",
@@ -75,7 +75,7 @@ def _panels() -> Iterator[Json]:
     yield _row("Episodes: what the environment declares", 0)
     line = (f'ray_{EPISODE_GAUGE}{{{_CHOSEN}, metric=~"$metric"}}', "{{run}} {{trial}} {{episodes}}")
     meaning = "Mean over the last 50 training episodes, and the newest evaluation of each kind of policy."
-    # Grafana makes a copy of it for each metric, and moves what stands below.
+    # Grafana makes a copy of it for each metric, and moves the panels below.
     yield {
         **_panel("$metric", meaning, "short", [line], 0, 1),
         "repeat": "metric",

@@ -1,4 +1,4 @@
-"""Jobs on a running Ray cluster: find its dashboard, submit to it, follow the logs until the job ends."""
+"""Jobs on a running Ray cluster: finding its dashboard, submitting, following the log until the job ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Loggers that would tell of every package that travels."""
+"""The loggers that would report every package that is uploaded."""
 _TOKEN_HELP = (
     "Put the cluster's token into ~/.ray/auth_token, or point RAY_AUTH_TOKEN_PATH to a file that holds it "
     "(on the head node, `ray get-auth-token` prints it)."
@@ -42,7 +42,7 @@ _TOKEN_HELP = (
 
 @dataclass(frozen=True)
 class Dashboard:
-    """The address of a cluster's dashboard, and the token to show it (None: there is none on this machine)."""
+    """The address of a cluster's dashboard, and the token for it (None: there is none on this machine)."""
 
     url: str
     token: str | None
@@ -57,15 +57,15 @@ class Dashboard:
         return not self.is_local and self.url.startswith("http://")
 
     def link(self, job: str) -> str:
-        """The page of a job."""
+        """The address of a job's page."""
         return f"{self.url}/#/jobs/{job}"
 
 
 def find_dashboard(address: str | None) -> Dashboard:
-    """The dashboard at an address, at Ray's own ``RAY_API_SERVER_ADDRESS``, or on this machine.
+    """Finds the dashboard at an address, at Ray's ``RAY_API_SERVER_ADDRESS``, or on this machine.
 
     Raises:
-        SpirlError: for what is no http(s) address, and for a token file that cannot be read.
+        SpirlError: the address is not http(s), or a token file cannot be read.
     """
     url = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_DASHBOARD).rstrip("/")
     parts = urlsplit(url)
@@ -78,7 +78,7 @@ def find_dashboard(address: str | None) -> Dashboard:
 
 
 def _token() -> str | None:
-    """The token where Ray looks for it, in Ray's order."""
+    """Reads the token from where Ray looks for it, in Ray's order."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -101,10 +101,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def connect(dashboard: Dashboard) -> JobSubmissionClient:
-    """A client of the cluster's job service, once it is certain that strangers cannot submit to it, too.
+    """Connects to the cluster's job service, unless strangers could submit to it as well.
 
     Raises:
-        SpirlError: a remote dashboard without token authentication or without our token; no answer; a wrong token.
+        SpirlError: a remote dashboard has no token authentication, there is no token for it, it is wrong, or nothing
+            answers.
     """
     if not dashboard.is_local and dashboard.token is None:
         raise SpirlError(
@@ -122,7 +123,7 @@ def connect(dashboard: Dashboard) -> JobSubmissionClient:
     headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Ray lets this variable overrule the argument, so an address on the command line has to stand in it.
+    # Ray prefers this variable to the argument, so it has to hold an address from the command line.
     os.environ["RAY_API_SERVER_ADDRESS"] = dashboard.url
     try:
         return JobSubmissionClient(dashboard.url, headers=headers)
@@ -133,7 +134,7 @@ def connect(dashboard: Dashboard) -> JobSubmissionClient:
 
 
 def _authentication_mode(dashboard: Dashboard) -> str:
-    """What the dashboard says of itself; asked without the token."""
+    """Asks the dashboard for its authentication mode, without the token."""
     try:
         answer = requests.get(f"{dashboard.url}/api/authentication_mode", timeout=_TIMEOUT_S)
         # Ray before 2.52 has no tokens, and not this page either.
@@ -152,14 +153,14 @@ def _reason(error: requests.RequestException) -> str:
 
 
 def check_output(experiment: Experiment) -> Path:
-    """The output folder of a job, which must mean the same on every node.
+    """Returns the output folder of a job, which must be the same on every node.
 
     Raises:
-        SpirlError: when there is none, or it is relative.
+        SpirlError: there is none, or it is relative.
     """
     if experiment.output is None or not experiment.output.is_absolute():
         raise SpirlError(
-            f"output: {experiment.folder} is relative, and a job has no folder of its own that stays. Name a folder "
+            f"output: {experiment.folder} is relative, and a job's folder is removed when it ends. Name a folder "
             "that every node of the cluster sees under the same path: --set output=/shared/folder."
         )
     root = experiment.data.minari_root
@@ -189,7 +190,7 @@ def submit(
         The job's id.
 
     Raises:
-        SpirlError: when the code is too big to travel, or the cluster refuses the job.
+        SpirlError: the code is too big to upload, or the cluster refuses the job.
     """
     with tempfile.TemporaryDirectory(prefix="spirl-job-") as folder:
         stage(Path(folder), experiment)
@@ -209,7 +210,7 @@ def submit_run(client: JobSubmissionClient, experiment: Experiment, resources: M
     """Submits ``spirl run`` of an experiment; returns the job's id.
 
     Raises:
-        SpirlError: as `submit` and `check_output`.
+        SpirlError: see `submit` and `check_output`.
     """
     check_output(experiment)
     return submit(client, ["run", layout.JOB_CONFIG], name=experiment.name, experiment=experiment, resources=resources)
@@ -217,11 +218,11 @@ def submit_run(client: JobSubmissionClient, experiment: Experiment, resources: M
 
 @dataclass(frozen=True)
 class Ending:
-    """How a job ended."""
+    """The end of a job."""
 
     status: str
     exit_code: int
-    """0 for success; the driver's own status where it is known, or else 1."""
+    """The exit code: 0 for success, else the driver's exit status where it is known, or 1."""
     message: str
 
 
@@ -229,7 +230,7 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -
     """Passes on a job's log as it is written, until the job ends.
 
     Raises:
-        SpirlError: when the connection is lost; the job goes on.
+        SpirlError: the connection is lost; the job continues.
     """
 
     async def tail() -> None:

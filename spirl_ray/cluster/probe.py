@@ -1,4 +1,4 @@
-"""What one node says of itself. Ships by value, so that it also answers where this package is missing or another one.
+"""The probe of one node. It is sent by value, so that it also answers where this package is missing or different.
 
 Nothing but the standard library and Ray may be imported at the top.
 """
@@ -21,7 +21,7 @@ _GPU_PROGRAM = "import torch; print(torch.cuda.device_count() if torch.cuda.is_a
 
 
 def source_digest(package: Path) -> str:
-    """Eight hex digits that change with any line of the package's Python files."""
+    """Returns eight hex digits that change with any line of the package's Python files."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(str(file.relative_to(package)).encode())
@@ -30,17 +30,17 @@ def source_digest(package: Path) -> str:
 
 
 class NodeProbe:
-    """Answers for the node that it was started on."""
+    """An actor that answers for the node on which it runs."""
 
     def __init__(self, gpus: float) -> None:
         self.gpus = gpus
 
     def clock(self) -> float:
-        """Seconds since the epoch, as this node has it."""
+        """The seconds since the epoch on this node's clock."""
         return time.time()
 
     def versions(self) -> dict[str, str]:
-        """Python, packages and the code of this package; "not installed" for what is missing."""
+        """The versions of Python, packages and this package's code; "not installed" for what is missing."""
         from importlib.metadata import PackageNotFoundError, version
 
         found = {"python": platform.python_version()}
@@ -51,14 +51,14 @@ class NodeProbe:
                 found[name] = "not installed"
         spec = importlib.util.find_spec("spirl_ray")
         if spec is not None and spec.origin is not None:
-            # A job carries the package itself, which need not be installed then.
+            # A job brings the package itself, which then need not be installed.
             if found["spirl-ray"] == "not installed":
                 found["spirl-ray"] = "shipped"
             found["spirl-ray"] += f" ({source_digest(Path(spec.origin).parent)})"
         return found
 
     def import_problem(self) -> str | None:
-        """The first of the package's heavy modules that does not import here, and why."""
+        """The first of the package's heavy modules that does not import here, and why; None if all do."""
         for name in ("spirl_ray.envs.kitchen.env", "spirl_ray.pipeline.training", "spirl_ray.skills.pretrain"):
             try:
                 importlib.import_module(name)
@@ -67,10 +67,10 @@ class NodeProbe:
         return None
 
     def gpu_problem(self) -> str | None:
-        """Why PyTorch cannot use the GPUs that Ray counts on this node."""
+        """The reason why PyTorch cannot use the GPUs that Ray counts on this node, or None."""
         if not self.gpus:
             return None
-        # In a process of its own: Ray hides GPUs from workers that did not ask for one.
+        # In its own process, because Ray hides GPUs from workers that did not ask for one.
         environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
         done = subprocess.run(
             [sys.executable, "-c", _GPU_PROGRAM], capture_output=True, text=True, env=environment, check=False
@@ -79,10 +79,10 @@ class NodeProbe:
         return None if seen >= self.gpus else f"Ray counts {self.gpus:g} GPUs, PyTorch sees {seen}"
 
     def output_problem(self, folder: str, content: str, own: str) -> str | None:
-        """Reads the driver's file in ``folder`` and writes one of its own there.
+        """Reads the driver's file in ``folder`` and writes another file there; returns the problem, or None.
 
         Args:
-            folder: made by the driver.
+            folder: folder that the driver has made.
             content: what the driver wrote into ``driver``.
             own: name of the file to write.
         """
@@ -102,7 +102,7 @@ class NodeProbe:
         return None
 
     def storage_problem(self, uri: str, own: str) -> str | None:
-        """Writes a file of the name ``own`` behind ``uri``, reads it again and deletes it."""
+        """Writes a file named ``own`` to ``uri``, reads it again and deletes it; returns the problem, or None."""
         try:
             from pyarrow import fs
 
@@ -120,7 +120,7 @@ class NodeProbe:
         return None if read == own.encode() else "reads other bytes than it wrote"
 
     def asked(self, folder: str | None, uri: str | None, content: str, own: str) -> dict[str, Any]:
-        """Everything but the clock, in one answer."""
+        """Returns everything except the clock, in one answer."""
         return {
             "versions": self.versions(),
             "import": self.import_problem(),

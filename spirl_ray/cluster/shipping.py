@@ -1,4 +1,4 @@
-"""What travels to a cluster with a job: this package and the resolved config, and nothing else."""
+"""The files that a job uploads to a cluster: this package and the resolved config, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from spirl_ray.files import layout
 from spirl_ray.pipeline.provenance import SHIPPED_COMMIT, commit
 
 LIMIT_BYTES = 100 * 2**20
-"""The largest upload that Ray's dashboard takes; it stores files in the package without compressing them."""
+"""The size in bytes of the largest upload that Ray's dashboard accepts; it stores files in the package without
+compressing them."""
 _PACKAGE = Path(spirl_ray.__file__).parent
 _BIGGEST = 5
 _NEVER_SHIPPED = ("__pycache__",)
@@ -30,14 +31,14 @@ def package_files(package: Path = _PACKAGE) -> list[Path]:
 
 
 def check_size(files: Sequence[Path], limit: int = LIMIT_BYTES) -> None:
-    """Compares what would be uploaded with what Ray takes.
+    """Checks that an upload is not larger than Ray accepts.
 
     Args:
-        files: everything that would travel.
-        limit: bytes.
+        files: all files of the upload.
+        limit: most bytes.
 
     Raises:
-        SpirlError: naming the biggest files.
+        SpirlError: the upload is too large; the message names the biggest files.
     """
     sizes = sorted(((path.stat().st_size, path) for path in files), key=lambda pair: pair[0], reverse=True)
     total = sum(size for size, _ in sizes)
@@ -46,13 +47,13 @@ def check_size(files: Sequence[Path], limit: int = LIMIT_BYTES) -> None:
     listing = "\n".join(f"  {size / 2**20:,.1f} MiB  {path}" for size, path in sizes[:_BIGGEST])
     raise SpirlError(
         f"The job would carry {total / 2**20:,.1f} MiB, Ray takes {limit / 2**20:,.0f} MiB. Nothing was uploaded. "
-        f"The biggest files are\n{listing}\nData and results do not belong into the package: move them to the storage "
+        f"The biggest files are\n{listing}\nData and results do not belong in the package: move them to the storage "
         "that every node sees."
     )
 
 
 def stage(folder: Path, experiment: Experiment | None = None, package: Path = _PACKAGE) -> None:
-    """Puts together the working folder of a job.
+    """Makes the working folder of a job.
 
     Args:
         folder: receives the package and, with an experiment, ``experiment.yaml``.
@@ -60,7 +61,7 @@ def stage(folder: Path, experiment: Experiment | None = None, package: Path = _P
         package: the source of the code.
 
     Raises:
-        SpirlError: when that is more than Ray takes; nothing is copied then.
+        SpirlError: the upload is larger than Ray accepts; nothing is copied then.
     """
     files = package_files(package)
     check_size(files)
@@ -68,9 +69,9 @@ def stage(folder: Path, experiment: Experiment | None = None, package: Path = _P
         target = folder / "spirl_ray" / file.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    # There is no repository where the job runs, and its results name the commit.
+    # There is no repository where the job runs, but its results name the commit.
     (folder / "spirl_ray" / SHIPPED_COMMIT).write_text(commit(), encoding="utf-8")
     if experiment is not None:
-        # The job runs on the cluster that it was submitted to, whatever the config says of other occasions.
+        # The job runs on the cluster that it was submitted to, whatever the config says.
         here = experiment.model_copy(update={"ray": experiment.ray.model_copy(update={"address": None})})
         (folder / layout.JOB_CONFIG).write_text(to_yaml(here), encoding="utf-8")

@@ -59,8 +59,8 @@ class GeneratedSource:
         )
 
     def identity(self) -> Identity:
-        facts = {"episodes": self.episodes, "seed": self.seed, "options": dict(self.kwargs)}
-        return Identity(f"generated-{self.episodes}", {"generated": facts})
+        settings = {"episodes": self.episodes, "seed": self.seed, "options": dict(self.kwargs)}
+        return Identity(f"generated-{self.episodes}", {"generated": settings})
 
     @property
     def attempts(self) -> int:

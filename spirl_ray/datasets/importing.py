@@ -57,12 +57,12 @@ class _Shard:
     def key(self) -> str:
         """Equal for shards of equal content."""
         features = {name: feature.model_dump(mode="json") for name, feature in self.features.items()}
-        facts = (self.source.identity().facts, self.indices, features, self.action_dim, self.skip_bad)
-        return fingerprint(FORMAT_VERSION, __version__, *facts)
+        parts = (self.source.identity().settings, self.indices, features, self.action_dim, self.skip_bad)
+        return fingerprint(FORMAT_VERSION, __version__, *parts)
 
     @property
     def result(self) -> Path:
-        """Where the facts about a finished shard are, so that an interrupted import need not write it again."""
+        """The file that describes a finished shard, so that an interrupted import need not write it again."""
         return self.file.with_suffix(".json")
 
 
@@ -131,8 +131,8 @@ def _write_dataset(
         for number in range(count)
     ]
     results = _run(tasks, progress)
-    found = sorted(facts for result in results for facts in result["problems"])
-    problems = [Problem(description.source, *facts) for facts in found]
+    found = sorted(problem for result in results for problem in result["problems"])
+    problems = [Problem(description.source, *problem) for problem in found]
     if problems and not skip_bad:
         raise SpirlError(_refusal(description.source, problems))
     digests: list[tuple[str, str]] = [
@@ -226,7 +226,7 @@ def _write_row(tasks: list[_Shard], row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_shard(shard: _Shard) -> dict[str, Any]:
-    """Read, check and write one shard; JSON-able facts about it."""
+    """Reads, checks and writes one shard; returns a JSON-able description of it."""
     digests: list[tuple[str, str]] = []
     problems: list[tuple[str, str, str]] = []
     steps = 0

@@ -37,7 +37,7 @@ class JoinedSource:
 
     def identity(self) -> Identity:
         parts = [part.identity() for part in self.parts]
-        return Identity("-".join(part.name for part in parts), {"joined": [part.facts for part in parts]})
+        return Identity("-".join(part.name for part in parts), {"joined": [part.settings for part in parts]})
 
     @property
     def attempts(self) -> int:

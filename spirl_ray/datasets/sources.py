@@ -43,8 +43,9 @@ class Identity:
 
     name: str
     """A short name for people, part of the name of the dataset's folder."""
-    facts: dict[str, Any]
-    """Plain data (JSON), hashed into the name of the dataset's folder. Not the place where the data happen to be."""
+    settings: dict[str, Any]
+    """Plain data (JSON) that determine the episodes, without the place of the data; hashed into the name of the
+    folder."""
 
 
 class EpisodeSource(Protocol):

@@ -22,7 +22,7 @@ _ALWAYS = ("return", "length")
 _RESERVED = frozenset(
     (
         *(SCORE, "mode", "episode", "seed", "trial", "method", "status", "error", "evaluation"),
-        *("policy", "skills", "config_hash", "commit", "lineage"),
+        *("policy", "skills", "config_hash", "commit", "parent"),
     )
 )
 

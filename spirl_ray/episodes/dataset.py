@@ -20,7 +20,7 @@ from spirl_ray.files.untrusted import CARD_LIMIT_BYTES, parse_json, read_plain_f
 FORMAT_VERSION = 2
 _ROWS_AT_A_TIME = 64
 _LARGEST = 2**24
-"""Numbers in one value of a feature, or in an action; a card that says more is no description of real data."""
+"""The most numbers in one value of a feature, or in an action; a card with more is not of real data."""
 
 
 class _Frozen(BaseModel):
@@ -28,7 +28,7 @@ class _Frozen(BaseModel):
 
 
 class FileEntry(_Frozen):
-    """What the card says of one Parquet file."""
+    """The entry of one Parquet file in the card."""
 
     sha256: str
     bytes: int
@@ -36,22 +36,22 @@ class FileEntry(_Frozen):
 
 
 class DatasetCard(_Frozen):
-    """``card.json``: what a dataset holds, where it comes from and what its files must hash to."""
+    """The contents of ``card.json``: what a dataset holds, where it comes from and what its files must hash to."""
 
     format_version: int = FORMAT_VERSION
     environment: str
-    """spirl id of the environment that the episodes belong to."""
+    """The id of the environment that the episodes belong to."""
     features: Annotated[dict[FeatureName, Feature], Field(min_length=1)]
-    """Those of the environment, by name; episodes hold the ones that are stored."""
+    """The features of the environment, by name; episodes hold those that are stored."""
     action_dim: int = Field(gt=0, le=_LARGEST)
     episodes: int
     steps: int
-    """Actions in all episodes together."""
+    """The number of actions in all episodes together."""
     source: str
     licence: str
     attribution: str
     content_sha256: str
-    """Hash of the episodes themselves, whatever the number, order and compression of the files."""
+    """The hash of the episodes themselves, whatever the number, order and compression of the files."""
     files: dict[str, FileEntry]
     created_by: str
 
@@ -77,16 +77,16 @@ class EpisodeEntry(NamedTuple):
 
     id: str
     length: int
-    """Number of actions T."""
+    """The number of actions, T."""
     file: str
-    """Absolute path of the Parquet file that holds the episode."""
+    """The absolute path of the Parquet file that holds the episode."""
 
 
 def read_card(path: str | Path) -> DatasetCard:
-    """The card of the dataset in folder `path`.
+    """Reads the card of the dataset in the folder ``path``.
 
     Raises:
-        SpirlError: no such folder, no card, or a card that this version cannot read.
+        SpirlError: there is no such folder or card, or this version cannot read the card.
     """
     folder = Path(path).absolute()
     file = folder / layout.DATASET_CARD
@@ -111,26 +111,26 @@ def read_card(path: str | Path) -> DatasetCard:
 
 
 def dataset_files(path: str | Path) -> list[str]:
-    """Absolute paths of the dataset's Parquet files, in order.
+    """The absolute paths of the dataset's Parquet files, in order.
 
     Raises:
-        SpirlError: as `read_card`, or a file that the card names is missing or a symbolic link.
+        SpirlError: the card cannot be read, or a file that it names is missing or a symbolic link.
     """
     folder = Path(path).absolute()
     files = [folder / name for name in sorted(read_card(folder).files)]
     for file in files:
         if file.is_symlink():
-            raise SpirlError(f"{file}: is a symbolic link; a dataset consists of plain files: refused")
+            raise SpirlError(f"{file}: is a symbolic link, which is refused; a dataset consists of plain files")
         if not file.is_file():
             raise SpirlError(f"{file}: missing, but named in {folder / layout.DATASET_CARD}; import the data again")
     return [str(file) for file in files]
 
 
 def episode_index(path: str | Path) -> list[EpisodeEntry]:
-    """Id, length and file of every episode, in the order of `read_episodes`, without reading the arrays.
+    """The id, length and file of every episode, in the order of `read_episodes`, without reading the arrays.
 
     Raises:
-        SpirlError: as `read_episodes`.
+        SpirlError: see `read_episodes`.
     """
     card = read_card(path)
     entries = []
@@ -142,10 +142,10 @@ def episode_index(path: str | Path) -> list[EpisodeEntry]:
 
 
 def read_episodes(path: str | Path) -> Iterator[Episode]:
-    """Every episode, file after file, a few at a time in memory.
+    """Reads every episode, file after file, with a few at a time in memory.
 
     Raises:
-        SpirlError: missing folder, card or file; corrupt Parquet; columns that are not what the card says.
+        SpirlError: folder, card or a file is missing, a Parquet file is damaged, or its columns contradict the card.
     """
     card = read_card(path)
     for file in dataset_files(path):
@@ -154,10 +154,10 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
 
 
 def read_tables(file: str, card: DatasetCard, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Rows of one dataset file as tables of a few episodes each.
+    """Reads one dataset file as tables of a few episodes each.
 
     Raises:
-        SpirlError: the file is missing or corrupt, or its columns are not what the card says.
+        SpirlError: the file is missing or damaged, or its columns contradict the card.
     """
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:

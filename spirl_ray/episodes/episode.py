@@ -21,39 +21,40 @@ class Episode:
     """One trajectory: T actions between T + 1 observations."""
 
     id: str
-    """Unique within its dataset."""
+    """The name of the episode, unique within its dataset."""
     observations: Mapping[str, Array]
-    """[T+1, *shape] for each stored feature by its name, float32 or, for images, uint8; the last row is what was
+    """The values [T+1, *shape] of each stored feature by its name, float32 or, for images, uint8; the last row was
     observed after the last action."""
     actions: FloatArray
-    """float32 [T, A] in [-1, 1]."""
+    """The actions, float32 [T, A] in [-1, 1]."""
     rewards: FloatArray
-    """float32 [T], as the source recorded them."""
+    """The rewards, float32 [T], as the source recorded them."""
     terminated: bool
-    """The task ended the episode."""
+    """True where the task ended the episode."""
     truncated: bool
-    """A time limit or the recording ended it."""
+    """True where a time limit or the recording ended the episode."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """JSON-able facts; ``completed``, where present, lists the subtasks in the order of completion."""
+    """JSON-able information about the episode; ``completed``, where present, lists the subtasks in the order of
+    completion."""
 
     @property
     def length(self) -> int:
-        """Number of actions T."""
+        """The number of actions, T."""
         return len(self.actions)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of observations and actions."""
+        """The size of observations and actions in bytes."""
         return sum(values.nbytes for values in self.observations.values()) + self.actions.nbytes
 
 
 def metadata_json(episode: Episode) -> str:
-    """Metadata in the one form that is stored and hashed.
+    """The metadata in the one form that is stored and hashed.
 
     Raises:
-        SpirlError: it is not JSON-able.
+        SpirlError: the metadata are not JSON-able.
     """
     try:
         return json.dumps(episode.metadata, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise SpirlError(f"episode {episode.id!r}: metadata is not JSON-able: {error}") from error
+        raise SpirlError(f"episode {episode.id!r}: metadata are not JSON-able: {error}") from error

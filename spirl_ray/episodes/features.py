@@ -1,4 +1,4 @@
-"""Named observations: what each part of an observation is called, its shape, its type and its role."""
+"""Named observations: the name, shape, type and role of each part of an observation."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Role = Literal["proprioception", "state", "image", "goal"]
-"""``proprioception`` is what the agent knows of itself and what means the same in every task, such as its velocity;
-``state`` is the rest of what it senses as numbers; ``image`` is a camera; ``goal`` says what is wanted, so that the
-policy and its critics see it, and skills and their prior do not."""
+"""``proprioception`` is what the agent knows about itself and what means the same in every task, such as its velocity;
+``state`` is the rest of what it senses as numbers; ``image`` is a camera; ``goal`` describes the aim, so the
+policy and its critics observe it, and skills and their prior do not."""
 
 FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
-"""Letters, digits and underscores, because names are also those of columns and of parts of networks."""
+"""The name of a feature: letters, digits and underscores, because columns and parts of networks have it, too."""
 Array = npt.NDArray[np.generic]
 Observation = Mapping[str, Array]
 """One value, or a batch of values, for each feature by its name; see `Feature.observed_shape`."""
 
 
 class ObjectSet(BaseModel):
-    """What one must know of a feature that lists alike objects in an order that tells nothing."""
+    """The description of a feature that lists alike objects in an order without meaning."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     agent: str
-    """Name of the feature that holds the agent's position, in the coordinates of the objects' positions."""
+    """The name of the feature that holds the agent's position, in the coordinates of the objects' positions."""
     up: int = Field(ge=0)
-    """The coordinate that is the height."""
+    """The index of the coordinate that is the height."""
     size: float = Field(gt=0.0, allow_inf_nan=False)
-    """Of an object, in these coordinates."""
+    """The size of an object, in these coordinates."""
 
 
 class Feature(BaseModel):
@@ -41,21 +41,21 @@ class Feature(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=3)]
-    """Of one value: (D,) for a vector, (N, D) for N alike objects, (height, width, channels) for an image, whose
-    channels are 1 (grey) or 3 (RGB)."""
+    """The shape of one value: (D,) for a vector, (N, D) for N alike objects, (height, width, channels) for an image,
+    whose channels are 1 (grey) or 3 (RGB)."""
     role: Role = "state"
     frames: PositiveInt = 1
-    """How many values of successive primitive steps an observation holds, the newest last."""
+    """The number of values of successive primitive steps that an observation holds, the newest last."""
     stored: bool = True
     """False where episodes leave the feature out, because it is rendered from the other features."""
     objects: ObjectSet | None = None
-    """Given for a feature of alike objects."""
+    """The description of the objects, for a feature of alike objects."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Feature:
         if (self.role == "image") != (len(self.shape) == 3):
             raise ValueError(
-                f"an image has the shape (height, width, channels), and nothing else has, not {self.shape}"
+                f"an image has the shape (height, width, channels), other features have fewer axes, not {self.shape}"
             )
         if self.role == "image" and self.shape[2] not in (1, 3):
             raise ValueError(f"an image has 1 or 3 channels, not {self.shape[2]}")
@@ -64,7 +64,7 @@ class Feature(BaseModel):
                 f"objects have the shape (number, coordinates) with the height among them, not {self.shape}"
             )
         if self.role != "image" and self.frames != 1:
-            raise ValueError("only images are stacked")
+            raise ValueError("frames: only images can be stacked")
         return self
 
     @property
@@ -78,12 +78,12 @@ class Feature(BaseModel):
 
     @property
     def size(self) -> int:
-        """Numbers in one value."""
+        """The number of numbers in one value."""
         return math.prod(self.shape)
 
     @property
     def observed_shape(self) -> tuple[int, ...]:
-        """Of the feature in an observation: `shape`, with a leading axis of `frames` for an image."""
+        """The shape of the feature in an observation: `shape`, with a leading axis of `frames` for an image."""
         return (self.frames, *self.shape) if self.is_image else self.shape
 
 
@@ -92,12 +92,12 @@ Features = Mapping[str, Feature]
 
 
 def stack_observations(observations: Sequence[Observation]) -> dict[str, Array]:
-    """The features of successive observations, each [T, ...], by name."""
+    """Stacks the features of successive observations, each [T, ...], by name."""
     return {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
 
 
 def recorded(observation: Observation, features: Features) -> dict[str, Array]:
-    """What an episode holds of an environment's observation: its stored features, and of several images the newest."""
+    """Selects what an episode stores of an observation: the stored features, and the newest of stacked images."""
     return {
         name: observation[name][-1] if feature.is_image else observation[name]
         for name, feature in features.items()
@@ -106,5 +106,5 @@ def recorded(observation: Observation, features: Features) -> dict[str, Array]:
 
 
 def stored_features(features: Features) -> dict[str, Feature]:
-    """Those that episodes hold."""
+    """The features that episodes store."""
     return {name: feature for name, feature in features.items() if feature.stored}

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers."""
+"""The summary of a dataset in numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spirl_ray.episodes.features import Array, stored_features
 from spirl_ray.errors import SpirlError
 
 SATURATION = 0.99
-"""An action entry of at least this magnitude counts as saturated."""
+"""The magnitude from which an action entry counts as saturated."""
 
 Vector = npt.NDArray[np.float64]
 Key = TypeVar("Key", str, tuple[str, ...])
@@ -23,7 +23,7 @@ Key = TypeVar("Key", str, tuple[str, ...])
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Minimum, maximum, mean and (population) standard deviation of each entry, float64 [*shape]."""
+    """The minimum, maximum, mean and (population) standard deviation of each entry, float64 [*shape]."""
 
     minimum: Vector
     maximum: Vector
@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True, eq=False)
 class DatasetSummary:
-    """Figures of one dataset; `summarize` makes it."""
+    """The summary of one dataset, made by `summarize`."""
 
     card: DatasetCard
     episodes: int
@@ -42,33 +42,34 @@ class DatasetSummary:
     length_mean: float
     length_max: int
     terminated: int
-    """Episodes that the task ended."""
+    """The number of episodes that the task ended."""
     truncated: int
-    """Episodes that a limit or the recording ended."""
+    """The number of episodes that a limit or the recording ended."""
     subtasks: dict[str, int]
-    """Episodes in which the subtask was completed, most frequent first (from ``metadata["completed"]``)."""
+    """The number of episodes in which each subtask was completed, most frequent first (from
+    ``metadata["completed"]``)."""
     orders: dict[tuple[str, ...], int]
-    """Episodes for each order of completion, most frequent first; those without that metadata are not in."""
+    """The number of episodes for each order of completion, most frequent first; without those that do not record it."""
     expert: dict[str, tuple[int, int]]
-    """How often a scripted expert solved a subtask, and how often it tried, failed attempts included; by name.
+    """The number of times that a scripted expert solved a subtask and that it tried, failed attempts included; by name.
 
-    It goes through a chain in order (``metadata["tasks"]``) and gives up at the first subtask that it fails.
+    The expert goes through a chain in order (``metadata["tasks"]``) and gives up at the first subtask that it fails.
     """
     reward_rises: dict[int, int]
-    """Episodes for each number of steps at which the reward rose above the step before, a positive one.
+    """The number of episodes for each number of steps at which the reward rose to a positive value.
 
-    One for each completed subtask or reached goal, both where the source pays once for it and where it goes
-    on paying.
+    The reward rises once for each completed subtask or reached goal, both where the source pays once for it and where
+    it continues to pay.
     """
     observations: dict[str, Spread]
-    """By name, of the stored features that are no images."""
+    """The spread of each stored feature that is not an image, by name."""
     actions: Spread
     saturated: Vector
-    """Share of each action dimension's entries with a magnitude ≥ 0.99, float64 [A]."""
+    """The share of each action dimension's entries with a magnitude ≥ 0.99, float64 [A]."""
 
 
 class _Moments:
-    """Running figures of rows that do not fit in memory together (Chan et al. 1979 for the variance)."""
+    """Running moments of rows that do not fit in memory together (Chan et al. 1979 for the variance)."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.count = 0
@@ -93,10 +94,10 @@ class _Moments:
 
 
 def summarize(path: str | Path) -> DatasetSummary:
-    """Read every episode of the dataset in folder `path` once.
+    """Summarizes the dataset in the folder ``path``, reading every episode once.
 
     Raises:
-        SpirlError: the dataset cannot be read, or holds no step.
+        SpirlError: the dataset cannot be read or holds no step.
     """
     card = read_card(path)
     numbers = {n: _Moments(f.shape) for n, f in stored_features(card.features).items() if not f.is_image}
@@ -111,7 +112,7 @@ def summarize(path: str | Path) -> DatasetSummary:
     terminated = truncated = 0
     for episode in read_episodes(path):
         if not episode.length:
-            continue  # validation's business
+            continue  # validation reports it
         lengths.append(episode.length)
         for name, moments in numbers.items():
             moments.add(episode.observations[name])
@@ -132,7 +133,7 @@ def summarize(path: str | Path) -> DatasetSummary:
                         break
                     solved[task] += 1
     if not lengths:
-        raise SpirlError(f"{Path(path).absolute()}: holds no step")
+        raise SpirlError(f"{Path(path).absolute()}: the dataset holds no step; import it again")
     return DatasetSummary(
         card=card,
         episodes=len(lengths),
@@ -153,5 +154,5 @@ def summarize(path: str | Path) -> DatasetSummary:
 
 
 def _ranked(counts: Counter[Key]) -> dict[Key, int]:
-    """Most frequent first, then by name, so that equal datasets have equal summaries."""
+    """Sorts counts, most frequent first, then by name, so that equal datasets have equal summaries."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -29,7 +29,7 @@ def column_name(feature: str) -> str:
 
 
 def schema(features: Features, action_dim: int) -> pa.Schema:
-    """Arrow schema of a dataset file."""
+    """The Arrow schema of a dataset file."""
     return pa.schema(
         [
             ("episode_id", pa.string()),
@@ -45,11 +45,11 @@ def schema(features: Features, action_dim: int) -> pa.Schema:
 
 
 def episodes_to_table(episodes: Sequence[Episode], features: Features, action_dim: int) -> pa.Table:
-    """One row an episode, in the given order.
+    """Converts episodes to a table, one row an episode, in the given order.
 
     Args:
-        episodes: what to write.
-        features: of the dataset; episodes hold those that are stored.
+        episodes: the episodes to convert.
+        features: features of the dataset; episodes hold those that are stored.
         action_dim: width of an action.
 
     Raises:
@@ -89,13 +89,14 @@ def episodes_to_table(episodes: Sequence[Episode], features: Features, action_di
 
 
 def table_to_episodes(table: pa.Table, features: Features, action_dim: int, *, where: str = "table") -> list[Episode]:
-    """Inverse of `episodes_to_table`, also for sliced, filtered or concatenated tables.
+    """Converts a table to episodes, the inverse of `episodes_to_table`, also for sliced, filtered or concatenated
+    tables.
 
     Args:
-        table: has every column of `schema`, and no other.
-        features: of the dataset.
+        table: table with every column of `schema`, and no other.
+        features: features of the dataset.
         action_dim: width of an action.
-        where: what to call the table in an error, e.g. the file that it was read from.
+        where: name of the table in an error, such as the file that it was read from.
 
     Raises:
         SpirlError: a column is missing, has another type, does not belong there, or holds nulls.
@@ -114,10 +115,10 @@ def table_to_episodes(table: pa.Table, features: Features, action_dim: int, *, w
     episodes = []
     for row, identifier in enumerate(columns["episode_id"].to_pylist()):
         try:
-            facts = json.loads(metadata[row])
+            parsed = json.loads(metadata[row])
         except (ValueError, RecursionError) as error:
             raise SpirlError(f"{where}: metadata of episode {identifier!r} is not JSON: {error}") from error
-        if not isinstance(facts, dict):
+        if not isinstance(parsed, dict):
             raise SpirlError(f"{where}: metadata of episode {identifier!r} is not a JSON object")
         episodes.append(
             Episode(
@@ -127,26 +128,26 @@ def table_to_episodes(table: pa.Table, features: Features, action_dim: int, *, w
                 rewards=rewards[row],
                 terminated=terminated[row],
                 truncated=truncated[row],
-                metadata=facts,
+                metadata=parsed,
             )
         )
     return episodes
 
 
 def check_schema(found: pa.Schema, features: Features, action_dim: int, *, where: str) -> None:
-    """Compare column types with those of a dataset.
+    """Compares column types with those of a dataset.
 
-    Other columns are refused: Ray Data has a column type that holds pickles.
+    Other columns are refused, because Ray Data has a column type that holds pickles.
 
     Raises:
-        SpirlError: names the file, the column, what was expected and what was found.
+        SpirlError: a column does not fit; the message names file, column, and the expected and found type.
     """
     expected = schema(features, action_dim)
     for wanted in expected:
         index = found.get_field_index(wanted.name)
         if index < 0:
             raise SpirlError(
-                f"{where}: column {wanted.name!r} is missing (or there twice); found: {', '.join(found.names)}"
+                f"{where}: column {wanted.name!r} is missing or occurs twice; found: {', '.join(found.names)}"
             )
         if not _same_type(found.field(index).type, wanted.type):
             raise SpirlError(
@@ -154,7 +155,7 @@ def check_schema(found: pa.Schema, features: Features, action_dim: int, *, where
                 f"found {_plain(found.field(index).type)}"
             )
     if unknown := sorted(set(found.names) - set(expected.names)):
-        raise SpirlError(f"{where}: column {unknown[0]!r} does not belong into a dataset")
+        raise SpirlError(f"{where}: column {unknown[0]!r} does not belong in a dataset")
 
 
 def _value_type(feature: Feature) -> pa.DataType:
@@ -178,14 +179,14 @@ def _joined(arrays: Sequence[Array], feature: Feature | None) -> pa.ListArray:
 
 
 def _split_numbers(column: pa.Array, shape: tuple[int, ...]) -> list[FloatArray]:
-    """Inverse of `_joined`; every array owns its memory and may be written to."""
+    """Splits a column of numbers, the inverse of `_joined`; every array owns its memory and may be written to."""
     rows = column.flatten()
     values = rows.flatten().to_numpy() if _is_row(rows.type) else rows.to_numpy()
     return _cut(values.reshape(-1, *shape), column)
 
 
 def _split_images(column: pa.Array, shape: tuple[int, ...]) -> list[Array]:
-    """Inverse of `_joined`, also of a slice; every array owns its memory."""
+    """Splits a column of images, the inverse of `_joined`, also of a slice; every array owns its memory."""
     rows, size = column.flatten(), math.prod(shape)
     data = np.frombuffer(rows.buffers()[1] or b"", np.uint8)
     return _cut(data[rows.offset * size : (rows.offset + len(rows)) * size].reshape(-1, *shape), column)
@@ -223,7 +224,8 @@ def _is_row(kind: pa.DataType) -> bool:
 
 
 def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Equal but for the offsets' width and the names of list elements, which libraries change on the way."""
+    """True for types that are equal except for the offsets' width and the names of list elements, which libraries
+    change on the way."""
     if pa.types.is_list(expected):
         listed = pa.types.is_list(found) or pa.types.is_large_list(found)
         return listed and _same_type(found.value_type, expected.value_type)
@@ -239,7 +241,7 @@ def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
 
 
 def _plain(kind: pa.DataType) -> str:
-    """``list<float[9]>`` rather than Arrow's ``list<item: fixed_size_list<item: float>[9]>``."""
+    """The name of a type as ``list<float[9]>`` rather than Arrow's ``list<item: fixed_size_list<item: float>[9]>``."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return f"list<{_plain(kind.value_type)}>"
     if _is_row(kind):

@@ -1,4 +1,4 @@
-"""Checks that keep bad episodes out of training: of one episode, and of a whole dataset on disk."""
+"""Checks that keep bad episodes out of training: checks of one episode, and of a whole dataset on disk."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 
 ACTION_TOLERANCE = 1e-6
-"""How far outside [-1, 1] an action may be (rounding of the recorder)."""
+"""The distance by which an action may be outside [-1, 1], because the recorder rounds."""
 
 
 class Problem(NamedTuple):
-    """Something wrong with a file or with one episode in it."""
+    """A problem of a file, or of one episode in it."""
 
     file: str
-    """Path of the file, or the source that the episode was to be read from."""
+    """The path of the file, or the source that the episode was to be read from."""
     episode: str
-    """Id of the episode; empty where the whole file is meant."""
+    """The id of the episode; empty where the whole file is meant."""
     field: str
-    """Name of the feature, or of another part of the episode or file."""
+    """The name of the feature, or of another part of the episode or file."""
     message: str
 
     def __str__(self) -> str:
@@ -39,15 +39,15 @@ class Problem(NamedTuple):
 
 
 def check_episode(episode: Episode, features: Features, action_dim: int) -> list[tuple[str, str]]:
-    """What is wrong with an episode, as pairs (field, what); an empty list for a good one.
+    """Lists the problems of an episode as pairs (field, problem); the list of a good one is empty.
 
-    Checked: T ≥ 1; T + 1 values of each stored feature and of no other, T actions and rewards; shapes and types;
+    It checks that T ≥ 1; T + 1 values of each stored feature and of no other, T actions and rewards; shapes and types;
     finiteness (first bad row and column); actions within [-1, 1] up to 1e-6; not both terminated and truncated.
     """
     problems: list[tuple[str, str]] = []
     steps = len(episode.actions)
     if steps < 1:
-        problems.append(("actions", "no step: an episode needs at least one action"))
+        problems.append(("actions", "an episode needs at least one action, this one has none"))
     parts: list[tuple[str, Array, list[int], type[np.generic]]] = []
     for name, feature in stored_features(features).items():
         if name in episode.observations:
@@ -87,7 +87,7 @@ def check_episode(episode: Episode, features: Features, action_dim: int) -> list
 
 
 def episode_digest(episode: Episode) -> str:
-    """SHA-256 of everything that an episode holds, whatever the file format."""
+    """The SHA-256 of everything that an episode holds, whatever the file format."""
     digest = hashlib.sha256()
     flags = f"{int(episode.terminated)}{int(episode.truncated)}"
     for text in (episode.id, flags, metadata_json(episode)):
@@ -102,7 +102,7 @@ def episode_digest(episode: Episode) -> str:
 
 
 def content_digest(episodes: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 of a dataset from pairs (episode id, `episode_digest`), in any order."""
+    """The SHA-256 of a dataset from pairs (episode id, `episode_digest`), in any order."""
     digest = hashlib.sha256()
     for identifier, episode in sorted(episodes):
         digest.update(f"{episode} {identifier}\n".encode())
@@ -110,13 +110,13 @@ def content_digest(episodes: Iterable[tuple[str, str]]) -> str:
 
 
 def file_digest(file: str | Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """The SHA-256 of a file's bytes."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def validate_dataset(path: str | Path) -> list[Problem]:
-    """Every problem of a dataset folder: damaged or missing files, wrong counts, bad episodes.
+    """Lists every problem of a dataset folder: damaged or missing files, wrong counts, bad episodes.
 
     Raises:
         SpirlError: the folder or its card cannot be read at all.
@@ -156,7 +156,7 @@ def validate_dataset(path: str | Path) -> list[Problem]:
             problems.append(Problem(file, "", "rows", f"{rows} episodes, {layout.DATASET_CARD} says {entry.rows}"))
     unreadable = any(problem.field == "file" for problem in problems)
     if not unreadable:
-        # With a file unreadable these would only say the same thing again.
+        # If a file is unreadable, these would only report the same problem again.
         counted = {
             "episodes": len(digests),
             "steps": steps,

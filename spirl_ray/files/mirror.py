@@ -96,7 +96,7 @@ class Storage:
         self._write(OWNER, owner)
 
     @contextlib.contextmanager
-    def kept(self, target: Path) -> Iterator[None]:
+    def mirrored(self, target: Path) -> Iterator[None]:
         """Copies what changes in ``target`` (in the folder) while the block runs, and when it ends, however it ends.
 
         Raises:

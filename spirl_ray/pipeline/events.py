@@ -1,4 +1,4 @@
-"""How an experiment tells how far it is: one event class, and functions that listen."""
+"""The events by which an experiment reports its progress, and the functions that listen to them."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ Happening = Literal["started", "progress", "waiting", "finished"]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened in an experiment. A stage sends ``started``, ``progress`` any number of times, and
-    ``finished`` unless it fails; ``waiting`` comes where another process works on the same result."""
+    """An event of an experiment. A stage sends ``started``, ``progress`` any number of times, and
+    ``finished`` unless it fails; ``waiting`` is sent where another process works on the same result."""
 
     happening: Happening
     stage: Stage | None = None
-    """None for ``waiting`` between two stages."""
+    """The stage; None for ``waiting`` between two stages."""
     method: str | None = None
-    """Of the trial; None for stages that all trials share."""
+    """The method of the trial; None for stages that all trials share."""
     seed: int | None = None
     done: float = 0.0
     total: float | None = None
-    """How far the stage is: ``done`` of ``total`` steps, updates or episodes; None before that is known."""
+    """The progress: ``done`` of ``total`` steps, updates or episodes; None before ``total`` is known."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of ``progress``: the newest row of metrics, by the names in ``metrics.csv``."""
+    """The metrics of ``progress``: the newest row of metrics, by the names in ``metrics.csv``."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Of ``progress``: the newest scores of episodes, by what to call them in a line."""
+    """The scores of ``progress``: the newest scores of episodes, by their labels."""
     folder: Path | None = None
-    """Of ``waiting``: the result that another process works on."""
+    """The folder of ``waiting``: the result on which another process works."""
     result: StageResult | None = None
-    """Of ``finished``."""
+    """The result of ``finished``."""
 
 
 Listener = Callable[[Event], None]
-"""Called in the process of the experiment, with one event at a time, so it should be quick; what it raises ends the
-experiment."""
+"""A function that is called in the process of the experiment, with one event at a time, so it should be quick; what it
+raises ends the experiment."""
 
 
 def ignore(event: Event) -> None:
@@ -47,10 +47,11 @@ def ignore(event: Event) -> None:
 
 
 class Progress(Protocol):
-    """How a stage tells how far it is: done, total, and the newest metrics, with ``scores`` by label among them."""
+    """A callback for the progress of a stage: done, total, and the newest metrics, with ``scores`` by label among
+    them."""
 
-    def __call__(self, done: float, total: float, facts: dict[str, Any]) -> None: ...
+    def __call__(self, done: float, total: float, metrics: dict[str, Any]) -> None: ...
 
 
-def silent(done: float, total: float, facts: dict[str, Any]) -> None:
+def silent(done: float, total: float, metrics: dict[str, Any]) -> None:
     """A `Progress` that shows nothing."""

@@ -1,4 +1,5 @@
-"""An experiment at work: its settings are checked, its folder is claimed, Ray runs, and its stages tell a listener."""
+"""An experiment at work: its settings are checked, its folder is reserved, Ray runs, and its stages report to a
+listener."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ Result = TypeVar("Result", bound=StageResult)
 
 
 class ExperimentRun:
-    """The stages of an experiment in a claimed folder; each tells a listener that it starts, how far it is, and ends.
+    """The stages of an experiment in a reserved folder, which report start, progress and end to a listener.
 
     Every stage but the evaluation of the bare prior needs those before it.
     """
@@ -51,21 +52,25 @@ class ExperimentRun:
         return self.workspace.trials()
 
     def stage(self, name: Stage, work: Callable[[Progress], Result], trial: Trial | None = None) -> Result:
-        """Runs one stage and tells the listener about it.
+        """Runs one stage and reports it to the listener.
 
         Args:
-            name: of the stage.
-            work: does it, and calls its argument to tell how far it is.
-            trial: whose stage it is; None for a stage that all trials share.
+            name: name of the stage.
+            work: function that runs the stage, and calls its argument with its progress.
+            trial: the trial of the stage; None for a stage that all trials share.
         """
         method, seed = (None, None) if trial is None else (trial.method, trial.seed)
 
-        def tell(**facts: Any) -> None:
-            self._listener(Event(stage=name, method=method, seed=seed, **facts))
+        def tell(**fields: Any) -> None:
+            self._listener(Event(stage=name, method=method, seed=seed, **fields))
 
-        def progress(done: float, total: float, facts: dict[str, Any]) -> None:
+        def progress(done: float, total: float, metrics: dict[str, Any]) -> None:
             tell(
-                happening="progress", done=done, total=total, metrics=_numbers(facts), scores=facts.get("scores") or {}
+                happening="progress",
+                done=done,
+                total=total,
+                metrics=_numbers(metrics),
+                scores=metrics.get("scores") or {},
             )
 
         self._stage = name
@@ -82,7 +87,7 @@ class ExperimentRun:
         return self.stage("data", lambda progress: stages.prepare_data(self.workspace, progress))
 
     def require_data(self) -> None:
-        """Raises `SpirlError` if there is no dataset."""
+        """Raises `SpirlError` unless there is a dataset."""
         if not (self.workspace.dataset / layout.DATASET_CARD).exists():
             raise SpirlError(
                 f"There is no dataset in {self.workspace.dataset}. Run spirl run, or spirl data import, with the same "
@@ -90,25 +95,27 @@ class ExperimentRun:
             )
 
     def demonstrations(self) -> DemonstrationsResult | None:
-        """Records a video of the dataset; None where no videos are wanted, or the environment cannot draw episodes."""
+        """Records a video of the dataset; None where no videos are wanted, or the environment cannot render
+        episodes."""
         if not self.experiment.evaluate.videos or envs.environment(self.experiment.env.id).render_recorded is None:
             return None
         return self.stage("demonstrations", lambda _: stages.show_demonstrations(self.workspace))
 
     def skills(self, trial: Trial) -> SkillsResult:
-        """Stage 1 of a trial."""
+        """Trains the skills of a trial (stage 1)."""
         return self.stage("skills", lambda progress: stages.train_skills(trial, progress), trial)
 
     def prior(self, trial: Trial, *, videos: bool = True) -> EvaluationResult:
-        """Episodes of the trial's bare prior."""
+        """Runs episodes of the trial's bare prior."""
         return self.stage("prior", lambda progress: stages.roll_out_prior(trial, progress, videos=videos), trial)
 
     def train(self, trial: Trial) -> TrainingResult:
-        """Stage 2 of a trial."""
+        """Trains the policy of a trial (stage 2)."""
         return self.stage("training", lambda progress: stages.train(trial, progress), trial)
 
     def trained(self, trial: Trial, trained_as: Experiment | None) -> Trial:
-        """The trial itself if its policy has been trained, or else the one of another experiment in the same folder.
+        """Returns the trial itself if its policy has been trained, or else the one of another experiment in the same
+        folder.
 
         Raises:
             SpirlError: neither has a trained policy.
@@ -126,13 +133,13 @@ class ExperimentRun:
         return origin
 
     def evaluate(self, trial: Trial, *, videos: bool = True, env: EnvSettings | None = None) -> EvaluationResult:
-        """The final evaluation of a trial's policy, in another environment if one is given."""
+        """Evaluates a trial's policy finally, in another environment if one is given."""
         return self.stage(
             "evaluation", lambda progress: stages.evaluate_policy(trial, progress, videos=videos, env=env), trial
         )
 
     def explore(self) -> ExplorationResult:
-        """The exploration figure, with the skills that it needs."""
+        """Draws the exploration figure, with the skills that it needs."""
         for trial in exploring_trials(self.workspace):
             self.skills(trial)
         return self.stage("exploration", lambda progress: run_exploration(self.workspace, progress))
@@ -141,31 +148,31 @@ class ExperimentRun:
         self._listener(Event(happening="waiting", stage=self._stage, folder=target))
 
 
-def _numbers(facts: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 @contextlib.contextmanager
 def experiment_run(
     experiment: Experiment, listener: Listener = ignore, *, ray: bool = True, create: bool = True
 ) -> Iterator[ExperimentRun]:
-    """Checks an experiment's settings, claims its folder, and connects to Ray or starts it until the block ends.
+    """Checks an experiment's settings, reserves its folder, and connects to Ray or starts it until the block ends.
 
     Args:
-        experiment: what to work on.
-        listener: told of what happens.
+        experiment: the experiment to run.
+        listener: callback that gets the events.
         ray: False for work that needs neither Ray nor the environment.
-        create: False for work that needs a folder which is there already.
+        create: False for work that needs an existing folder.
 
     Raises:
-        SpirlError: settings that do not fit, a folder that belongs to something else, a cluster that cannot be
-            reached; and whatever a user can act on, if the block raises it from inside Ray.
+        SpirlError: settings do not fit, the folder belongs to something else, or a cluster cannot be reached; also an
+            error that a user can repair, if the block raises it from inside Ray.
     """
     check_experiments([experiment], make=ray)
     with readable():
         workspace = Workspace(experiment)
         run = ExperimentRun(workspace, listener)
-        workspace.claim(create=create)
+        workspace.reserve(create=create)
         if not ray:
             yield run
             return
@@ -176,14 +183,14 @@ def experiment_run(
 
 
 def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -> None:
-    """Checks before any work what would only be found out later: names of kinds, features, the environment's arguments.
+    """Checks before any work what would otherwise fail later: names of kinds, features, arguments of environments.
 
     Args:
-        experiments: whose settings.
+        experiments: the experiments whose settings are checked.
         make: True makes each environment once.
 
     Raises:
-        SpirlError: what is wrong, with its key.
+        SpirlError: a setting is wrong; the message names its key.
     """
     made: set[str] = set()
     for experiment in experiments:
@@ -199,7 +206,7 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Turns an error from inside Ray that a user can act on into the `SpirlError` that it holds."""
+    """Converts an error from inside Ray that a user can repair to the `SpirlError` that it holds."""
     try:
         yield
     except SpirlError:

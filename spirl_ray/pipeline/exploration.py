@@ -1,4 +1,4 @@
-"""Where agents get without a policy: the paper's exploration figure, and coverage beside it.
+"""Exploration without a policy: the paper's exploration figure, and the coverage.
 
 Four explorers act for the same number of steps: skills drawn from the skill prior, skills drawn from N(0, I), actions
 drawn from a flat action prior, and uniform random actions.
@@ -35,12 +35,12 @@ from spirl_ray.skills.model import SkillModel
 Latents = Literal["prior", "standard_normal"]
 _EPISODES_A_TASK = 25
 _DRAWN_EVERY = 5
-"""Primitive steps between the positions in the figure."""
+"""The number of primitive steps between the positions in the figure."""
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """What acts: a skill artifact with its prior or with latents from N(0, I), or uniform random actions."""
+    """An explorer: a skill artifact with its prior or with latents from N(0, I), or uniform random actions."""
 
     label: str
     skills: Path | None
@@ -48,7 +48,7 @@ class Explorer:
 
 
 def explorers(skills: Path, action_prior: Path) -> list[Explorer]:
-    """Those of the paper's figure, SPiRL's first."""
+    """The explorers of the paper's figure, SPiRL's first."""
     return [
         Explorer("skill prior (SPiRL)", skills),
         Explorer("skills without prior", skills, "standard_normal"),
@@ -58,12 +58,12 @@ def explorers(skills: Path, action_prior: Path) -> list[Explorer]:
 
 
 def exploring_trials(workspace: Workspace) -> list[Trial]:
-    """Those whose skills explore: open-loop skills and the flat action prior, of the experiment's first seed."""
+    """The trials whose skills explore: open-loop skills and the flat action prior, of the experiment's first seed."""
     return [workspace.trial(method, workspace.experiment.seeds[0]) for method in ("spirl", "flat_prior")]
 
 
 def exploration_folder(workspace: Workspace) -> Path:
-    """Where the exploration of an experiment is, or would be."""
+    """The folder of an experiment's exploration, which may not exist yet."""
     return workspace.exploration([trial.skills for trial in exploring_trials(workspace)])
 
 
@@ -71,19 +71,19 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> Explor
     """Explores on Ray with trained skills, and writes the figure, the coverage table and a summary.
 
     Args:
-        workspace: of an experiment whose environment has a floor plan.
-        progress: told of primitive steps.
+        workspace: folder of an experiment whose environment has a floor plan.
+        progress: callback that gets the number of primitive steps.
 
     Raises:
-        SpirlError: for an environment without a floor plan.
+        SpirlError: the environment has no floor plan.
     """
     experiment, out = workspace.experiment, exploration_folder(workspace)
     env, settings = experiment.env, experiment.explore
-    facts = envs.environment(env.id)
-    if facts.floor_plan is None:
-        raise SpirlError(f"{env.id} has no floor plan to draw exploration in; spirl/Maze-v0 has one.")
+    spec = envs.environment(env.id)
+    if spec.floor_plan is None:
+        raise SpirlError(f"{env.id} declares no floor plan, on which exploration is drawn; spirl/Maze-v0 does.")
     made = envs.make(env.id, **env.kwargs)
-    plan, limit = facts.floor_plan(made), envs.episode_limit(made)
+    plan, limit = spec.floor_plan(made), envs.episode_limit(made)
     with workspace.locked(out):
         if (out / layout.SUMMARY).exists():
             rows = read_json(out / layout.SUMMARY)["rows"]
@@ -114,7 +114,7 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> Explor
 
 
 def coverage_rows(paths: dict[str, NDArray[np.float32]], plan: FloorPlan) -> list[dict[str, Any]]:
-    """For each explorer (positions [episodes, T + 1, 2]) what it has visited; ratios are to the first one.
+    """Computes the coverage of each explorer from positions [episodes, T + 1, 2]; ratios are to the first explorer.
 
     ``coverage`` is the share of all free cells, ``cells_per_episode`` the mean number of distinct ones,
     ``reached_goal`` the share of episodes that came within the goal's radius.
@@ -143,7 +143,7 @@ def coverage_rows(paths: dict[str, NDArray[np.float32]], plan: FloorPlan) -> lis
 
 
 def _figure(paths: dict[str, list[NDArray[np.float32]]], rows: list[dict[str, Any]], plan: FloorPlan) -> bytes:
-    """The panels as PNG."""
+    """Draws the panels as PNG."""
     import io
 
     from matplotlib.figure import Figure
@@ -168,7 +168,7 @@ def _figure(paths: dict[str, list[NDArray[np.float32]]], rows: list[dict[str, An
 def explore(
     explorer: Explorer, env_id: str, env_kwargs: dict[str, Any], episodes: Sequence[int], seed: int
 ) -> NDArray[np.float32]:
-    """Positions [episodes, T + 1, 2] of whole episodes, acted at the same time so that networks see batches.
+    """Runs whole episodes at the same time, so that networks get batches; returns positions [episodes, T + 1, 2].
 
     Episode i has environment seed ``seed + i``; the result depends on the episodes that share the call.
     """
@@ -185,13 +185,13 @@ def explore_with(
     episodes: Sequence[int],
     seed: int,
 ) -> NDArray[np.float32]:
-    """`explore` with a model in memory; None acts at random."""
+    """Runs `explore` with a model in memory; None acts at random."""
     torch.set_num_threads(1)
-    facts = envs.environment(env_id)
+    spec = envs.environment(env_id)
     generator = torch.Generator().manual_seed(seed + 7919 * episodes[0])
     running = [envs.make(env_id, **env_kwargs) for _ in episodes]
-    assert facts.floor_plan is not None
-    place = facts.floor_plan(running[0]).feature
+    assert spec.floor_plan is not None
+    place = spec.floor_plan(running[0]).feature
     pairs = zip(running, episodes, strict=True)
     observations = stack_observations([env.reset(seed=seed + number)[0] for env, number in pairs])
     execution = SkillExecution(model) if model is not None else None
@@ -199,7 +199,7 @@ def explore_with(
     actions: NDArray[np.float32]
     while not ended:
         if execution is None or model is None:
-            actions = (2.0 * torch.rand(len(running), facts.action_dim, generator=generator) - 1.0).numpy()
+            actions = (2.0 * torch.rand(len(running), spec.action_dim, generator=generator) - 1.0).numpy()
         else:
             if len(positions) == 1 or execution.finished:
                 execution.begin(_latents(model, latents, observations, generator))

@@ -1,4 +1,4 @@
-"""Rows of metrics as gauges of Ray's metrics endpoint, which Prometheus scrapes and Grafana draws.
+"""Metrics as gauges of Ray's metrics endpoint, which Prometheus scrapes and Grafana draws.
 
 Every gauge is tagged by run (the experiment's name), trial (method and seed) and stage. On the endpoint its name
 starts with ``ray_``: ``ray_spirl_divergence{run="kitchen_human", trial="spirl_cl-s0", stage="train"}``. What an
@@ -21,12 +21,12 @@ TAGS = ("run", "trial", "stage")
 EPISODE_TAGS = (*TAGS, "metric", "episodes")
 EPISODE_GAUGE = "spirl_episode_metric"
 TRAINING_EPISODES = "training"
-"""Value of the tag ``episodes`` for the newest training episodes; for those of an evaluation it is their mode."""
+"""The value of the tag ``episodes`` for the newest training episodes; for those of an evaluation it is their mode."""
 
 
 @cache
 def _gauge(name: str, description: str, tags: tuple[str, ...]) -> Gauge:
-    """The gauge of a name; Ray wants one object for each in a process."""
+    """Returns the gauge of a name, of which Ray wants one object in a process."""
     return Gauge(name, description=description, tag_keys=tags)
 
 
@@ -36,7 +36,7 @@ class Monitor:
     Args:
         run: the experiment's name.
         trial: method and seed, for example ``spirl_cl-s0``.
-        stage: whose metrics they are.
+        stage: the stage whose metrics are shown.
         scores: the metrics of the environment's episodes, where the stage runs episodes.
     """
 
@@ -46,7 +46,7 @@ class Monitor:
         self._tags = {"run": run, "trial": trial, "stage": stage}
 
     def show(self, row: Mapping[str, Any], evaluated: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Sets the gauges for which there is a finite number; the others keep what they show.
+        """Sets the gauges that have a finite value; the others keep their value.
 
         Args:
             row: a row of ``metrics.csv``.

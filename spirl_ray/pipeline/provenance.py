@@ -1,4 +1,4 @@
-"""Where results come from: commit, package versions, hardware."""
+"""The provenance of results: commit, package versions, hardware."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import torch
 _PACKAGES = ("spirl-ray", "ray", "torch", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
 _GIGABYTE = 2**30
 SHIPPED_COMMIT = "COMMIT"
-"""A file in the package that came to a cluster with a job: the commit where it was submitted."""
+"""The file in a package that a job has brought to a cluster, which holds the commit where the job was submitted."""
 
 
 @functools.lru_cache(maxsize=1)
 def commit() -> str:
-    """The commit of the source tree this package runs from, with "-dirty" if tracked files differ from it.
+    """The commit of the source tree from which this package runs, with "-dirty" if tracked files differ from it.
 
-    "unknown" for an installed wheel, even if its environment lies inside somebody else's repository. In a job of
-    ``spirl submit``, the commit where it was submitted.
+    It is "unknown" for an installed wheel, even if its environment lies inside somebody else's repository. In a job of
+    ``spirl submit``, it is the commit where the job was submitted.
     """
     here = Path(__file__).parent
     if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
@@ -36,7 +36,7 @@ def commit() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of a git command; None if it fails or there is no git."""
+    """The output of a git command; None if it fails or there is no git."""
     try:
         found = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -45,7 +45,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """The versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -56,16 +56,16 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, str]:
-    """What the driver's machine is; no host names."""
+    """The hardware of the driver's machine, without host names."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    facts = {"cpu": model, "cores": str(os.cpu_count())}
+    found = {"cpu": model, "cores": str(os.cpu_count())}
     if "SC_PHYS_PAGES" in os.sysconf_names:
-        facts["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / _GIGABYTE:.0f} GiB"
+        found["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / _GIGABYTE:.0f} GiB"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    facts["gpu"] = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"
-    facts["system"] = platform.system()
-    return facts
+    found["gpu"] = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"
+    found["system"] = platform.system()
+    return found

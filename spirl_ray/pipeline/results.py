@@ -1,4 +1,4 @@
-"""What the stages of an experiment give back: where their files are, and the numbers worth knowing."""
+"""The results that the stages of an experiment return: folders, files and numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Means = Mapping[str, float]
-"""Means over the episodes of an evaluation, by the name of the metric; ``episodes`` is their number."""
+"""The means over the episodes of an evaluation, by the name of the metric; ``episodes`` is their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,9 @@ class StageResult:
     """The result of one stage."""
 
     folder: Path
-    """Where everything is that the stage has written."""
+    """The folder of everything that the stage has written."""
     ran: bool
-    """False where the result was there already, so that nothing had to be done."""
+    """False where the result existed already, so that nothing had to be done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,11 @@ class DataResult(StageResult):
 
     episodes: int
     steps: int
-    """Actions in all episodes together."""
+    """The number of actions in all episodes together."""
     skipped: Sequence[str] = ()
-    """What was wrong with each episode that this import left out (``data.skip_bad``)."""
+    """The problem of each episode that this import left out (``data.skip_bad``)."""
     expert_success: float | None = None
-    """Share of the expert's attempts that gave an episode; None for recorded data, and where nothing had to be done."""
+    """The share of the expert's attempts that succeeded; None for recorded data, and where nothing had to be done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +54,20 @@ class SkillsResult(TrialResult):
     """Trained skills with their prior; `spirl_ray.load_skills` reads ``folder``. Methods may share one artifact."""
 
     metrics: Means
-    """Losses at the end of stage 1, by the names of its ``metrics.csv``; ``validation_…`` is of held-out episodes."""
+    """The losses at the end of stage 1, by the names of its ``metrics.csv``; ``validation_…`` is of held-out
+    episodes."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the evaluations made during training say of the policy as it was after some steps."""
+    """The evaluations during training of the policy as it was after some steps."""
 
     env_steps: int
-    """Primitive environment steps."""
+    """The number of primitive environment steps."""
     score: float | None
-    """Mean of the score over both modes; None where it has no value."""
+    """The mean of the score over both modes; None where it has no value."""
     modes: Mapping[str, Means]
-    """By mode, ``deterministic`` or ``sampled``."""
+    """The means by mode, ``deterministic`` or ``sampled``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +75,23 @@ class TrainingResult(TrialResult):
     """A trained policy; `spirl_ray.load_policy` reads ``folder``."""
 
     env_steps: int
-    """Primitive environment steps of the training."""
+    """The number of primitive environment steps of the training."""
     decisions: int
     updates: int
     wall_clock_s: float
-    """Seconds, those of the processes before an interruption included."""
+    """The time of training in seconds, including processes before an interruption."""
     commit: str
-    """Of the code that trained the policy, as far as it is known; of several ones with ``+`` between them."""
+    """The commits of the code that trained the policy, joined with ``+``, as far as they are known."""
     score: str
-    """Name of the metric by which policies are compared."""
+    """The name of the metric by which policies are compared."""
     publish: str
-    """``best`` or ``last``: which snapshot the policy is (``train.publish``)."""
+    """The choice of the snapshot that is the policy, ``best`` or ``last`` (``train.publish``)."""
     best: Snapshot
     last: Snapshot
 
     @property
     def published(self) -> Snapshot:
-        """The snapshot that the policy is."""
+        """The snapshot that is published as the policy."""
         return self.best if self.publish == "best" else self.last
 
 
@@ -99,13 +100,13 @@ class EvaluationResult(TrialResult):
     """Episodes of a trained policy, or of the bare prior."""
 
     score: str
-    """Name of the metric by which policies are compared."""
+    """The name of the metric by which policies are compared."""
     modes: Mapping[str, Means]
-    """By mode, ``deterministic`` or ``sampled``."""
+    """The means by mode, ``deterministic`` or ``sampled``."""
     episodes_csv: Path
-    """A row for each episode."""
+    """The CSV file with a row for each episode."""
     videos: Mapping[str, Path] = field(default_factory=dict)
-    """By mode, where episodes have been recorded."""
+    """The videos by mode, where episodes have been recorded."""
 
     def mean(self, mode: str = "deterministic") -> float | None:
         """The mean score of a mode; None where it has no value."""
@@ -114,11 +115,11 @@ class EvaluationResult(TrialResult):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplorationResult(StageResult):
-    """How far skills from the prior get without a policy, beside other explorers."""
+    """The exploration by skills from the prior without a policy, and by other explorers."""
 
     figure: Path
     rows: Sequence[Mapping[str, Any]]
-    """For each explorer what `spirl_ray.pipeline.exploration.coverage_rows` says of it, the skill prior's first."""
+    """The row of `spirl_ray.pipeline.exploration.coverage_rows` for each explorer, the skill prior's first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +127,14 @@ class ReportResult(StageResult):
     """The report of an experiment."""
 
     html: Path
-    """One page that needs no other file."""
+    """The page, which needs no other file."""
     csv: Path
     json: Path
 
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """Everything that `spirl_ray.run` has done or found done; trials are in the order in which they ran."""
+    """All results that `spirl_ray.run` has produced or found; trials are in the order in which they ran."""
 
     folder: Path
     data: DataResult

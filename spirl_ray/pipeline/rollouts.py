@@ -1,4 +1,4 @@
-"""Episodes of a saved policy, or of a bare skill prior: run anywhere with torch alone, or spread over Ray."""
+"""Episodes of a saved policy, or of a bare skill prior: run anywhere with torch alone, or distributed over Ray."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from spirl_ray.pipeline.video import VideoWriter
 from spirl_ray.policy.policy import Policy, load_policy, prior_policy, read_policy_card
 
 _CHUNK = 10
-"""Episodes in one Ray task."""
+"""The number of episodes in one Ray task."""
 
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Which agent acts in which environment. Travels to Ray tasks; the folder must be readable there."""
+    """The agent and the environment of rollouts. It is sent to Ray tasks; the folder must be readable there."""
 
     folder: str
-    """A policy artifact, or a skill artifact if ``prior``."""
+    """The folder of a policy artifact, or of a skill artifact if ``prior``."""
     env_id: str
     env_kwargs: dict[str, Any]
     mode: Mode
     prior: bool = False
     seed: int = 0
     scores: Scores = field(default_factory=undeclared)
-    """What is measured of the episodes."""
+    """The metrics of the episodes."""
 
     def agent(self) -> Policy:
-        """Raises `SpirlError` for an artifact that is missing, damaged or of another environment."""
+        """Loads the agent; an artifact that is missing, damaged or of another environment raises `SpirlError`."""
         deterministic = self.mode == "deterministic"
         if self.prior:
             return prior_policy(self.folder, deterministic=deterministic)
@@ -60,7 +60,7 @@ class EpisodeRow:
     episode: int
     seed: int
     metrics: dict[str, float]
-    """By name, in the order of `Scores`; those without a value are left out."""
+    """The metrics by name, in the order of `Scores`; those without a value are left out."""
 
 
 def run_episodes(
@@ -71,8 +71,8 @@ def run_episodes(
     Args:
         plan: agent and environment.
         episodes: numbers of the episodes.
-        video: when given, all of them are recorded into this mp4, captioned with the step and how it scores so far.
-        fps: of the video.
+        video: the mp4 that records all of them, captioned with the step and the metrics so far; None records none.
+        fps: frames a second of the video.
     """
     torch.set_num_threads(1)
     agent = plan.agent()
@@ -103,21 +103,21 @@ def run_episodes(
 
 
 def _caption(scores: Scores, measured: dict[str, float]) -> str:
-    """The score so far, and what has been achieved of the metrics that are 0 or 1."""
+    """The caption: the score so far, and those of the metrics from 0 to 1 that have been achieved."""
     score = scores.score_in([measured])
     done = [m.label for m in scores.metrics if m.is_share and m.name != score.name and measured[m.name] == 1.0]
     return " ".join([f"{score.label} {measured[score.name]:.3g}", *(f"· {label} ✓" for label in done)])
 
 
 def start_rollouts(plan: RolloutPlan, episodes: Sequence[int]) -> list[ray.ObjectRef]:
-    """Ray tasks that together run the episodes with these numbers, one logical CPU each."""
+    """Starts Ray tasks that together run the episodes with these numbers, one logical CPU each."""
     chunks = [list(episodes[first : first + _CHUNK]) for first in range(0, len(episodes), _CHUNK)]
     task = ray.remote(num_cpus=1, max_retries=3)(run_episodes)
     return [task.remote(plan, chunk) for chunk in chunks]
 
 
 def start_video(plan: RolloutPlan, episodes: int, video: Path, fps: int) -> ray.ObjectRef:
-    """A Ray task that films the first episodes; its result is a list of rows, too."""
+    """Starts a Ray task that records the first episodes; its result is a list of rows, too."""
     task: Any = ray.remote(num_cpus=1, max_retries=1)(run_episodes)
     return task.remote(plan, list(range(episodes)), video, fps)
 
@@ -125,7 +125,7 @@ def start_video(plan: RolloutPlan, episodes: int, video: Path, fps: int) -> ray.
 def gather_rollouts(
     references: list[ray.ObjectRef], on_rows: Callable[[list[EpisodeRow]], None] | None = None
 ) -> list[EpisodeRow]:
-    """Rows of all tasks, ordered by episode; ``on_rows`` gets those of each task as it finishes.
+    """Gathers the rows of all tasks, ordered by episode; ``on_rows`` gets those of each task as it finishes.
 
     Raises:
         SpirlError: see `finished_tasks`.
@@ -147,7 +147,7 @@ def read_episode_rows(path: Path) -> list[EpisodeRow]:
     """Reads what `write_episodes` wrote; no file is no rows.
 
     Raises:
-        SpirlError: naming the file that is damaged.
+        SpirlError: the file is damaged; the message names it.
     """
     fixed = ("mode", "episode", "seed")
     rows = []

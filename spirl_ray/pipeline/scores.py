@@ -9,10 +9,10 @@ from spirl_ray.errors import SpirlError
 
 
 def experiment_scores(experiment: Experiment) -> Scores:
-    """What the environment declares, with the metrics and the score that ``evaluate`` asks for.
+    """The metrics that the environment declares, with those and the score that ``evaluate`` asks for.
 
     Raises:
-        SpirlError: a metric that is not registered, or a score that is none of the metrics.
+        SpirlError: a metric is not registered, or the score is not among the metrics.
     """
     env, evaluate = experiment.env, experiment.evaluate
     declared = environment(env.id).scores(env.kwargs)

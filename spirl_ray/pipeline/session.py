@@ -1,4 +1,4 @@
-"""Where an experiment runs: the surrounding cluster, a named one, or a local Ray that the program starts itself."""
+"""The Ray cluster of an experiment: the surrounding one, a named one, or a local one that the program starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spirl_ray.errors import SpirlError
 
 _MEGABYTE = 2**20
 TERMINATED = 128 + signal.SIGTERM
-"""Exit status after a SIGTERM."""
+"""The exit status after a SIGTERM."""
 _POLL_S = 0.1
 _NOISE = re.compile(
     rb"core_worker\.cc:\d+\S* Actor with class name: .* has constructor arguments in the object store"
@@ -31,17 +31,17 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def ray_session(settings: RaySettings, workers: int = 1) -> Iterator[None]:
-    """A connection to Ray for the duration of a command; does nothing if there is one already.
+    """Connects to Ray for the duration of a command; does nothing if there is a connection already.
 
-    Without an address, a job's ``RAY_ADDRESS`` is used, or a local Ray is started. It has one logical CPU more
-    than cores (or than ``workers``, if these are more), for the short tasks that run beside the workers.
+    Without an address, a job's ``RAY_ADDRESS`` is used, or a local Ray instance is started. It has one logical CPU more
+    than cores (or than ``workers``, if these are more), because short tasks run beside the workers.
 
     Args:
-        settings: where to run.
-        workers: how many processes, of one logical CPU each, a stage keeps running at the same time.
+        settings: the cluster to use.
+        workers: number of processes, of one logical CPU each, that a stage runs at the same time.
 
     Raises:
-        SpirlError: when the named cluster cannot be reached, or a local Ray would have too few CPUs.
+        SpirlError: the named cluster cannot be reached, or a local Ray instance would have too few CPUs.
     """
     if ray.is_initialized():
         yield
@@ -78,8 +78,8 @@ def _connected(settings: RaySettings, address: str | None, workers: int) -> Iter
         if address:
             raise SpirlError(f"Cannot reach the Ray cluster at {address}: {error}") from error
         raise SpirlError(
-            f"Cannot start a local Ray: {error} If this machine is busy, try again later; the command goes on where "
-            "it stopped."
+            f"Cannot start a local Ray instance: {error} If this machine is busy, try again later; the command "
+            "resumes where it stopped."
         ) from error
     for name in ("ray.data", "ray.train", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(quiet)
@@ -88,7 +88,7 @@ def _connected(settings: RaySettings, address: str | None, workers: int) -> Iter
     context.print_on_execution_start = False
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
-        # Ray's own handlers end the process on the spot; ours lets locks, files and Ray be closed.
+        # Ray's handlers end the process at once; ours lets locks, files and Ray be closed.
         signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -101,7 +101,7 @@ def _connected(settings: RaySettings, address: str | None, workers: int) -> Iter
 
 @contextlib.contextmanager
 def _filtered_stderr() -> Iterator[None]:
-    """Keeps the harmless messages off stderr that Ray's C++ part writes there past every Python setting."""
+    """Keeps off stderr the harmless messages that Ray's C++ part writes there despite all Python settings."""
     sys.stderr.flush()
     original, (reading, writing) = os.dup(2), os.pipe()
 
@@ -133,13 +133,13 @@ def _terminate(number: int, frame: Any) -> None:
 
 @contextlib.contextmanager
 def deferred_termination() -> Iterator[threading.Event]:
-    """Within, a first SIGTERM sets the event and no more: a cluster's notice, before it takes the node away.
+    """Lets a first SIGTERM only set the event: a cluster sends it as a notice before it takes the node away.
 
-    Whoever asks for the event then saves and exits with `TERMINATED`. A second SIGTERM ends the process at once.
+    The code that checks the event then saves and exits with `TERMINATED`. A second SIGTERM ends the process at once.
     """
     notice = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield notice  # signals are not ours to handle
+        yield notice  # signals can only be handled in the main thread
         return
 
     def note(number: int, frame: Any) -> None:
@@ -155,7 +155,7 @@ def deferred_termination() -> Iterator[threading.Event]:
 
 
 def interruptible(work: Callable[[], Result]) -> Result:
-    """Runs ``work`` in a thread of its own, so that Ctrl-C stays ours.
+    """Runs ``work`` in its own thread, so that this program handles Ctrl-C.
 
     Ray Train takes over SIGINT in the main thread, ends the process with status 0, and keeps the handler when it
     is done.
@@ -179,11 +179,11 @@ def interruptible(work: Callable[[], Result]) -> Result:
 
 
 def finished_tasks(references: Iterable[ray.ObjectRef]) -> Iterator[tuple[ray.ObjectRef, Any]]:
-    """Tasks with their results, in the order in which they finish.
+    """Yields tasks with their results, in the order in which they finish.
 
     Raises:
-        SpirlError: when a task failed for a reason that a user can do something about; the others are cancelled.
-        RayError: when it failed for another reason; they are cancelled as well.
+        SpirlError: a task failed for a reason that a user can repair; the others are cancelled.
+        RayError: a task failed for another reason; the others are cancelled as well.
     """
     pending = list(references)
     while pending:
@@ -198,9 +198,9 @@ def finished_tasks(references: Iterable[ray.ObjectRef]) -> Iterator[tuple[ray.Ob
 
 
 def readable_cause(error: BaseException) -> SpirlError | None:
-    """What a user can act on inside an error of Ray's: a `SpirlError`, or storage that failed.
+    """Finds the error that a user can repair inside an error of Ray: a `SpirlError`, or failed storage.
 
-    Looks through tasks, actors, Ray Train's workers by rank, and its controller.
+    It searches tasks, actors, Ray Train's workers by rank, and its controller.
     """
     seen: set[int] = set()
     pending: list[Any] = [error]

@@ -15,7 +15,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.tables import read_csv, write_csv
-from spirl_ray.pipeline.demonstrations import film_remotely
+from spirl_ray.pipeline.demonstrations import render_remotely
 from spirl_ray.pipeline.events import Progress, silent
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.results import (
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 
 
 def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResult:
-    """Imports or generates the dataset, unless it is there."""
+    """Imports or generates the dataset, unless it exists."""
     data, out = workspace.experiment.data, workspace.dataset
     with workspace.locked(out):
         if (out / layout.DATASET_CARD).exists():
@@ -74,13 +74,16 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResul
 
 
 def show_demonstrations(workspace: Workspace) -> DemonstrationsResult:
-    """Films as many demonstrations as episodes of an agent; the environment must be able to draw them."""
+    """Records a video of as many demonstrations as episodes of an agent; the environment must be able to render
+    them."""
     out, settings = workspace.demonstrations, workspace.experiment.evaluate
     with workspace.locked(out):
-        if (out / layout.DEMONSTRATIONS_VIDEO).exists() and read_json(out / layout.VIDEO_SETTINGS) == _films(settings):
+        if (out / layout.DEMONSTRATIONS_VIDEO).exists() and read_json(out / layout.VIDEO_SETTINGS) == _video_settings(
+            settings
+        ):
             return DemonstrationsResult(folder=out, ran=False, video=out / layout.DEMONSTRATIONS_VIDEO)
-        film_remotely(workspace.dataset, out / layout.DEMONSTRATIONS_VIDEO, settings.videos, settings.video_fps)
-        write_json(out / layout.VIDEO_SETTINGS, _films(settings))
+        render_remotely(workspace.dataset, out / layout.DEMONSTRATIONS_VIDEO, settings.videos, settings.video_fps)
+        write_json(out / layout.VIDEO_SETTINGS, _video_settings(settings))
     return DemonstrationsResult(folder=out, ran=True, video=out / layout.DEMONSTRATIONS_VIDEO)
 
 
@@ -88,7 +91,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
     """Stage 1: skills and prior of a trial, unless another trial has trained the same.
 
     Raises:
-        SpirlError: for data that is damaged or does not fit.
+        SpirlError: the data are damaged or do not fit.
     """
     out = trial.skills
     with trial.workspace.locked(out):
@@ -126,7 +129,7 @@ def check_files(dataset: Path) -> None:
     """Compares the size and hash of every data file with the card, which takes a second for a gigabyte.
 
     Raises:
-        SpirlError: naming the file that is missing, cut short or changed.
+        SpirlError: a file is missing, cut short or changed; the message names it.
     """
     card = read_card(dataset)
     for name in dataset_files(dataset):
@@ -143,12 +146,12 @@ def check_files(dataset: Path) -> None:
 def train(
     trial: Trial, progress: Progress = silent, on_evaluation: Callable[[Row], None] | None = None
 ) -> TrainingResult:
-    """Stage 2: the high-level policy of a trial.
+    """Trains the high-level policy of a trial (stage 2).
 
     Args:
-        trial: which policy.
-        progress: told of every row of metrics.
-        on_evaluation: told of every evaluated snapshot; see `train_policy`.
+        trial: the trial whose policy is trained.
+        progress: callback that gets every row of metrics.
+        on_evaluation: callback that gets every evaluated snapshot; see `train_policy`.
     """
     run = TrainingRun(
         experiment=trial.experiment,
@@ -162,37 +165,39 @@ def train(
     with trial.workspace.locked(trial.policy):
         done = is_trained(run)
         total = trial.experiment.train.env_steps
-        facts = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
+        trained = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
     return TrainingResult(
         folder=trial.policy,
         ran=not done,
         method=trial.method,
         seed=trial.seed,
-        best=_snapshot(facts["best"]),
-        last=_snapshot(facts["last"]),
-        **{name: facts[name] for name in ("env_steps", "decisions", "updates", "wall_clock_s", "commit")},
-        score=facts["score"],
-        publish=facts["publish"],
+        best=_snapshot(trained["best"]),
+        last=_snapshot(trained["last"]),
+        **{name: trained[name] for name in ("env_steps", "decisions", "updates", "wall_clock_s", "commit")},
+        score=trained["score"],
+        publish=trained["publish"],
     )
 
 
-def _snapshot(facts: Row) -> Snapshot:
-    return Snapshot(facts["env_steps"], facts["score"], {mode: facts[mode] for mode in MODES if mode in facts})
+def _snapshot(evaluated: Row) -> Snapshot:
+    return Snapshot(
+        evaluated["env_steps"], evaluated["score"], {mode: evaluated[mode] for mode in MODES if mode in evaluated}
+    )
 
 
 def evaluate_policy(
     trial: Trial, progress: Progress = silent, *, videos: bool = True, env: EnvSettings | None = None
 ) -> EvaluationResult:
-    """The final evaluation of a trained policy: episodes in every mode, and videos.
+    """Evaluates a trained policy finally: episodes in every mode, and videos.
 
     Args:
-        trial: whose policy.
-        progress: told of finished episodes.
-        videos: film some episodes, too.
-        env: where, if not in the environment of the training.
+        trial: the trial whose policy is evaluated.
+        progress: callback that gets the number of finished episodes.
+        videos: True to record some episodes as well.
+        env: the environment, if it is not that of the training.
 
     Raises:
-        SpirlError: when there is no trained policy, or it is damaged.
+        SpirlError: there is no trained policy, or it is damaged.
     """
     if not (trial.policy / layout.POLICY_CARD).exists():
         raise SpirlError(f"There is no trained policy in {trial.policy}: run spirl train first.")
@@ -206,7 +211,7 @@ def evaluate_policy(
 
 
 def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> EvaluationResult:
-    """Episodes of the bare prior: latents drawn from p(z | s), and the prior's mean latent."""
+    """Runs episodes of the bare prior: latents drawn from p(z | s), and the prior's mean latent."""
     settings, out = trial.experiment.evaluate, trial.prior_rollouts
     plans = _plans(trial.experiment, trial.skills, prior=True)
     with trial.workspace.locked(out):
@@ -247,11 +252,11 @@ def _evaluate(
     """Runs and writes the episodes of one agent, except those that a stopped evaluation has finished.
 
     Returns:
-        Whether there was anything to do, and the contents of ``summary.json``.
+        True where there was anything to do, and the contents of ``summary.json``.
     """
-    films = _missing_films(out, settings) if videos else []
+    wanted = _missing_videos(out, settings) if videos else []
     done = (out / layout.SUMMARY).exists()
-    if done and not films:
+    if done and not wanted:
         return False, read_json(out / layout.SUMMARY)
     rows = read_episode_rows(out / (layout.EPISODES if done else layout.EPISODES_SO_FAR))
     scores = next(iter(plans.values())).scores
@@ -268,13 +273,13 @@ def _evaluate(
         score = scores.score_in([means])
         progress(len(rows), total, {"scores": {score.label: means[score.name]} if score.name in means else {}})
 
-    films_started = [
-        start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in films
+    recordings = [
+        start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in wanted
     ]
     gather_rollouts(references, on_rows)
-    gather_rollouts(films_started)
-    if films:
-        write_json(out / layout.VIDEOS / layout.VIDEO_SETTINGS, _films(settings))
+    gather_rollouts(recordings)
+    if wanted:
+        write_json(out / layout.VIDEOS / layout.VIDEO_SETTINGS, _video_settings(settings))
     if done:
         return True, read_json(out / layout.SUMMARY)
     summary: Row = {"score": scores.score_in([row.metrics for row in rows]).name, "modes": {}}
@@ -287,15 +292,15 @@ def _evaluate(
     return True, summary
 
 
-def _films(settings: EvaluateSettings) -> Row:
+def _video_settings(settings: EvaluateSettings) -> Row:
     return {"episodes": settings.videos, "fps": settings.video_fps}
 
 
-def _missing_films(out: Path, settings: EvaluateSettings) -> list[Mode]:
-    """Modes of which there is no video yet, or one of another length or speed."""
+def _missing_videos(out: Path, settings: EvaluateSettings) -> list[Mode]:
+    """The modes without a video, or with one of another length or speed."""
     if not settings.videos:
         return []
     card = out / layout.VIDEOS / layout.VIDEO_SETTINGS
-    if card.exists() and read_json(card) != _films(settings):
+    if card.exists() and read_json(card) != _video_settings(settings):
         return list(settings.modes)
     return [mode for mode in settings.modes if not (card.exists() and (layout.video(out, mode)).exists())]

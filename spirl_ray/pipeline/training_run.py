@@ -1,4 +1,4 @@
-"""One policy to train, and what RLlib must know to train it."""
+"""One policy to train, and the RLlib config that trains it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spirl_ray.rl.methods import MethodConfig
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One policy to train: an experiment resolved for a method and a seed."""
+    """One policy to train: an experiment with one method and one seed."""
 
     experiment: Experiment
     method: MethodConfig

@@ -67,12 +67,12 @@ class VideoWriter:
                 f"{self.path}: frame {self.frames} is {frame.shape[1]}x{frame.shape[0]}, "
                 f"the ones before it are {self._shape[1]}x{self._shape[0]}"
             )
-        picture = captioned(frame, caption)
+        image = captioned(frame, caption)
         try:
             if self._encoder is None:
                 self._shape = frame.shape
-                self._encoder = self._open(picture.shape[1], picture.shape[0])
-            self._encoder.send(picture.tobytes())
+                self._encoder = self._open(image.shape[1], image.shape[0])
+            self._encoder.send(image.tobytes())
         except (OSError, RuntimeError, StopIteration) as error:
             raise SpirlError(f"{self.path}: cannot write the video: {_first_line(error)}") from error
         self.frames += 1
@@ -127,13 +127,13 @@ def captioned(frame: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
     size = min(max(round(width / 32), 11), 28)
     margin, line_height = size // 2, round(size * 1.3)
     strip = 2 * margin + CAPTION_LINES * line_height
-    picture = Image.new("RGB", (width + width % 2, height + strip + (height + strip) % 2), _BACKGROUND)
-    picture.paste(Image.fromarray(np.ascontiguousarray(frame)), (0, strip))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width + width % 2, height + strip + (height + strip) % 2), _BACKGROUND)
+    image.paste(Image.fromarray(np.ascontiguousarray(frame)), (0, strip))
+    draw = ImageDraw.Draw(image)
     font = _font(size)
     for row, line in enumerate(_lines(caption, font, width - 2 * margin)):
         draw.text((margin, margin + row * line_height), line, font=font, fill=_INK)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 @lru_cache

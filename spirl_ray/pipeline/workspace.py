@@ -1,7 +1,7 @@
-"""The folder of an experiment: one sub-folder for each result, named by a hash of what it depends on.
+"""The folder of an experiment: one sub-folder for each result, named by a hash of the settings on which it depends.
 
 Nothing is overwritten: changed settings lead to another folder, unchanged ones to the same, and an unfinished
-folder is gone on with. Several processes may share it; each result has a lock.
+folder is continued. Several processes may share it; each result has a lock.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spe
 from spirl_ray.skills.spec import SkillSpec
 
 _PASSING = "working_dir_files"
-"""Part of the path of every folder that Ray makes for a job's files, and removes after the job."""
+"""A part of the path of every folder that Ray makes for a job's files, and removes after the job."""
 _FORMAT = 1
 _LOCK_POLL_S = 0.5
 
 
 class Workspace:
-    """``experiment.folder`` on disk."""
+    """The folder of an experiment, ``experiment.folder``, on disk."""
 
     def __init__(self, experiment: Experiment, on_wait: Callable[[Path], None] = lambda target: None) -> None:
         self.experiment = experiment
         self.on_wait = on_wait
-        """Told of a result that another process is working on, before waiting for it."""
+        """A callback that gets a result on which another process works, before waiting for it."""
         self.folder = experiment.folder.absolute()
         self.storage = None if experiment.storage is None else Storage(self.folder, experiment.storage)
 
-    def claim(self, *, create: bool = True) -> None:
+    def reserve(self, *, create: bool = True) -> None:
         """Marks the folder as this experiment's.
 
         Args:
-            create: False for commands that only read; a folder that is not there is then an error.
+            create: False for commands that only read; a missing folder is then an error.
 
         Raises:
-            SpirlError: if it holds another experiment or other files, cannot be written, or goes away with a job.
+            SpirlError: the folder holds another experiment or other files, cannot be written, or is removed with a job.
         """
         if _PASSING in self.folder.parts:
             raise SpirlError(
@@ -75,7 +75,7 @@ class Workspace:
                 write_json(mark, mine)
         except OSError as error:
             raise SpirlError(f"Cannot use {self.folder} as the output: {error.strerror}.") from error
-        # Read back, for another process may have claimed the folder at the same moment.
+        # Read back, because another process may have reserved the folder at the same moment.
         found = read_json(mark)
         if found != mine:
             raise SpirlError(
@@ -90,7 +90,7 @@ class Workspace:
     def _refuse_foreign_files(self) -> None:
         if not self.folder.exists():
             return
-        # Another process that claims the folder right now has a partial mark in it, or what comes from a storage.
+        # Another process that reserves the folder now has a partial mark in it, or files from a storage.
         ours = (layout.EXPERIMENT, f".{layout.EXPERIMENT}", OWNER, PARTIAL)
         foreign = [path for path in self.folder.iterdir() if not path.name.startswith(ours)]
         if foreign and not (self.folder / layout.EXPERIMENT).exists():
@@ -101,7 +101,8 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self, target: Path) -> Iterator[None]:
-        """Only one process works on ``target`` at a time; the others say so and wait. Its storage follows."""
+        """Lets one process at a time work on ``target``; the others report that they wait. Its copy in the storage
+        follows."""
         path = target.with_name(f".{target.name}.lock")
         lock = FileLock(path)
         try:
@@ -117,7 +118,7 @@ class Workspace:
             ) from error
         storage = self.storage if target != self.folder else None
         try:
-            with contextlib.nullcontext() if storage is None else storage.kept(target):
+            with contextlib.nullcontext() if storage is None else storage.mirrored(target):
                 yield
         finally:
             lock.release()
@@ -126,23 +127,23 @@ class Workspace:
 
     @cached_property
     def source(self) -> EpisodeSource:
-        """Where the dataset's episodes come from."""
+        """The source of the dataset's episodes."""
         return episode_source(self.experiment.data, self.experiment.env.id)
 
     @property
     def dataset(self) -> Path:
-        """Folder of the imported dataset."""
+        """The folder of the imported dataset."""
         identity = self.source.identity()
-        key = fingerprint(FORMAT_VERSION, self.experiment.env.id, identity.facts, self.experiment.data.skip_bad)
+        key = fingerprint(FORMAT_VERSION, self.experiment.env.id, identity.settings, self.experiment.data.skip_bad)
         return self.folder / layout.DATA / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', identity.name)}-{key}"
 
     @property
     def demonstrations(self) -> Path:
-        """Folder of the dataset's film."""
+        """The folder of the dataset's video."""
         return self.folder / layout.DEMONSTRATIONS / self.dataset.name
 
     def exploration(self, skills: Sequence[Path]) -> Path:
-        """Folder of an exploration with these skill artifacts."""
+        """The folder of an exploration with these skill artifacts."""
         explore = self.experiment.explore.model_dump(mode="json", exclude={"in_run"})
         key = fingerprint(self.experiment.env, explore, [folder.name for folder in skills])
         return self.folder / layout.EXPLORATION / key
@@ -150,7 +151,7 @@ class Workspace:
     # --- one method with one seed ---
 
     def trial(self, method: str, seed: int) -> Trial:
-        """Paths and resolved settings of a method with a seed. The dataset must be there."""
+        """The paths and settings of a method with a seed. The dataset must exist."""
         return Trial(self, self.experiment.for_method(method), method, seed)
 
     def trials(self) -> list[Trial]:
@@ -160,14 +161,14 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Trial:
-    """One method with one seed: what is built, and where."""
+    """One method with one seed: the settings of its results, and their folders."""
 
     workspace: Workspace
     experiment: Experiment
     method: str
     seed: int
-    lineage: str | None = None
-    """Identifies the checkpoint of another policy that this one goes on from (population based training)."""
+    parent: str | None = None
+    """A hash of the other policy's checkpoint from which this one continues (population based training)."""
 
     @cached_property
     def spec(self) -> SkillSpec:
@@ -189,13 +190,14 @@ class Trial:
 
     @cached_property
     def skills(self) -> Path:
-        """Folder of the skill artifact; methods with the same decoder and settings share it."""
+        """The folder of the skill artifact; methods with the same decoder and settings share it."""
         decoder = METHODS[self.method].decoder
         return self.workspace.folder / layout.SKILLS / f"{decoder}-h{self.spec.horizon}-s{self.seed}-{self.skills_key}"
 
     @cached_property
     def config_hash(self) -> str:
-        """Everything that decides what the policy learns; not how long, nor how often it is looked at."""
+        """The hash of everything that determines what the policy learns, without the length of training and
+        evaluations."""
         train = self.experiment.train.model_dump(
             mode="json",
             exclude={
@@ -214,23 +216,23 @@ class Trial:
 
     @cached_property
     def policy(self) -> Path:
-        """Folder of the trained policy."""
+        """The folder of the trained policy."""
         name = f"{self.method}-s{self.seed}-{self.config_hash}"
-        return (
-            self.workspace.folder / layout.POLICIES / (name if self.lineage is None else f"{name}-from-{self.lineage}")
-        )
+        return self.workspace.folder / layout.POLICIES / (name if self.parent is None else f"{name}-from-{self.parent}")
 
     @property
     def evaluation(self) -> Path:
-        """Folder of the final evaluation of the policy as it is now: trained further, it is evaluated anew."""
+        """The folder of the final evaluation of the policy as it is now; a policy trained further is evaluated anew."""
         return self.evaluation_in(self.experiment.env)
 
     def evaluation_in(self, env: EnvSettings) -> Path:
-        """Folder of an evaluation in an environment that may differ from the one of the training."""
+        """The folder of an evaluation in an environment that may differ from the one of the training."""
         card = self.policy / layout.POLICY_CARD
         policy = read_policy_card(self.policy).sha256 if card.exists() else None
         elsewhere = [] if env == self.experiment.env else [env]
-        key = fingerprint(self.config_hash, policy, self.experiment.evaluate.episodes, self._looks, *elsewhere)
+        key = fingerprint(
+            self.config_hash, policy, self.experiment.evaluate.episodes, self._episode_settings, *elsewhere
+        )
         return self.workspace.folder / layout.EVALUATION / f"{self.method}-s{self.seed}-{key}"
 
     @property
@@ -240,12 +242,14 @@ class Trial:
 
     @cached_property
     def prior_rollouts(self) -> Path:
-        """Folder of the episodes of the bare prior."""
-        key = fingerprint(self.skills_key, self.experiment.env, self.experiment.evaluate.prior_episodes, self._looks)
+        """The folder of the episodes of the bare prior."""
+        key = fingerprint(
+            self.skills_key, self.experiment.env, self.experiment.evaluate.prior_episodes, self._episode_settings
+        )
         return self.workspace.folder / layout.PRIOR / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
 
     @property
-    def _looks(self) -> dict[str, object]:
-        """How episodes are chosen, whoever acts; not how many, nor how they are filmed."""
+    def _episode_settings(self) -> dict[str, object]:
+        """The settings that determine episodes whoever acts, without their number and the settings of videos."""
         evaluate = self.experiment.evaluate
         return evaluate.model_dump(mode="json", exclude={"episodes", "videos", "video_fps", "prior_episodes", "score"})

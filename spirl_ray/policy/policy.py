@@ -1,4 +1,4 @@
-"""The policy artifact that acts without Ray: ``load_policy(path).act(observation)``."""
+"""The policy artifact, which acts without Ray: ``load_policy(path).act(observation)``."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ FORMAT_VERSION = 2
 
 
 class PolicyCard(Settings):
-    """Contents of ``policy.json``."""
+    """The contents of ``policy.json``."""
 
     format_version: int
     environment: str
-    """Id of the environment that it was trained in."""
+    """The id of the environment in which the policy was trained."""
     env_kwargs: dict[str, Any]
     method: str
     seed: int
     latent_limit: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     policy: PolicySpec
-    """What it sees, and how its network is built."""
+    """What the policy observes, and how its network is built."""
     env_steps: int
     skills: str
-    """Folder of the skill artifact, relative to the policy's."""
+    """The folder of the skill artifact, relative to the policy's."""
     config_hash: str
     sha256: str
 
@@ -48,21 +48,21 @@ class PolicyCard(Settings):
     def _objects_are_seen_from_the_agent(self) -> PolicyCard:
         for name, feature in self.policy.features.items():
             if feature.objects is not None and feature.objects.agent not in self.policy.features:
-                raise ValueError(f"{name!r} is seen from {feature.objects.agent!r}, which is not among the features")
+                raise ValueError(f"{name!r} is relative to {feature.objects.agent!r}, which is not among the features")
         return self
 
 
 class Policy:
-    """A trained agent: an observation in, a primitive action out, a new skill every H steps.
+    """A trained agent, which maps an observation to a primitive action and chooses a new skill every H steps.
 
     Call `reset` at the start of every episode. Nothing here needs Ray.
 
     Args:
-        choose: gives the distribution over latents [Z] for an observation.
-        execution: runs the skills.
-        features: what observations must hold.
-        deterministic: take the distribution's mode.
-        seed: of the sampling.
+        choose: function that returns the distribution over latents [Z] for an observation.
+        execution: the execution of the skills.
+        features: the features that observations must hold.
+        deterministic: True to take the distribution's mode instead of a sample.
+        seed: seed of the sampling.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Policy:
 
     @torch.inference_mode()
     def act(self, observation: Observation) -> Array:
-        """The next primitive action, float32 [A] in [-1, 1].
+        """Returns the next primitive action, float32 [A] in [-1, 1].
 
         Args:
-            observation: values of features by name, as the environment gives them; it may hold more than is needed.
+            observation: values of features by name, as the environment returns them; it may hold more than is needed.
 
         Raises:
             SpirlError: a feature is missing or has another shape.
@@ -106,11 +106,11 @@ class Policy:
 
 
 def prior_policy(skills: str | Path, *, deterministic: bool) -> Policy:
-    """The bare skill prior in the place of a policy: what skills do before any reinforcement learning.
+    """The bare skill prior in place of a policy, which shows what skills do before any reinforcement learning.
 
     Args:
         skills: folder of a skill artifact.
-        deterministic: take the prior's mode; else latents are drawn from it.
+        deterministic: True to take the prior's mode; otherwise latents are drawn from it.
     """
     model = load_skills(skills)
 
@@ -118,17 +118,17 @@ def prior_policy(skills: str | Path, *, deterministic: bool) -> Policy:
         seen = model.select(observation).items()
         return model.prior_distribution({name: torch.from_numpy(value).unsqueeze(0) for name, value in seen})
 
-    return Policy(choose, SkillExecution(model), model.spec.seen, deterministic=deterministic)
+    return Policy(choose, SkillExecution(model), model.spec.observed, deterministic=deterministic)
 
 
 def save_policy(folder: Path, state: dict[str, Tensor], skills: Path, *, policy: PolicySpec, **card: Any) -> PolicyCard:
-    """Writes a policy artifact next to a copy of its skills, so that the folder is complete in itself.
+    """Writes a policy artifact next to a copy of its skills, so that the folder is complete by itself.
 
     Args:
-        folder: receives ``policy.safetensors``, ``policy.json`` and ``skills/``.
+        folder: folder that receives ``policy.safetensors``, ``policy.json`` and ``skills/``.
         state: state dict of a `PolicyNetwork`.
         skills: folder of the skill artifact.
-        policy: what the network is built from.
+        policy: values from which the network is built.
         card: the fields of `PolicyCard` that are not derived here.
     """
     network = PolicyNetwork(policy, load_skills(skills))
@@ -174,14 +174,16 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
         >>> action = policy.act(observation)
 
     Raises:
-        SpirlError: for a missing, damaged or foreign artifact.
+        SpirlError: the artifact is missing, damaged, or not a policy.
     """
     folder = Path(folder)
     card = read_policy_card(folder)
-    # Resolved, because a symbolic link leads out of the folder as well.
+    # Resolved, because a symbolic link can also lead out of the folder.
     inside = (folder / card.skills).resolve().is_relative_to(folder.resolve())
     if Path(card.skills).is_absolute() or ".." in Path(card.skills).parts or not inside:
-        raise SpirlError(f"{folder / layout.POLICY_CARD} points outside its folder ({card.skills}): refused.")
+        raise SpirlError(
+            f"{folder / layout.POLICY_CARD} refers to skills outside its folder ({card.skills}), which is refused."
+        )
     model = load_skills(folder / card.skills)
     network = build_module(lambda: _network(card.policy, model, folder), folder / layout.POLICY_TENSORS)
     load_tensors(network, folder / layout.POLICY_TENSORS, card.sha256)
@@ -192,13 +194,13 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
         return network(torch.from_numpy(observer(observation)).unsqueeze(0))
 
     execution = SkillExecution(model, card.latent_limit)
-    features = {**model.spec.seen, **card.policy.features}
+    features = {**model.spec.observed, **card.policy.features}
     return Policy(choose, execution, features, deterministic=deterministic, seed=seed)
 
 
 def _network(spec: PolicySpec, skills: SkillModel, folder: Path) -> PolicyNetwork:
-    if unknown := sorted(set(spec.images) - set(skills.spec.seen)):
+    if unknown := sorted(set(spec.images) - set(skills.spec.observed)):
         raise SpirlError(
-            f"{folder / layout.POLICY_CARD}: the skills do not see the image {unknown[0]!r}, so the policy cannot."
+            f"{folder / layout.POLICY_CARD}: the policy needs the image {unknown[0]!r}, which its skills lack."
         )
     return PolicyNetwork(spec, skills)

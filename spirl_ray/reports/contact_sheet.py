@@ -1,4 +1,4 @@
-"""A contact sheet of datasets: a few episodes of each, one a row, from their first step to their last."""
+"""A contact sheet of datasets: a few episodes of each, one a row, from the first step to the last."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from spirl_ray.pipeline.demonstrations import spread_episodes
 from spirl_ray.pipeline.video import captioned
 
 EPISODES, COLUMNS = 3, 5
-"""Rows for each dataset, and pictures in a row."""
-PICTURE = 240
-"""Width of a picture in pixels."""
+"""The number of rows for each dataset, and of images in a row."""
+IMAGE_WIDTH = 240
+"""The width of an image in pixels."""
 
 
 def write_contact_sheet(datasets: Sequence[Path], path: Path) -> None:
     """Writes a PNG that shows evenly spread steps of evenly spread episodes of every dataset.
 
     Raises:
-        SpirlError: a dataset that cannot be read, or of an environment that cannot draw recorded episodes; a file that
-            cannot be written.
+        SpirlError: a dataset cannot be read, its environment cannot render recorded episodes, or a file cannot be
+            written.
     """
     rows = [row for dataset in datasets for row in _rows(dataset)]
     sheet = np.concatenate(rows)
@@ -46,10 +46,10 @@ def _rows(dataset: Path) -> Iterator[np.ndarray]:
         captions = [f"step {step} of {episode.length}" for step in steps]
         captions[0] = f"{dataset.name} · {episode.id}"
         captions[-1] = " > ".join(map(str, episode.metadata.get("completed", ()))) or captions[-1]
-        pictures = []
+        images = []
         drawn = spec.render_recorded(episode.metadata, episode.observations, steps)
-        for picture, caption in zip(drawn, captions, strict=True):
-            height = round(PICTURE * picture.shape[0] / picture.shape[1])
-            small = np.asarray(Image.fromarray(picture).resize((PICTURE, height)))
-            pictures.append(captioned(small, caption))
-        yield np.concatenate(pictures, axis=1)
+        for image, caption in zip(drawn, captions, strict=True):
+            height = round(IMAGE_WIDTH * image.shape[0] / image.shape[1])
+            small = np.asarray(Image.fromarray(image).resize((IMAGE_WIDTH, height)))
+            images.append(captioned(small, caption))
+        yield np.concatenate(images, axis=1)

@@ -30,7 +30,7 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
     """The record of everything finished so far; missing pieces are left out.
 
     Args:
-        workspace: a claimed folder with its dataset.
+        workspace: a reserved folder with its dataset.
         command: what reproduces the experiment, as a shell takes it.
 
     Raises:

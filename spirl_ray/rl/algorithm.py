@@ -1,4 +1,4 @@
-"""SkillPriorSAC, an RLlib Algorithm: sampling of skills overlaps learning from a replay of decisions."""
+"""SkillPriorSAC, an RLlib Algorithm in which sampling of skills overlaps learning from a replay of decisions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from spirl_ray.rl.checkpoint import (
     read_state,
     write_state,
 )
-from spirl_ray.rl.config import SKILL_ENV, TrainingArguments, make_skill_env, resolve
+from spirl_ray.rl.config import SKILL_ENV, TrainingArguments, make_skill_env, method_and_policy
 from spirl_ray.rl.learner import SkillPriorSACLearner
 from spirl_ray.rl.methods import METHODS, MethodConfig
 from spirl_ray.rl.module import SkillPriorModule
@@ -46,11 +46,11 @@ _RECENT_EPISODES = 50
 _POLICY_PREFIX = "policy."
 _RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 SKILL_RESULTS = "skills"
-"""Key of this algorithm's own counters and episode statistics in RLlib's result dict."""
+"""The key of this algorithm's counters and episode statistics in RLlib's result dict."""
 
 
 class SkillPriorSACConfig(AlgorithmConfig):
-    """Config of `SkillPriorSAC` for users of RLlib.
+    """The config of `SkillPriorSAC` for users of RLlib.
 
     Example:
         >>> config = (
@@ -73,22 +73,22 @@ class SkillPriorSACConfig(AlgorithmConfig):
         """The settings of stage 2 that differ from the defaults, see `settings`."""
         self.skills_folder: str | None = None
         self.method: dict[str, Any] | str | None = None
-        """A `MethodConfig` as plain values, or the name of a method; None is the method that the skills are for."""
+        """A `MethodConfig` as plain values, or the name of a method; None chooses one that fits the skills."""
         self.dataset: str | None = None
-        """Folder of the demonstrations, for methods that also learn from them."""
+        """The folder of the demonstrations, for methods that also learn from them."""
         self.metrics_every = 20
-        """Updates between two readings of the learner's metrics."""
+        """The number of updates between two readings of the learner's metrics."""
         self.silence_limit_s = 1800.0
-        """Training gives up when no env runner has answered for this long."""
+        """The time (s) without an answer from any env runner after which training gives up."""
         self.normalize_actions = False
         self.clip_actions = False
-        # The learner checks its own losses, two scans of every gradient less.
+        # The learner checks its losses itself, which saves two scans of every gradient.
         self.torch_skip_nan_gradients = True
         # There are no connectors with state. Syncing them would make every round wait for the sampling.
         self._dont_auto_sync_env_runner_states = True
         self.min_time_s_per_iteration = None
         self.restart_failed_env_runners = True
-        # A round waits this long for runners that are away, not the default 30 s, so that the others continue.
+        # A round waits this long for missing runners, instead of the default 30 s, so that the others continue.
         self.env_runner_health_probe_timeout_s = 1.0
         # A restarted runner then gets the learner's weights, not those of a local runner that never learns.
         self.create_local_env_runner = False
@@ -98,7 +98,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
         """The settings of stage 2.
 
         Raises:
-            SpirlError: naming the setting whose value is impossible.
+            SpirlError: a setting has an impossible value; the message names it.
         """
         try:
             return TrainSettings.model_validate(self.train)
@@ -107,7 +107,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
 
     @property
     def policy(self) -> PolicySpec:
-        """What the policy sees; known once the config has been validated, which building the algorithm does."""
+        """What the policy observes; it is known once the config has been validated, as building does."""
         return PolicySpec.model_validate(self.env_config["policy"])
 
     def skills(
@@ -117,11 +117,11 @@ class SkillPriorSACConfig(AlgorithmConfig):
         method: str | MethodConfig | None = None,
         dataset: str | Path | None = None,
     ) -> SkillPriorSACConfig:
-        """Says through which skills the policy acts.
+        """Sets the skills through which the policy acts.
 
         Args:
-            folder: of the skill artifact; every node must be able to read it.
-            method: which method uses them; None is the first of the table with skills of this kind and a prior.
+            folder: folder of the skill artifact; every node must be able to read it.
+            method: the method that uses them; None is the first in the table with skills of this kind and a prior.
             dataset: folder of the demonstrations, for methods that also learn from them.
         """
         self.skills_folder = str(Path(folder).absolute())
@@ -136,11 +136,11 @@ class SkillPriorSACConfig(AlgorithmConfig):
         silence_limit_s: float = NotProvided,
         **settings: Unpack[TrainingArguments],
     ) -> SkillPriorSACConfig:
-        """Sets settings of stage 2 by name, and passes on what RLlib knows, such as ``grad_clip``.
+        """Sets settings of stage 2 by name, and passes RLlib's, such as ``grad_clip``, on to RLlib.
 
         Args:
-            metrics_every: updates between two readings of the learner's metrics.
-            silence_limit_s: training gives up when no env runner has answered for so many seconds.
+            metrics_every: number of updates between two readings of the learner's metrics.
+            silence_limit_s: time (s) without an answer from any env runner after which training gives up.
             settings: see `TrainingArguments`. RLlib's ``gamma`` and ``train_batch_size_per_learner`` are ``discount``
                 and ``batch_size`` here.
         """
@@ -158,7 +158,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
         return self
 
     def with_settings(self, settings: TrainSettings) -> SkillPriorSACConfig:
-        """Takes over a whole settings model, in place of single values of `training`."""
+        """Sets a whole settings model, in place of single values of `training`."""
         self.train = settings.model_dump(mode="json")
         return self
 
@@ -166,7 +166,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
         """Wraps the environment in a `SkillEnv`, which building the algorithm asks for.
 
         Raises:
-            SpirlError: no skills, skills that do not fit the environment, or an impossible setting.
+            SpirlError: there are no skills, they do not fit the environment, or a setting is impossible.
         """
         if self.env != SKILL_ENV:
             self._wrap_environment()
@@ -179,7 +179,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
                 "SkillPriorSACConfig needs skills: call .skills(FOLDER) with the folder of a skill artifact."
             )
         settings = self.settings
-        method, spec = resolve(self.env, self.env_config, self.skills_folder, self.method, settings)
+        method, spec = method_and_policy(self.env, self.env_config, self.skills_folder, self.method, settings)
         self.method, policy = method.model_dump(mode="json"), spec.model_dump(mode="json")
         self.env_config = {
             "environment": self.env,
@@ -228,13 +228,13 @@ class SkillPriorSAC(Algorithm):
         )
         rows = METHODS[MethodConfig.model_validate(self.config.method).name].rows
         self.rows: RowSource = self.replay if rows is None else rows(self)
-        """Where the batches of updates come from."""
+        """The source of the batches for updates."""
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         env = self.config.env_config
         self.scores = environment(env["environment"]).scores(env["kwargs"])
-        """What is measured of the training episodes; a driver may set others before it trains."""
+        """The metrics of the training episodes; a driver may set others before it trains."""
         self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
-        """Metrics of the newest training episodes, by name."""
+        """The metrics of the newest training episodes, by name."""
         self.learner_metrics: dict[str, float] = {}
         """The newest losses, divergences and alpha, by name."""
         self._owed_updates = 0.0
@@ -260,9 +260,9 @@ class SkillPriorSAC(Algorithm):
     # --- sampling ---
 
     def _collect(self) -> list[SingleAgentEpisode]:
-        """Pieces of episodes sampled since the last round; requests the next ones before it returns.
+        """Collects the pieces of episodes sampled since the last round, and requests the next ones before it returns.
 
-        Empty while the env runners are away; RLlib brings them back between two rounds.
+        The list is empty while the env runners are away; RLlib brings them back between two rounds.
         """
         samples = self.sampler.collect(self._send_weights)
         if not samples:
@@ -329,14 +329,14 @@ class SkillPriorSAC(Algorithm):
         values = {name: float(newest[name]) for name in learner_columns() if name in newest}
         self.learner_metrics.update({name: value for name, value in values.items() if value == value})
 
-    # --- what a round has to tell ---
+    # --- results of a round ---
 
     def episode_metrics(self) -> dict[str, float]:
-        """Means of the episode metrics over the last 50 training episodes; those without a value are left out."""
+        """The means of the episode metrics over the last 50 training episodes; those without a value are left out."""
         return self.scores.mean(self.recent)
 
     def policy_state(self) -> dict[str, torch.Tensor]:
-        """State dict of the `PolicyNetwork`, from the (first) learner, for the policy artifact."""
+        """The state dict of the `PolicyNetwork`, from the (first) learner, for the policy artifact."""
         state = self.learner_group.get_state(components=[f"{_RL_MODULE}/{DEFAULT_MODULE_ID}"], inference_only=True)
         module = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
         return {
@@ -345,10 +345,10 @@ class SkillPriorSAC(Algorithm):
             if name.startswith(_POLICY_PREFIX)
         }
 
-    # --- checkpoints; Tune calls these, too ---
+    # --- checkpoints, which Tune also calls ---
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes everything: networks, targets, alpha, optimisers, replay, random generators and counters."""
+        """Writes a checkpoint: networks, targets, alpha, optimisers, replay, random generators and counters."""
         learners, runners = self.learner_group, self.env_runner_group
         write_state(
             Path(checkpoint_dir),
@@ -370,7 +370,7 @@ class SkillPriorSAC(Algorithm):
         """Restores what `save_checkpoint` wrote with the same config, bit-equal; running episodes start anew.
 
         Raises:
-            SpirlError: naming the file that is missing or damaged.
+            SpirlError: a file is missing or damaged; the message names it.
         """
         state = read_state(Path(checkpoint_dir))
         learners, runners = self.learner_group, self.env_runner_group
@@ -395,6 +395,6 @@ class SkillPriorSAC(Algorithm):
 
 
 def _first(results: Any) -> Any:
-    """The first learner's answer, which a remote one wraps."""
+    """Returns the first learner's answer, which a remote learner wraps."""
     first = next(iter(results))
     return first.get() if hasattr(first, "get") else first

@@ -1,6 +1,6 @@
-"""The format of checkpoints: safetensors and JSON, no pickle, written in full or not at all.
+"""The format of checkpoints: safetensors and JSON without pickle, written as a whole or not at all.
 
-``state.json`` holds the structure and every number; tensors and arrays stand in ``state.safetensors`` and
+``state.json`` holds the structure and every number; tensors and arrays are in ``state.safetensors`` and
 are referred to by name. What is read is bit-equal to what was written.
 """
 
@@ -21,7 +21,7 @@ from spirl_ray.files.atomic import read_json, write_atomically, write_json
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """JSON for nested dicts, sequences and numbers; arrays are moved to ``arrays`` and named."""
+    """Converts to JSON nested dicts, sequences and numbers; arrays are moved to ``arrays`` and named."""
     if isinstance(value, torch.Tensor):
         return {"torch": _pack(value.detach().cpu().numpy(), arrays)["array"]}
     if isinstance(value, np.ndarray):
@@ -55,7 +55,7 @@ def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
-    """Writes nested plain values, arrays and tensors; ``state.json`` comes last and completes the folder."""
+    """Writes nested plain values, arrays and tensors; ``state.json`` is written last and completes the folder."""
     arrays: dict[str, np.ndarray] = {}
     packed = _pack(state, arrays)
     write_atomically(folder / layout.CHECKPOINT_TENSORS, safetensors.numpy.save(arrays))
@@ -66,7 +66,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Reads what `write_state` wrote.
 
     Raises:
-        SpirlError: naming the file that is missing or damaged.
+        SpirlError: a file is missing or damaged; the message names it.
     """
     packed = read_json(folder / layout.CHECKPOINT_STATE)
     try:
@@ -74,7 +74,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         return _unpack(packed, arrays)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise SpirlError(
-            f"The checkpoint {folder} is damaged ({error}). Delete this folder to go on from the one before it."
+            f"The checkpoint {folder} is damaged ({error}). Delete this folder to resume from the checkpoint before it."
         ) from error
 
 
@@ -88,7 +88,7 @@ def complete(folder: Path) -> bool:
 
 
 def random_state(_: Any) -> torch.Tensor:
-    """Of the process in which a learner or env runner lives."""
+    """Returns the state of PyTorch's random generator in the process of a learner or env runner."""
     return torch.get_rng_state()
 
 
@@ -97,7 +97,7 @@ def cuda_random_state(_: Any) -> torch.Tensor | None:
 
 
 class RestoreRandomState:
-    """Callable on a learner or env runner; travels to remote ones."""
+    """A function that restores random generators, callable on a learner or env runner, also a remote one."""
 
     def __init__(self, state: torch.Tensor, cuda: torch.Tensor | None = None) -> None:
         self.state, self.cuda = state, cuda

@@ -1,4 +1,4 @@
-"""What the RLlib config of SkillPriorSAC is made of: its arguments, and the user's environment wrapped for skills."""
+"""Parts of the RLlib config of SkillPriorSAC: its arguments, and the user's environment wrapped for skills."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from spirl_ray.skills.artifact import check_fit, load_skills
 from spirl_ray.skills.spec import SkillSpec
 
 SKILL_ENV = "spirl/SkillEnv"
-"""Name under which RLlib makes the skill environment, in which the environment of the config is wrapped."""
+"""The name under which RLlib makes the skill environment, in which the environment of the config is wrapped."""
 
 
 class TrainingArguments(TypedDict, total=False):
     """The settings of stage 2 that `SkillPriorSACConfig.training` takes; `TrainSettings` explains each."""
 
     target_divergence: float | None
-    """delta, nats a decision."""
+    """The target divergence delta, nats a decision."""
     initial_alpha: float
     alpha_min: float
     fixed_alpha: float | None
@@ -50,24 +50,24 @@ class TrainingArguments(TypedDict, total=False):
     policy_head: str
 
 
-def resolve(
+def method_and_policy(
     env_id: str,
     env_kwargs: Mapping[str, Any],
     skills_folder: str,
     method: dict[str, Any] | str | None,
     settings: TrainSettings,
 ) -> tuple[MethodConfig, PolicySpec]:
-    """The method with all settings applied, and what its policy sees in an environment.
+    """Applies all settings to a method, and determines what its policy observes in an environment.
 
     Args:
-        env_id: of the environment.
-        env_kwargs: its constructor's arguments.
-        skills_folder: of the skill artifact.
+        env_id: id of the environment.
+        env_kwargs: arguments of its constructor.
+        skills_folder: folder of the skill artifact.
         method: a `MethodConfig` as plain values, the name of a method, or None for the first that fits the skills.
-        settings: of stage 2.
+        settings: settings of stage 2.
 
     Raises:
-        SpirlError: skills that do not fit the environment or the method.
+        SpirlError: the skills do not fit the environment or the method.
     """
     skills = load_skills(skills_folder)
     made = envs.make(env_id, **env_kwargs)
@@ -89,11 +89,14 @@ def _method_for(spec: SkillSpec) -> str:
         method = METHODS[name]
         if method.decoder == spec.decoder and method.regulariser == "prior":
             return name
-    raise SpirlError(f"No method uses skills with the decoder {spec.decoder}: name one, .skills(FOLDER, method=…).")
+    raise SpirlError(
+        f"No method uses skills with the decoder {spec.decoder}. Name a method: .skills(FOLDER, method=…)."
+    )
 
 
 def make_skill_env(config: Any) -> SkillEnv:
-    """The skill environment of an env runner, from the ``env_config`` that `SkillPriorSACConfig.validate` writes."""
+    """Makes the skill environment of an env runner from the ``env_config`` that `SkillPriorSACConfig.validate`
+    writes."""
     torch.set_num_threads(1)
     return SkillEnv(
         config["environment"],

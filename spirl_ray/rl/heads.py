@@ -1,4 +1,4 @@
-"""Policy heads: from an encoded observation to the parameters of pi(z | s)."""
+"""Policy heads, which map an encoded observation to the parameters of pi(z | s)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from spirl_ray.skills.priors import GaussianMixture, GaussianPrior, PolicyDistri
 
 @dataclass(frozen=True)
 class HeadContext:
-    """What a head is built from."""
+    """The arguments from which a policy head is built."""
 
     inputs: int
-    """Width of the encoded observation."""
+    """The width of the encoded observation."""
     prior: SkillPrior
-    """The frozen prior; a head must not keep it as a part of its own, because its weights are not the policy's."""
+    """The frozen prior; a head must not have it as a submodule, because its weights are not the policy's."""
     settings: SkillSettings
-    """Of the skills; a policy's network has the size of the prior's."""
+    """The settings of the skills; a policy's network has the size of the prior's."""
 
     def network(self, outputs: int) -> nn.Sequential:
-        """A new network of the policy's size."""
+        """Makes a new network of the policy's size."""
         return mlp(self.inputs, outputs, width=self.settings.width, layers=self.settings.prior_layers)
 
 
@@ -35,14 +35,14 @@ class PolicyHead(nn.Module):
     """The last part of a policy network.
 
     Args:
-        context: sizes and prior.
+        context: sizes, settings and prior.
     """
 
     def __init__(self, context: HeadContext) -> None:
         super().__init__()
 
     def forward(self, encoded: Tensor, prior_parameters: Tensor | None) -> Tensor:
-        """Policy parameters [..., Q] from encoded observations [..., F] and prior parameters [..., P]."""
+        """Computes policy parameters [..., Q] from encoded observations [..., F] and prior parameters [..., P]."""
         raise NotImplementedError
 
     def distribution(self, parameters: Tensor) -> PolicyDistribution:
@@ -55,7 +55,7 @@ class PolicyHead(nn.Module):
 
 
 class GaussianHead(PolicyHead):
-    """A diagonal Gaussian; the same network as a Gaussian prior, whose weights it can start from."""
+    """A diagonal Gaussian with the same network as a Gaussian prior, from whose weights it can start."""
 
     def __init__(self, context: HeadContext) -> None:
         super().__init__(context)
@@ -75,7 +75,7 @@ class GaussianHead(PolicyHead):
 
 
 class MixtureHead(PolicyHead):
-    """A mixture of ``skills.mixture_components`` diagonal Gaussians, from scratch."""
+    """A mixture of ``skills.mixture_components`` diagonal Gaussians, which starts from scratch."""
 
     def __init__(self, context: HeadContext) -> None:
         super().__init__(context)
@@ -90,9 +90,9 @@ class MixtureHead(PolicyHead):
 
 
 class ResidualHead(PolicyHead):
-    """The prior's parameters plus those of a network that starts at zero, so that the policy starts as the prior.
+    """The sum of the prior's parameters and a network that starts at zero, so that the policy starts as the prior.
 
-    Where the prior is a mixture, so is the policy, and it learns the weights of the components, too.
+    Where the prior is a mixture, the policy is one, too, and also learns the weights of the components.
     """
 
     def __init__(self, context: HeadContext) -> None:
@@ -115,7 +115,7 @@ class ResidualHead(PolicyHead):
         return self._policy_distribution(parameters)
 
     def start_from(self, prior: SkillPrior) -> None:
-        """The policy is equal to the prior from the start."""
+        """Does nothing, because the policy is equal to the prior from the start."""
 
 
 HeadFactory = Callable[[HeadContext], PolicyHead]
@@ -126,9 +126,9 @@ def register_head(name: str, factory: HeadFactory, *, replace: bool = False) -> 
     """Adds a policy head that ``train.policy_head`` can name.
 
     Args:
-        name: of the head.
-        factory: builds a `PolicyHead` from a `HeadContext`; a subclass is one.
-        replace: True allows to replace a head of this name.
+        name: name of the head.
+        factory: builds a `PolicyHead` from a `HeadContext`; a subclass can be given itself.
+        replace: True to replace a head of this name.
     """
     HEADS.register(name, factory, replace=replace)
 

@@ -1,4 +1,4 @@
-"""The Learner: one backward pass through critic, policy and temperature losses, then Polyak averaging."""
+"""The Learner, with one backward pass through critic, policy and temperature losses, then Polyak averaging."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spirl_ray.rl.replay import DISCOUNTS, PHASE
 
 
 class SkillPriorSACLearner(TorchLearner):
-    """Prior-regularised SAC. The equations are in `spirl_ray.rl.losses`."""
+    """The learner of prior-regularised SAC. The equations are in `spirl_ray.rl.losses`."""
 
     def build(self) -> None:
         self._settings: TrainSettings = self.config.settings
@@ -31,7 +31,7 @@ class SkillPriorSACLearner(TorchLearner):
         self._apply_own_settings()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes over networks and optimisers; learning rates and a fixed alpha stay those of this run's config."""
+        """Restores networks and optimisers; learning rates and a fixed alpha stay those of this run's config."""
         super().set_state(state)
         self._apply_own_settings()
 
@@ -85,7 +85,7 @@ class SkillPriorSACLearner(TorchLearner):
         return critic + policy + temperature
 
     def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
-        """One optimiser step for each group, alpha's floor, then the target critics (Polyak)."""
+        """Makes one optimiser step for each group, alpha's floor, then the target critics (Polyak)."""
         super().apply_gradients(gradients_dict)
         with torch.no_grad():
             for _, wrapped in self.module.items():
@@ -99,22 +99,23 @@ class SkillPriorSACLearner(TorchLearner):
                     torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), self._settings.polyak)
 
     def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """Clips as configured. Without clipping, RLlib's sorting of gradients by optimiser changes nothing."""
+        """Clips gradients as configured. Without clipping, RLlib's sorting of gradients by optimiser changes
+        nothing."""
         if self.config.grad_clip is None and not self.config.log_gradients:
             return gradients_dict
         return super().postprocess_gradients(gradients_dict)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Stops before broken networks can reach a checkpoint.
+        """Stops training before broken networks can reach a checkpoint.
 
         Raises:
-            SpirlError: when a parameter is not finite any more.
+            SpirlError: a parameter is no longer finite.
         """
         super().after_gradient_based_update(timesteps=timesteps)
         if not all(bool(parameter.isfinite().all()) for parameter in self._params.values()):
             raise SpirlError(
                 f"Training diverged: the networks stopped being finite within {self._updates} updates. Lower the "
-                "learning rates or raise the target divergence; the last checkpoint is sound."
+                "learning rates or raise the target divergence; the last checkpoint is intact."
             )
 
     def _log(

@@ -15,9 +15,9 @@ _LOG_2 = math.log(2.0)
 
 
 def divergence_to_prior(policy: LatentDistribution, prior: LatentDistribution, latent: Tensor) -> Tensor:
-    """D(s) = KL(pi(. | s) || p(. | s)), [B] nats (paper, Eq. 3).
+    """The divergence D(s) = KL(pi(. | s) || p(. | s)), [B] nats (paper, Eq. 3).
 
-    Closed form for two Gaussians; otherwise the one-sample estimate at ``latent`` ~ pi.
+    It is computed in closed form for two Gaussians; otherwise the one-sample estimate at ``latent`` ~ pi.
     """
     if isinstance(policy, DiagonalGaussian) and isinstance(prior, DiagonalGaussian):
         return policy.kl(prior)
@@ -25,7 +25,8 @@ def divergence_to_prior(policy: LatentDistribution, prior: LatentDistribution, l
 
 
 def divergence_to_uniform(policy: LatentDistribution, latent: Tensor) -> Tensor:
-    """KL of z = l tanh(u), u ~ pi, to the uniform distribution on [-l, l]^Z, estimated at ``latent`` = u: [B] nats.
+    """The divergence of z = l tanh(u), u ~ pi, from the uniform distribution on [-l, l]^Z, estimated at ``latent`` = u,
+    [B] nats.
 
     This is Z log(2 l) minus SAC's entropy; the half-width l cancels. log(1 - tanh(u)^2) is written in its
     stable form 2 (log 2 - u - softplus(-2 u)).
@@ -42,7 +43,7 @@ def critic_target(
     next_divergence: Tensor,
     alpha: Tensor | float,
 ) -> Tensor:
-    """y = r + discount (1 - done) [min_i Q_i(s', z') - alpha D(s')], all [B] (paper, Eq. 4).
+    """The target y = r + discount (1 - done) [min_i Q_i(s', z') - alpha D(s')], all [B] (paper, Eq. 4).
 
     ``reward`` is summed over the skill, ``discount`` is gamma for the whole skill (or gamma^k).
     """
@@ -50,15 +51,16 @@ def critic_target(
 
 
 def critic_loss(values: list[Tensor], target: Tensor) -> Tensor:
-    """sum_i 0.5 (Q_i(s, z) - y)^2, averaged over the batch (paper, Eq. 4)."""
+    """The loss sum_i 0.5 (Q_i(s, z) - y)^2, averaged over the batch (paper, Eq. 4)."""
     return torch.stack([0.5 * (value - target).square().mean() for value in values]).sum()
 
 
 def policy_loss(divergence: Tensor, value: Tensor, alpha: Tensor | float) -> Tensor:
-    """E[alpha D(s) - min_i Q_i(s, z)], z reparametrised (paper, Eq. 5)."""
+    """The loss E[alpha D(s) - min_i Q_i(s, z)], z reparametrised (paper, Eq. 5)."""
     return (alpha * divergence - value).mean()
 
 
 def alpha_loss(log_alpha: Tensor, divergence: Tensor, target_divergence: float) -> Tensor:
-    """alpha (delta - D(s)), D detached (paper, Eq. 6): descending it raises alpha while D exceeds delta."""
+    """The loss alpha (delta - D(s)) with D detached (paper, Eq. 6): descending it raises alpha while D exceeds
+    delta."""
     return (log_alpha.exp() * (target_divergence - divergence.detach())).mean()

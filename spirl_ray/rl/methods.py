@@ -1,6 +1,6 @@
-"""The methods that the paper compares: one algorithm with three switches, and how each is resolved.
+"""The methods that the paper compares: one algorithm with three switches, and the settings of each.
 
-A method that is not the paper's is one more row of `METHODS`: `register_method`, or an entry point of the group
+Any other method is one more row of `METHODS`, added by `register_method` or an entry point of the group
 ``spirl_ray.methods``.
 """
 
@@ -31,16 +31,16 @@ PAPER_TARGET_DIVERGENCE = 5.0
 
 @dataclass(frozen=True)
 class Method:
-    """Where a method acts, what its policy is kept close to, where the policy starts, and what it learns from."""
+    """A method: the skills it acts through, what its policy stays close to and starts from, and what it learns from."""
 
     decoder: str
-    """Name of the kind of skill decoder."""
+    """The name of the kind of skill decoder."""
     regulariser: Regulariser
     policy_init: PolicyInit
     summary: str
     rows: Callable[[Any], RowSource] | None = None
-    """Builds the source of a learner's batches from the `SkillPriorSAC`; None draws them from its replay alone. A
-    method that also learns from the demonstrations finds them at ``algorithm.config.dataset``."""
+    """A function that builds the source of a learner's batches from the `SkillPriorSAC`; None draws them from its
+    replay alone. A method that also learns from the demonstrations finds them at ``algorithm.config.dataset``."""
 
 
 METHODS: Registry[Method] = Registry("method", group="spirl_ray.methods")
@@ -50,9 +50,9 @@ def register_method(name: str, method: Method, *, replace: bool = False) -> None
     """Adds a method that ``methods`` in a config can name.
 
     Args:
-        name: of the method.
+        name: name of the method.
         method: its row of the table.
-        replace: True allows to replace a method of this name.
+        replace: True to replace a method of this name.
     """
     METHODS.register(name, method, replace=replace)
 
@@ -66,7 +66,7 @@ register_method("sac", Method("identity", "uniform", "scratch", "SAC from scratc
 
 
 class MethodConfig(Settings):
-    """A method with an experiment's settings applied; all plain values, so it travels as JSON."""
+    """A method with an experiment's settings applied, in plain values that can be written as JSON."""
 
     name: str
     regulariser: Regulariser
@@ -74,7 +74,7 @@ class MethodConfig(Settings):
     latent_limit: float | None = Field(default=None, gt=0.0)
     target_divergence: float
     features: tuple[str, ...] | None = None
-    """The features that the policy sees; None leaves the choice to `spirl_ray.rl.policy_network.policy_spec`."""
+    """The features that the policy observes; None leaves the choice to `spirl_ray.rl.policy_network.policy_spec`."""
     policy_head: str = "auto"
 
     @property
@@ -87,20 +87,20 @@ def skill_spec(settings: SkillSettings, method: str, features: Features, action_
     """The skill model that a method needs; flat methods share one, the action prior.
 
     Args:
-        settings: of the skills.
+        settings: settings of the skills.
         method: name of the method.
-        features: of the data.
-        action_dim: A.
+        features: features of the data.
+        action_dim: A, the width of an action.
 
     Raises:
-        SpirlError: an unknown method, or a feature that the data lack or that is a goal.
+        SpirlError: the method is unknown, or a feature is a goal or not in the data.
     """
     name = METHODS[method].decoder
     kind = DECODERS[name]
     return SkillSpec(
         decoder=name,
         data_features=dict(features),
-        features=_seen_by_skills(settings, features),
+        features=_skill_features(settings, features),
         encoders=settings.encoders,
         action_dim=action_dim,
         horizon=1 if kind.flat else settings.horizon,
@@ -109,17 +109,17 @@ def skill_spec(settings: SkillSettings, method: str, features: Features, action_
     )
 
 
-def _seen_by_skills(settings: SkillSettings, features: Features) -> tuple[str, ...]:
+def _skill_features(settings: SkillSettings, features: Features) -> tuple[str, ...]:
     for key, named in (("features", settings.features or ()), ("encoders", settings.encoders)):
         for name in named:
             if name not in features:
                 raise SpirlError(
-                    f"skills.{key}: {name!r} is not a feature of the data; there are {', '.join(features)}."
+                    f"skills.{key}: {name!r} is not a feature of the data; the data have {', '.join(features)}."
                 )
     if settings.features is not None:
         for name in settings.features:
             if features[name].role == "goal":
-                raise SpirlError(f"skills.features: {name!r} is a goal, which skills must not depend on. Leave it out.")
+                raise SpirlError(f"skills.features: {name!r} is a goal, on which skills must not depend. Leave it out.")
         return settings.features
     images = any(feature.is_image for feature in features.values())
     roles = ("image", "proprioception") if images else ("proprioception", "state")
@@ -129,11 +129,11 @@ def _seen_by_skills(settings: SkillSettings, features: Features) -> tuple[str, .
 def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodConfig:
     """Applies an experiment's settings to a method.
 
-    Towards a uniform distribution over the latent box, D(s) = Z log(2 l) - entropy, so SAC's rule
+    For a uniform distribution over the latent box, D(s) = Z log(2 l) - entropy, so SAC's rule
     "entropy -> -Z" is the target divergence Z (1 + log 2) whatever the box's half-width l.
 
     Raises:
-        SpirlError: an unknown method, or one whose skills are of another kind than these.
+        SpirlError: the method is unknown or needs another kind of skills.
     """
     method = METHODS[name]
     if method.decoder != spec.decoder:

@@ -23,7 +23,7 @@ from spirl_ray.skills.priors import LatentDistribution, SkillPrior
 
 
 class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
-    """Networks of one agent.
+    """The networks of one agent.
 
     ``model_config`` holds ``skills`` (path of the skill artifact, readable on every node), ``method`` (a
     `MethodConfig`), ``policy`` (a `PolicySpec`) and ``settings`` (a `TrainSettings`), all as plain values.
@@ -48,7 +48,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         self.prior: SkillPrior | None = None
         if method.regulariser == "prior" and (warms_up or not self.inference_only):
             self.prior = skills.prior.requires_grad_(False)
-        # A buffer, so that it reaches the env runners with the weights, and the checkpoint. The first update ends it.
+        # A buffer, so that it reaches the env runners with the weights, and the checkpoint. The first update clears it.
         self.register_buffer("acts_from_prior", torch.tensor(True) if warms_up else None)
         if not self.inference_only:
             self.critics = nn.ModuleList(
@@ -65,7 +65,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
             self.log_alpha = nn.Parameter(torch.tensor(math.log(settings.initial_alpha)))
 
     def train(self, mode: bool = True) -> SkillPriorModule:
-        """RLlib asks for training mode before every update; there is nothing to walk through when it is on."""
+        """Sets the mode; RLlib sets training mode before every update, so nothing is done where it is already on."""
         return self if self.training == mode else super().train(mode)
 
     # --- RLlib's interfaces ---
@@ -89,7 +89,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         return [(self.critics, self.target_critics)]
 
     def forward_target(self, batch: dict[str, Tensor]) -> Tensor:
-        """min_i of the target critics at (obs, actions): [B]."""
+        """The minimum of the target critics at (obs, actions), [B]."""
         encoded, _ = self.policy.encode(batch[Columns.OBS])
         return self._values(self.target_critics, encoded, batch[Columns.ACTIONS]).min(0).values
 
@@ -105,11 +105,11 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         return {Columns.ACTION_DIST_INPUTS: torch.cat([component.mean, component.log_std], dim=-1)}
 
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """What the losses need: values, divergences (paper, Eqs. 3-5), each [B].
+        """Computes what the losses need: values and divergences (paper, Eqs. 3-5), each [B].
 
         The critics' parameters take no gradient from the policy's loss, so that pass computes only the gradient with
-        respect to the latent. Of a mixture policy, every component is drawn from and counts by its weight, which
-        thereby learns, too.
+        respect to the latent. For a mixture policy, a sample of every component counts by the component's weight, which
+        is thereby learned, too.
         """
         head, rows = self.policy.head, batch[Columns.OBS].shape[0]
         both, both_priors = self.policy.encode(torch.cat([batch[Columns.OBS], batch[Columns.NEXT_OBS]]))
@@ -148,11 +148,11 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     @staticmethod
     def _values(critics: nn.ModuleList, encoded: Tensor, latents: Tensor) -> Tensor:
-        """Values of both critics at encoded observations and latents: [2, B]."""
+        """The values of both critics at encoded observations and latents: [2, B]."""
         inputs = torch.cat([encoded, latents], dim=-1)
         return torch.stack([critic(inputs).squeeze(-1) for critic in critics])
 
 
 def _repeated(rows: Tensor, count: int) -> Tensor:
-    """Every row ``count`` times in succession: [B, F] -> [B count, F]."""
+    """Repeats every row ``count`` times in succession: [B, F] -> [B count, F]."""
     return rows if count == 1 else rows.repeat_interleave(count, dim=0)

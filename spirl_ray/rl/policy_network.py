@@ -1,8 +1,8 @@
 """The high-level policy pi(z | s): what it observes, and its network.
 
 RLlib, the replay and the learner handle one flat vector a decision, the *policy observation*: the numbers that the
-policy sees, then images as the frozen skill prior encodes them, then the prior parameters. The env runner makes it once
-for each decision (`PolicyObserver`), so nothing in stage 2 looks at images or evaluates the prior again.
+policy observes, then images as the frozen skill prior encodes them, then the prior parameters. The env runner makes it
+once for each decision (`PolicyObserver`), so stage 2 never encodes an image or evaluates the prior a second time.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from spirl_ray.skills.priors import GaussianPrior, PolicyDistribution
 
 
 class PolicySpec(Settings):
-    """What a policy network is built from, beside the skills; plain values, which stand in the card of a policy."""
+    """The plain values from which, with the skills, a policy network is built; the card of a policy holds them."""
 
     features: dict[str, Feature] = Field(min_length=1)
-    """The features that the policy sees, with the shapes that they have in its environment."""
+    """The features that the policy observes, with the shapes that they have in its environment."""
     encoders: dict[str, EncoderSettings] = Field(default_factory=dict)
     head: str
     uses_prior: bool
-    """The policy observation holds the prior parameters."""
+    """True where the policy observation holds the prior parameters."""
     sees_prior: bool = False
-    """Policy and critics see them as well, because the prior sees what these do not."""
+    """True where policy and critics get them as input, because the prior observes more than they do."""
 
     @property
     def numbers(self) -> dict[str, Feature]:
-        """The features that are no images."""
+        """The features that are not images."""
         return {name: feature for name, feature in self.features.items() if not feature.is_image}
 
     @property
     def images(self) -> list[str]:
-        """Names of the features that are images."""
+        """The names of the features that are images."""
         return [name for name, feature in self.features.items() if feature.is_image]
 
 
 def policy_spec(skills: SkillModel, method: MethodConfig, features: Features) -> PolicySpec:
-    """What a method's policy sees and how its network starts.
+    """Determines what a method's policy observes and how its network starts.
 
     Args:
-        skills: what it acts through.
+        skills: the skills through which it acts.
         method: the method with its settings.
-        features: of the environment as it has been made.
+        features: features of the made environment.
 
     Raises:
-        SpirlError: a feature or a head that does not exist, or does not go with the skills.
+        SpirlError: a feature or a head does not exist or does not fit the skills.
     """
     names = method.features
     if names is None:
@@ -66,9 +66,9 @@ def policy_spec(skills: SkillModel, method: MethodConfig, features: Features) ->
     for name in names:
         if name not in features:
             raise SpirlError(f"train.features: {name!r} is not a feature; the environment has {', '.join(features)}.")
-        if features[name].is_image and name not in skills.spec.seen:
+        if features[name].is_image and name not in skills.spec.observed:
             raise SpirlError(
-                f"train.features: the policy sees images as the skill prior encodes them, and the skills do not see "
+                f"train.features: the policy uses images as the skill prior encodes them, and the skills do not use "
                 f"{name!r}. Add it to skills.features."
             )
     chosen = {name: features[name] for name in features if name in names}
@@ -76,14 +76,16 @@ def policy_spec(skills: SkillModel, method: MethodConfig, features: Features) ->
     images = any(feature.is_image for feature in chosen.values())
     # Such a policy can have the prior's own weights.
     copies = (
-        isinstance(skills.prior, GaussianPrior) and not images and list(chosen.items()) == [*skills.spec.seen.items()]
+        isinstance(skills.prior, GaussianPrior)
+        and not images
+        and list(chosen.items()) == [*skills.spec.observed.items()]
     )
     head = method.policy_head
     if head == "auto":
         head = "gaussian" if method.policy_init == "scratch" or copies else "residual"
     elif head == "gaussian" and method.policy_init == "prior" and not copies:
         raise SpirlError(
-            "train.policy_head: a gaussian head starts as the prior where that is Gaussian, and policy and prior see "
+            "train.policy_head: a gaussian head can start as the prior only if the prior is gaussian and both observe "
             "the same features, none of them an image. Use residual or auto, or train.policy_init: scratch."
         )
     hidden = not set(skills.spec.features) <= set(chosen)
@@ -94,13 +96,13 @@ def policy_spec(skills: SkillModel, method: MethodConfig, features: Features) ->
 
 
 class PolicyNetwork(nn.Module):
-    """Encodes policy observations and gives pi(z | s); its networks have the size of the skill prior.
+    """The network of pi(z | s) over policy observations, with the size of the skill prior.
 
     Numbers are standardised by the data's statistics, where the feature has the same shape there.
 
     Args:
-        spec: what it sees.
-        skills: what it acts through.
+        spec: what the policy observes, and its head.
+        skills: the skills through which the policy acts.
     """
 
     def __init__(self, spec: PolicySpec, skills: SkillModel) -> None:
@@ -121,7 +123,7 @@ class PolicyNetwork(nn.Module):
         self.observation_dim = sum(self.sizes)
         """D, the size of a policy observation."""
         self.input_dim = self.encoder.outputs + image_width + (self.sizes[-1] if spec.sees_prior else 0)
-        """F, the size of an encoded one."""
+        """F, the size of an encoded policy observation."""
         self.head = HEADS[spec.head](HeadContext(self.input_dim, skills.prior, settings))
 
     def start_from(self, skills: SkillModel) -> None:
@@ -135,7 +137,7 @@ class PolicyNetwork(nn.Module):
             self.encoder.load_state_dict(skills.observations.state_dict())
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Policy observations [..., D] -> what networks see [..., F], and prior parameters [..., P] or None."""
+        """Splits policy observations [..., D] into encoded ones [..., F] and prior parameters [..., P] (or None)."""
         *values, images, prior = inputs.split(self.sizes, dim=-1)
         numbers = {
             name: value if len(shape) == 1 else value.unflatten(-1, shape)
@@ -150,23 +152,23 @@ class PolicyNetwork(nn.Module):
         return encoded, prior if self.sizes[-1] else None
 
     def forward(self, inputs: Tensor) -> PolicyDistribution:
-        """Policy observations [..., D] -> a distribution over latents [..., Z]."""
+        """Maps policy observations [..., D] to a distribution over latents [..., Z]."""
         return self.head.distribution(self.head(*self.encode(inputs)))
 
 
 class PolicyObserver:
-    """Makes policy observations of the environment's, for the network that a `PolicySpec` describes."""
+    """Converts observations of the environment to policy observations for the network of a `PolicySpec`."""
 
     def __init__(self, spec: PolicySpec, skills: SkillModel) -> None:
         self.spec, self.skills = spec, skills
         images = sum(skills.observations.encoder(name).outputs for name in spec.images)
         numbers = sum(feature.size for feature in spec.numbers.values())
         self.size = numbers + images + (skills.prior.param_dim if spec.uses_prior else 0)
-        """D."""
+        """D, the size of a policy observation."""
 
     @torch.inference_mode()
     def __call__(self, observation: Observation) -> Array:
-        """An observation, [*observed_shape] by name -> its policy observation, float32 [D]."""
+        """Converts an observation, [*observed_shape] by name, to its policy observation, float32 [D]."""
         parts: list[Any] = [np.asarray(observation[name], np.float32).ravel() for name in self.spec.numbers]
         if self.spec.images or self.spec.uses_prior:
             seen = {
@@ -180,10 +182,10 @@ class PolicyObserver:
 
 
 def check_observation(observation: Mapping[str, Any], features: Features) -> None:
-    """Compares an observation with the features that are needed of it.
+    """Checks that an observation holds the needed features.
 
     Raises:
-        SpirlError: naming the feature that is missing or has another shape.
+        SpirlError: a feature is missing or has another shape; the message names it.
     """
     if not isinstance(observation, Mapping):
         raise SpirlError(

@@ -19,23 +19,23 @@ _FIRST_ROWS = 4096
 
 
 class RowSource(Protocol):
-    """Where a learner's batches come from: a replay, or one beside rows of a method's own."""
+    """The source of a learner's batches: the replay alone, or the replay with other rows that a method adds."""
 
     def sample(self, count: int) -> dict[str, Tensor]:
-        """``count`` decisions, with the columns of `DecisionReplay`."""
+        """Draws ``count`` decisions, with the columns of `DecisionReplay`."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to resume bit-equal: plain values, arrays and tensors."""
+        """Returns everything needed to resume bit-equal: plain values, arrays and tensors."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over a `state`."""
+        """Restores a `state`."""
         ...
 
 
 class DecisionReplay:
-    """Uniform replay of (s, z, r, s', done, discount, phase), one row a decision.
+    """A uniform replay of (s, z, r, s', done, discount, phase), one row a decision.
 
     The arrays start small and double up to ``capacity``; then the oldest rows are overwritten.
     """
@@ -87,12 +87,12 @@ class DecisionReplay:
         self.size = min(self.capacity, self.size + count)
 
     def sample(self, count: int) -> dict[str, Tensor]:
-        """``count`` rows drawn uniformly with replacement."""
+        """Draws ``count`` rows uniformly with replacement."""
         chosen = self.rng.integers(0, self.size, count)
         return {name: torch.from_numpy(column[chosen]) for name, column in self.columns.items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to resume bit-equal: filled rows, ring position, random generator."""
+        """Returns everything needed to resume bit-equal: filled rows, ring position, random generator."""
         return {
             "columns": {name: column[: self.size] for name, column in self.columns.items()},
             "position": self.position,
@@ -101,7 +101,7 @@ class DecisionReplay:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over a `state` of a buffer of the same capacity."""
+        """Restores a `state` of a buffer of the same capacity."""
         if state["capacity"] != self.capacity:
             raise ValueError(f"replay capacity {self.capacity} differs from the saved {state['capacity']}")
         self.size = len(state["columns"][Columns.REWARDS])
@@ -115,7 +115,7 @@ class DecisionReplay:
 def decisions(
     episodes: Sequence[SingleAgentEpisode], *, gamma: float, per_decision: bool, timeout_is_terminal: bool
 ) -> dict[str, np.ndarray]:
-    """Turns sampled (pieces of) episodes into replay rows, see `DecisionReplay`.
+    """Converts sampled (pieces of) episodes to replay rows, see `DecisionReplay`.
 
     A time-out keeps ``terminateds`` 0, so the critic bootstraps through it, unless ``timeout_is_terminal``.
     """

@@ -1,4 +1,4 @@
-"""Sampling that overlaps learning: env runners are asked for more before the learner uses what they have sampled."""
+"""Sampling that overlaps learning, because env runners get the next request before the learner uses their samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spirl_ray.errors import SpirlError
 _POLL_S = 0.002
 _PAUSE_S = 0.5
 Sampled = tuple[list[SingleAgentEpisode], Any, float]
-"""Pieces of episodes, RLlib's metrics, seconds."""
+"""The pieces of episodes, RLlib's metrics, and the seconds that sampling took."""
 
 
 def _sample_and_measure(runner: EnvRunner) -> Sampled:
@@ -25,7 +25,7 @@ def _sample_and_measure(runner: EnvRunner) -> Sampled:
 
 
 def _try_to_sample(runner: EnvRunner) -> Sampled | str:
-    """The samples, or the traceback of an error in the environment, which RLlib would hide behind restarts."""
+    """Returns samples, or the traceback of an error in the environment, which RLlib would hide behind restarts."""
     try:
         return _sample_and_measure(runner)
     except Exception:
@@ -33,11 +33,11 @@ def _try_to_sample(runner: EnvRunner) -> Sampled | str:
 
 
 class Sampler:
-    """What the env runners have sampled, and the requests that they are working on.
+    """The samples of the env runners, and the requests on which they work.
 
     Args:
         group: RLlib's group of env runners.
-        config: of the algorithm.
+        config: config of the algorithm.
     """
 
     def __init__(self, group: Any, config: Any) -> None:
@@ -45,16 +45,16 @@ class Sampler:
         self._heard_at = time.monotonic()
 
     def collect(self, send_weights: Callable[[list[int] | None], None]) -> list[Sampled]:
-        """What has been sampled since the last call; requests the next samples before it returns.
+        """Returns what has been sampled since the last call, and requests the next samples before that.
 
-        Empty while the env runners are away; RLlib brings them back between two rounds.
+        The list is empty while the env runners are away; RLlib brings them back between two rounds.
 
         Args:
             send_weights: sends the newest weights to env runners by their number, or to the local one (None).
 
         Raises:
-            RuntimeError: with the traceback from the env runner, when its environment failed.
-            SpirlError: when no env runner has answered for ``silence_limit_s``.
+            RuntimeError: the environment failed; the message holds the traceback of the env runner.
+            SpirlError: no env runner has answered for ``silence_limit_s``.
         """
         if self.group.num_remote_env_runners() == 0:
             samples = [_sample_and_measure(self.group.local_env_runner)]
@@ -62,13 +62,13 @@ class Sampler:
             return samples
         found = self._next_samples()
         if found:
-            # Only to those that sample next: behind a running request, weights would be old when they are used.
+            # Only to the runners that sample next, because weights that wait for a running request would be outdated.
             send_weights(list(found))
             self.group.foreach_env_runner_async(_try_to_sample, tag="sample", remote_worker_ids=list(found))
         return list(found.values())
 
     def _next_samples(self) -> dict[int, Sampled]:
-        """What has been sampled by env runner; waits for the first, and requests from those that are idle."""
+        """Returns the samples by env runner; waits for the first, and sends requests to the idle ones."""
         group = self.group
         group.foreach_env_runner_async(_try_to_sample, tag="sample")  # no more than one request a runner
         deadline = time.monotonic() + self.config.sample_timeout_s

@@ -1,4 +1,4 @@
-"""The environment that a high-level learner sees: one action is one skill."""
+"""The environment of the high-level learner, in which one action is one skill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spirl_ray.skills.model import SkillModel
 
 
 class SkillEnv(gymnasium.Env[Array, Array]):
-    """Executes latents with a frozen skill decoder.
+    """An environment that executes latents with a frozen skill decoder.
 
     ``step(latent [Z])`` runs up to H primitive steps and returns the next policy observation [D], the summed reward
     and the flags of the last primitive step; a skill is cut short by the end of the episode. ``info`` is that of the
@@ -28,9 +28,9 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         env_id: the environment in which skills run.
         env_kwargs: its constructor's arguments.
         skills: the skill model.
-        policy: what the policy sees.
+        policy: what the policy observes.
         latent_limit: bounds latents by ``limit * tanh(.)``; None leaves them as they are.
-        render_mode: of the environment.
+        render_mode: render mode of the environment.
 
     Raises:
         SpirlError: the skills do not fit the environment.

@@ -1,4 +1,4 @@
-"""The skill artifact: ``skills.safetensors`` + ``skill.json`` in one folder. Loads with torch alone.
+"""The skill artifact: ``skills.safetensors`` + ``skill.json`` in one folder, which torch alone can load.
 
 Nothing here is a pickle. The JSON carries what a user needs to trust the tensors: features, skill length,
 normalisation, the dataset's hash, the training config, metrics, and the SHA-256 of the tensor file.
@@ -28,18 +28,19 @@ FORMAT_VERSION = 2
 
 
 class FeatureStatistics(Settings):
-    """Mean and deviation of a feature in the data, as nested lists of its shape."""
+    """The mean and standard deviation of a feature in the data, as nested lists of its shape."""
 
     mean: list[Any]
     std: list[Any]
 
 
 class SkillCard(Settings):
-    """Contents of ``skill.json``."""
+    """The contents of ``skill.json``."""
 
     format_version: int
     environment: str
-    """Id of the environment that the data are from; the skills fit every one with these features and actions."""
+    """The id of the environment that the data are from; the skills fit every environment with these features and
+    actions."""
     spec: SkillSpec
     dataset_sha256: str
     pretrain: dict[str, Any]
@@ -61,7 +62,7 @@ def save_skills(
     metrics: dict[str, float],
     package_version: str,
 ) -> SkillCard:
-    """Writes the artifact; the card comes last, so a folder with a card is complete."""
+    """Writes the artifact; the card is written last, so a folder with a card is complete."""
     mean, std = model.statistics.mean, model.statistics.std
     card = SkillCard(
         format_version=FORMAT_VERSION,
@@ -105,10 +106,10 @@ def load_skills(folder: str | Path) -> SkillModel:
     """Loads a skill model in evaluation mode, with frozen parameters.
 
     Args:
-        folder: holds ``skills.safetensors`` and ``skill.json``.
+        folder: folder with ``skills.safetensors`` and ``skill.json``.
 
     Raises:
-        SpirlError: for a missing, damaged or foreign artifact.
+        SpirlError: the artifact is missing, damaged, or not a skill artifact.
     """
     folder = Path(folder)
     card = read_skill_card(folder)
@@ -118,22 +119,22 @@ def load_skills(folder: str | Path) -> SkillModel:
 
 
 def check_fit(spec: SkillSpec, features: Features, action_dim: int, where: str) -> None:
-    """Compares what skills see and do with what an environment shows and takes.
+    """Compares the features and actions of skills with those of an environment.
 
     Args:
-        spec: of the skills.
-        features: of the environment as it has been made.
-        action_dim: A of the environment.
+        spec: description of the skills.
+        features: features of the made environment.
+        action_dim: A, the width of the environment's actions.
         where: what to call the two in an error, such as "the skills in FOLDER and spirl/Maze-v0".
 
     Raises:
         SpirlError: a feature is missing or has another shape, or actions have another size.
     """
-    for name, wanted in spec.seen.items():
+    for name, wanted in spec.observed.items():
         found = features.get(name)
         if found is None:
             raise SpirlError(
-                f"{where} do not fit: the skills see the feature {name!r}, there are {', '.join(features)}."
+                f"{where} do not fit: the skills need the feature {name!r}, the environment has {', '.join(features)}."
             )
         if found.observed_shape != wanted.observed_shape:
             raise SpirlError(
@@ -142,5 +143,5 @@ def check_fit(spec: SkillSpec, features: Features, action_dim: int, where: str) 
             )
     if action_dim != spec.action_dim:
         raise SpirlError(
-            f"{where} do not fit: actions have {action_dim} dimensions, those of the skills {spec.action_dim}."
+            f"{where} do not fit: actions have {action_dim} dimensions, the skills were trained with {spec.action_dim}."
         )

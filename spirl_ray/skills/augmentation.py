@@ -11,11 +11,11 @@ from spirl_ray.skills.encoders import Observations
 
 
 class TargetPreserving:
-    """Perturbs windows where the environment turns an action into a target, ``target = q + gain * a``.
+    """Perturbs windows of an environment that turns an action into a target, ``target = q + gain * a``.
 
     Positions move by d ~ N(0, sigma) + U(+-width), independently at every step, and actions by -d / gain, clipped
     to [-1, 1]: the target stays where the demonstration had it, and the model learns to return to it. Features of
-    objects only get noise. Not in the paper.
+    objects only get noise. This augmentation is not in the paper.
     """
 
     def __init__(self, target: PositionTarget, settings: AugmentationSettings) -> None:
@@ -29,8 +29,8 @@ class TargetPreserving:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Perturbs observations by name, [B, T, ...] with T <= H, and actions [B, H, A]; the results have their shapes.
 
-        Of a window whose first T steps are observed, the first T actions are relabelled. Features that the window does
-        not hold are passed over.
+        Where a window holds observations of its first T steps, the first T actions are relabelled. Features that the
+        window does not hold are skipped.
         """
         s = self.settings
         steps = next(iter(observations.values())).shape[1]

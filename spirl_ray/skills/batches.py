@@ -25,9 +25,9 @@ from spirl_ray.skills.spec import SkillSpec
 
 MEGABYTE = 2**20
 _READ_CPUS = 0.25
-"""Logical CPUs of a task that reads Parquet, so that it fits beside the training workers."""
+"""The logical CPUs of a task that reads Parquet, few enough that it fits beside the training workers."""
 _VALIDATION_WINDOWS = 1024
-"""About so many held-out windows for all workers together, so that they always fit in memory."""
+"""The approximate number of held-out windows of all workers together, few enough to fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PretrainJob:
     settings: PretrainSettings
     seed: int
     validation: frozenset[str]
-    """Ids of the held-out episodes."""
+    """The ids of the held-out episodes."""
     in_memory_limit_mb: float
 
 
@@ -48,10 +48,10 @@ Window = tuple[dict[str, Tensor], Tensor]
 
 
 class Batches:
-    """Batches of windows from a worker's files, read by Ray Data; their observations are what the model sees.
+    """Batches of windows from a worker's files, read by Ray Data; their observations hold the model's features.
 
     ``in_memory`` drains the shard once and indexes tensors; otherwise every pass streams the episodes through
-    shuffled buffers of at most ``in_memory_limit_mb``. Held-out episodes are only in ``held``, or None.
+    shuffled buffers of at most ``in_memory_limit_mb``. Held-out windows are only in ``held``, which may be None.
     """
 
     def __init__(self, job: PretrainJob, files: list[str], batch_size: int, *, in_memory: bool) -> None:
@@ -88,16 +88,16 @@ class Batches:
         return sum(self.job.spec.data_features[name].size for name in self._numbers)
 
     def _moments_of(self, episode: Episode) -> np.ndarray:
-        """Count, sums and sums of squares of all numbers of an episode, float64 [3, W]."""
+        """The count, sums and sums of squares of all numbers of an episode, float64 [3, W]."""
         steps = episode.length
         values = [episode.observations[name][:steps].reshape(steps, -1) for name in self._numbers]
         rows = np.concatenate(values, axis=1, dtype=np.float64) if values else np.zeros((steps, 0))
         return np.stack([np.full(self._width, float(steps)), rows.sum(0), np.square(rows).sum(0)])
 
     def draw(self, generator: torch.Generator) -> Window:
-        """A batch for one update.
+        """Draws a batch for one update.
 
-        From memory it depends on the generator alone; a stream continues its pass, or starts another.
+        In memory, the batch depends on the generator alone; a stream continues its pass, or starts another.
         """
         if self._table is not None:
             return self._table.sample(self.batch_size, generator)
@@ -111,17 +111,20 @@ class Batches:
                 self.batch_size,
                 order,
                 int(self.job.in_memory_limit_mb * MEGABYTE),
-                features=spec.seen,
+                features=spec.observed,
                 renderers=self._renderers,
                 observed=self._observed,
             )
             batch = next(self._stream, None)
             if batch is None:
-                raise SpirlError(f"A worker's share of {self.job.dataset} has no window of the skill's length.")
+                raise SpirlError(
+                    f"A worker's share of {self.job.dataset} has no episode as long as a skill. Lower skills.horizon."
+                )
         return batch
 
     def statistics(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and deviation [*shape] by feature of the training data of all workers, on the CPU; none of images."""
+        """The mean and standard deviation [*shape] by feature over the training data of all workers, on the CPU;
+        without images."""
         count, sums, squares = sum_over_workers(torch.from_numpy(self._moments), device)
         mean = sums / count
         std = (squares / count - mean.square()).clamp_min(0.0).sqrt()
@@ -141,14 +144,15 @@ class Batches:
         return WindowTable(
             episodes,
             spec.horizon,
-            features=spec.seen,
+            features=spec.observed,
             renderers=self._renderers,
             observed=self._observed,
             frame_cache_bytes=spare,
         )
 
     def _spread(self, episode: Episode, count: float) -> Window:
-        """At most ``count`` windows of an episode, from the middle of equal parts: first and last are like no other."""
+        """At most ``count`` windows of an episode, from the middle of equal parts, because first and last are not
+        typical."""
         table = self._windows([episode])
         number = min(len(table), math.ceil(count))
         return table.rows(((torch.arange(number, dtype=torch.float64) + 0.5) * len(table) / number).long())
@@ -161,5 +165,5 @@ class Batches:
 
 
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:
-    """Random numbers for one update of one worker: no generator state needs to be saved."""
+    """The random generator of one update of one worker, so that no generator state needs to be saved."""
     return torch.Generator().manual_seed(((seed * 1_000_003 + rank) * 1_000_000_007 + update) % 2**63)

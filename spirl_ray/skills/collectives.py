@@ -1,4 +1,4 @@
-"""What training workers tell each other: sums, and the average of their gradients."""
+"""Communication between training workers: sums, and the average of their gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _together() -> bool:
 
 
 def sum_over_workers(values: Tensor, device: torch.device) -> Tensor:
-    """All-reduce of values on the CPU, by way of the training device: NCCL knows no other."""
+    """All-reduces values on the CPU by way of the training device, because NCCL knows no other."""
     if not _together():
         return values
     total = values.to(device, copy=True)
@@ -27,7 +27,7 @@ class AveragedGradients:
     here, the next batch is drawn between `start` and `wait`. The workers' parameters must be equal at the start.
 
     Args:
-        model: on its device.
+        model: the model, on its device.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,7 +49,7 @@ class AveragedGradients:
             self._sending = torch.distributed.all_reduce(self._flat, async_op=True)
 
     def wait(self) -> None:
-        """Afterwards, every worker has the same gradients."""
+        """Waits until every worker has the same gradients."""
         if self._sending is not None:
             self._sending.wait()
             self._flat.div_(torch.distributed.get_world_size())

@@ -16,9 +16,10 @@ from spirl_ray.skills.networks import RecurrentActionDecoder, mlp
 from spirl_ray.skills.spec import SkillSpec
 
 _MAX_ACTION = 0.999
-"""Actions are clamped to this before atanh, which is infinite at 1."""
+"""The magnitude to which actions are clamped before atanh, which is infinite at 1."""
 _FLAT_STD = 0.1
-"""Deviation of the flat case's posterior, in latent units; near 0, where tanh has slope 1, a tenth of full action."""
+"""The deviation of the flat case's posterior, in latent units; near 0, where tanh has slope 1, a tenth of full
+action."""
 
 
 class RecurrentEncoder(nn.Module):
@@ -37,7 +38,7 @@ class RecurrentEncoder(nn.Module):
 class SkillCodec(nn.Module):
     """The skill encoder q(z | window) and the skill decoder of one kind.
 
-    Windows have T steps: H, or 1 where the kind looks at the first observation alone.
+    Windows have T steps: H, or 1 where the kind uses the first observation alone.
     """
 
     def observe(self, observations: Observations) -> Tensor | None:
@@ -45,19 +46,20 @@ class SkillCodec(nn.Module):
         return None
 
     def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
-        """q(z | window) [B, Z] from features [B, T, F] and actions [B, H, A]."""
+        """Encodes a window: q(z | window) [B, Z] from features [B, T, F] and actions [B, H, A]."""
         raise NotImplementedError
 
     def decode(self, features: Tensor | None, latent: Tensor) -> Tensor:
-        """Actions [B, T, A] (open loop: [B, H, A]) from features [B, T, F] and latents [B, Z]."""
+        """Decodes actions [B, T, A] (open loop: [B, H, A]) from features [B, T, F] and latents [B, Z]."""
         raise NotImplementedError
 
     def reconstruction_loss(self, features: Tensor | None, latent: Tensor, actions: Tensor) -> Tensor:
-        """NLL of a unit Gaussian around the decoded actions, without its constant: a mean over batch and dimensions."""
+        """The NLL of a unit Gaussian around the decoded actions, without its constant, as a mean over batch and
+        dimensions."""
         return 0.5 * (self.decode(features, latent) - actions).square().mean()
 
     def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-        """The actions to encode and those to decode where augmentation has perturbed a window, both [B, H, A].
+        """The actions to encode and the actions to decode after augmentation has perturbed a window, both [B, H, A].
 
         By default the skill is encoded from the demonstration itself, so that latents do not carry the perturbation.
         """
@@ -65,7 +67,7 @@ class SkillCodec(nn.Module):
 
 
 class OpenLoopCodec(SkillCodec):
-    """Encodes actions and decodes actions: the plan is fixed when the skill starts."""
+    """A codec that encodes and decodes actions alone, so the plan is fixed when the skill starts."""
 
     def __init__(self, spec: SkillSpec) -> None:
         super().__init__()
@@ -81,12 +83,12 @@ class OpenLoopCodec(SkillCodec):
         return self.decoder(latent, self.horizon)
 
     def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-        """The demonstration's own actions twice, because a plan cannot react to a displacement."""
+        """Returns the demonstration's own actions twice, because a plan cannot react to a displacement."""
         return actions, actions
 
 
 class ClosedLoopCodec(SkillCodec):
-    """The decoder is a policy a(s_t, z) that sees the current observation at every primitive step."""
+    """A codec whose decoder is a policy a(s_t, z) that gets the current observation at every primitive step."""
 
     def __init__(self, spec: SkillSpec) -> None:
         super().__init__()
@@ -114,8 +116,8 @@ class ClosedLoopCodec(SkillCodec):
 class IdentityCodec(SkillCodec):
     """The flat case: the latent is the action itself before a tanh, so its prior is behaviour cloning.
 
-    An action prior of demonstrations that hardly vary would be so narrow that no policy stays close to it: the
-    divergence of a policy that is off by d grows with (d / sigma)^2. So actions are known to `_FLAT_STD` only.
+    An action prior of demonstrations that hardly vary would be so narrow that no policy stays close to it, because the
+    divergence of a policy that is off by d grows with (d / sigma)^2. So the posterior has the deviation `_FLAT_STD`.
     """
 
     def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
@@ -126,24 +128,25 @@ class IdentityCodec(SkillCodec):
         return torch.tanh(latent).unsqueeze(1)
 
     def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-        """The perturbed actions twice, because the latent is the action."""
+        """Returns the perturbed actions twice, because the latent is the action."""
         return perturbed, perturbed
 
 
 @dataclass(frozen=True)
 class DecoderKind:
-    """A kind of skill decoder, and what the rest of the program must know of it."""
+    """A kind of skill decoder, with what the rest of the program must know about it."""
 
     build: Callable[[SkillSpec], SkillCodec]
     label: str
-    """What tables and figures call skills of this kind."""
+    """The name of skills of this kind in tables and figures."""
     closed_loop: bool
-    """True where the decoder sees the current observation at every primitive step."""
+    """True where the decoder gets the current observation at every primitive step."""
     flat: bool = False
     """True where a skill is one primitive action, of which the latent has the size."""
 
     def observed_steps(self, horizon: int) -> int:
-        """How many steps of a window the model sees: a decoder that is not closed-loop needs only the first."""
+        """The number of steps of a window that the model observes; a decoder that is not closed-loop needs only the
+        first."""
         return horizon if self.closed_loop else 1
 
 
@@ -154,9 +157,9 @@ def register_decoder(name: str, kind: DecoderKind, *, replace: bool = False) -> 
     """Adds a kind of skill decoder that a method can name.
 
     Args:
-        name: of the kind.
-        kind: how it is built.
-        replace: True allows to replace a kind of this name.
+        name: name of the kind.
+        kind: how such a decoder is built.
+        replace: True to replace a kind of this name.
     """
     DECODERS.register(name, kind, replace=replace)
 

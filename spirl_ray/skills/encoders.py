@@ -1,8 +1,8 @@
-"""Observation encoders: from named features to the one vector that priors, decoders, policies and critics see.
+"""Observation encoders, which turn named features into the one vector that priors, decoders, policies and critics get.
 
 An encoder is chosen for each feature by its name in `ENCODERS`: ``vector`` (standardised numbers), ``image``
-(convolutions trained from scratch), ``objects`` (a set of alike objects, seen from the agent), ``pretrained`` (an image
-network loaded from a file), or one that `register_encoder` has added.
+(convolutions trained from scratch), ``objects`` (a set of alike objects, relative to the agent), ``pretrained`` (an
+image network loaded from a file), or one that `register_encoder` has added.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from spirl_ray.registry import Registry
 from spirl_ray.skills.networks import convolutions
 
 Observations = Mapping[str, Tensor]
-"""Values of features by name, [..., *Feature.observed_shape]; images are uint8, all else is float32."""
+"""The values of features by name, [..., *Feature.observed_shape]; images are uint8, everything else is float32."""
 
 HIGHEST = 3
-"""So many of the highest objects appear a second time: what stands or is carried must not hide among the others."""
+"""The number of highest objects that appear a second time, because a policy must find what stands or is carried."""
 _SPREAD = 2.0
-"""Brings asinh(offset / size), of offsets that are mostly a few sizes, to about unit deviation."""
+"""The divisor that brings asinh(offset / size), of offsets of mostly a few sizes, to about unit deviation."""
 
 
 class EncoderContext(Settings):
-    """What an encoder is built from."""
+    """The arguments from which an encoder is built."""
 
     name: str
-    """Of the feature to encode."""
+    """The name of the feature to encode."""
     features: dict[str, Feature]
-    """All features that are encoded together, because one may be seen relative to another."""
+    """All features that are encoded together, because one may be encoded relative to another."""
     width: int = Field(ge=1)
-    """Outputs of encoders that may choose their number."""
+    """The number of outputs of encoders that may choose it."""
     image_channels: int = Field(ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -50,29 +50,29 @@ class FeatureEncoder(nn.Module):
     """The encoder of one feature.
 
     Args:
-        context: the feature and its settings; an encoder with options of its own reads them here.
+        context: the feature and its settings; an encoder with its own options reads them here.
     """
 
     outputs: int
-    """F, the numbers that it makes of one value."""
+    """F, the number of outputs for one value."""
 
     def __init__(self, context: EncoderContext) -> None:
         super().__init__()
         self.name, self.shape = context.name, context.feature.shape
 
     def forward(self, observations: Observations) -> Tensor:
-        """Observations [..., *observed_shape] -> [..., F]."""
+        """Encodes observations [..., *observed_shape] as [..., F]."""
         raise NotImplementedError
 
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
-        """Takes the data's statistics [*shape] of the feature; encoders that do not standardise leave them."""
+        """Sets the data's statistics [*shape] of the feature; encoders that do not standardise ignore them."""
 
     def load_pretrained(self) -> None:
-        """Loads weights from a file of the encoder's own, once, before stage 1 trains."""
+        """Loads weights from the encoder's file, once, before stage 1 trains."""
 
 
 class VectorEncoder(FeatureEncoder):
-    """Numbers standardised by the data's statistics."""
+    """An encoder that standardises numbers by the data's statistics."""
 
     mean: Tensor
     std: Tensor
@@ -96,7 +96,7 @@ class VectorEncoder(FeatureEncoder):
 
 
 class ImageEncoder(FeatureEncoder):
-    """Three convolutions over the stacked frames and a linear layer, trained from scratch.
+    """An encoder of three convolutions over the stacked frames and a linear layer, trained from scratch.
 
     An image uint8 [..., frames, height, width, channels] of any size becomes [..., F]; values go from 0..255 to
     [-1, 1].
@@ -107,7 +107,7 @@ class ImageEncoder(FeatureEncoder):
         feature, first = context.feature, context.image_channels
         height, width, channels = feature.shape
         if min(height, width) < 8:
-            raise SpirlError(f"feature {self.name!r}: an image of {height} x {width} is too small, 8 x 8 is the least.")
+            raise SpirlError(f"feature {self.name!r}: an image of {height} x {width} is below the least size, 8 x 8.")
         self.outputs = context.width
         self.net = convolutions(
             feature.frames * channels, (first, 2 * first, 4 * first), (height, width), outputs=self.outputs
@@ -118,11 +118,11 @@ class ImageEncoder(FeatureEncoder):
 
 
 class PretrainedImageEncoder(FeatureEncoder):
-    """A convolutional network whose weights come from a safetensors file; only the linear layer after it learns.
+    """An encoder whose convolutions come from a safetensors file; only the linear layer after them learns.
 
     Options: ``path`` of the file, ``channels`` (feature maps of each 4 × 4 convolution of stride 2). The file holds
     ``net.0.weight``, ``net.0.bias``, ``net.2.weight``, …, as `ImageEncoder` has them, so a trained skill artifact can
-    be cut down to one. The weights are part of the skill artifact afterwards, which needs the file no more.
+    be reduced to such a file. The weights become part of the skill artifact, which then no longer needs the file.
     """
 
     def __init__(self, context: EncoderContext) -> None:
@@ -164,7 +164,7 @@ class PretrainedImageEncoder(FeatureEncoder):
 
 
 class ObjectsEncoder(FeatureEncoder):
-    """Alike objects as the agent sees them, independent of the order in which they are listed.
+    """An encoder of alike objects relative to the agent, independent of the order in which they are listed.
 
     Positions [..., N, d] become, first, the offsets from the agent, the nearest object first; then offsets and heights
     of the `HIGHEST` highest objects: [..., N d + HIGHEST (d + 1)]. An offset o is given as asinh(o / size) / 2: in
@@ -176,12 +176,12 @@ class ObjectsEncoder(FeatureEncoder):
         feature, objects = context.feature, context.feature.objects
         if objects is None:
             raise SpirlError(
-                f"feature {self.name!r} is encoded as objects, but its environment does not declare it so."
+                f"feature {self.name!r} is encoded as objects, but its environment does not declare `objects` for it."
             )
         number, each = feature.shape
         agent = context.features.get(objects.agent)
         if agent is None or agent.shape != (each,):
-            has = "is not among the features that are seen" if agent is None else f"has the shape {list(agent.shape)}"
+            has = "is not among the observed features" if agent is None else f"has the shape {list(agent.shape)}"
             raise SpirlError(
                 f"feature {self.name!r} needs the agent's position, {objects.agent!r}, with {each} entries; it {has}."
             )
@@ -204,7 +204,7 @@ class ObjectsEncoder(FeatureEncoder):
 
 
 def apply_to_images(net: nn.Module, images: Tensor) -> Tensor:
-    """Images uint8 [..., frames, height, width, channels] through a network that takes [B, frames · channels, h, w]."""
+    """Applies a network of [B, frames · channels, h, w] to images uint8 [..., frames, height, width, channels]."""
     *leading, frames, height, width, channels = images.shape
     flat = images.reshape(-1, frames, height, width, channels)
     flat = flat.permute(0, 1, 4, 2, 3).reshape(-1, frames * channels, height, width)
@@ -220,9 +220,9 @@ def register_encoder(name: str, factory: EncoderFactory, *, replace: bool = Fals
     """Adds an observation encoder that ``skills.encoders.FEATURE.kind`` can name.
 
     Args:
-        name: of the encoder.
-        factory: builds a `FeatureEncoder` from an `EncoderContext`; a subclass is one.
-        replace: True allows to replace an encoder of this name.
+        name: name of the encoder.
+        factory: builds a `FeatureEncoder` from an `EncoderContext`; a subclass can be given itself.
+        replace: True to replace an encoder of this name.
     """
     ENCODERS.register(name, factory, replace=replace)
 
@@ -234,7 +234,7 @@ register_encoder("pretrained", PretrainedImageEncoder)
 
 
 def encoder_of(feature: Feature, chosen: EncoderSettings | None) -> str:
-    """The name of a feature's encoder: the chosen one, or what fits its shape."""
+    """The name of a feature's encoder: the chosen one, or the default for its shape."""
     if chosen is not None:
         return chosen.kind
     if feature.is_image:
@@ -246,7 +246,7 @@ class ObservationEncoder(nn.Module):
     """Encodes several features and joins the results in the features' order.
 
     Args:
-        features: what to encode, by name.
+        features: the features to encode, by name.
         encoders: which encoders to use, where the default does not fit.
         width: outputs of an image's encoder.
         image_channels: feature maps of an image's first convolution.
@@ -279,7 +279,7 @@ class ObservationEncoder(nn.Module):
         return [part for part in self.parts if isinstance(part, FeatureEncoder)]
 
     def forward(self, observations: Observations) -> Tensor:
-        """Observations [..., *observed_shape] by name -> [..., outputs]."""
+        """Encodes observations [..., *observed_shape] by name as [..., outputs]."""
         encoded = [part(observations) for part in self.parts]
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=-1)
 

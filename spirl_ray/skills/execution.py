@@ -1,4 +1,4 @@
-"""Skills at work: one latent in, primitive actions out, a state at a time."""
+"""The execution of skills, which turns one latent into primitive actions, one observation at a time."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from spirl_ray.skills.model import SkillModel
 
 Array = npt.NDArray[np.float32]
 Observation = Mapping[str, npt.NDArray[np.generic]]
-"""Values of features by name, [..., *Feature.observed_shape]."""
+"""The values of features by name, [..., *Feature.observed_shape]."""
 
 
 def decision_discount(gamma: float, steps: int, *, per_decision: bool) -> float:
-    """SMDP discount of a skill that ran ``steps`` primitive steps: gamma (the paper), or gamma^steps."""
+    """The SMDP discount of a skill that ran ``steps`` primitive steps: gamma (the paper), or gamma^steps."""
     return gamma if per_decision else math.pow(gamma, steps)
 
 
 class SkillExecution:
-    """Runs skills with a frozen decoder: `begin` with a latent, then `action` at each step, of one agent or several.
+    """Runs skills of one or several agents with a frozen decoder: `begin` with a latent, then `action` at each step.
 
-    The closed-loop decoder sees the current observation at every primitive step, the open-loop decoder runs
+    The closed-loop decoder gets the current observation at every primitive step, the open-loop decoder runs
     once, when the skill begins.
     """
 
@@ -59,16 +59,16 @@ class SkillExecution:
         return np.clip(actions.reshape(*self._shape, -1), -1.0, 1.0)
 
     def _batch(self, observation: Observation) -> dict[str, torch.Tensor]:
-        """The features that skills see, as [B, 1, *observed_shape]."""
+        """The features of the skills as tensors [B, 1, *observed_shape]."""
         rows = len(self._latent)
         return {
             name: torch.from_numpy(np.asarray(value).reshape(rows, 1, *feature.observed_shape))
             for (name, feature), value in zip(
-                self.model.spec.seen.items(), self.model.select(observation).values(), strict=True
+                self.model.spec.observed.items(), self.model.select(observation).values(), strict=True
             )
         }
 
     @property
     def finished(self) -> bool:
-        """True after H actions: time for the next latent."""
+        """True after H actions, when the next latent is due."""
         return self.step >= self.horizon

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: the posterior over skills, the skill prior and the high-level policy."""
+"""Diagonal Gaussians, for the posterior over skills, the skill prior and the high-level policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """N(mean, diag(exp(log_std))^2); both tensors are [..., Z]."""
+    """The distribution N(mean, diag(exp(log_std))^2); both tensors are [..., Z]."""
 
     mean: Tensor
     log_std: Tensor
@@ -29,32 +29,32 @@ class DiagonalGaussian:
         return self.mean
 
     def sample_component(self) -> DiagonalGaussian:
-        """The Gaussian itself, because it is its only component."""
+        """Returns the Gaussian itself, because it is the only component."""
         return self
 
     def as_mixture(self) -> tuple[Tensor, DiagonalGaussian]:
-        """A mixture of one: weights [..., 1] and components [..., 1, Z]."""
+        """The Gaussian as a mixture of one: weights [..., 1] and components [..., 1, Z]."""
         one = DiagonalGaussian(self.mean.unsqueeze(-2), self.log_std.unsqueeze(-2))
         return torch.ones_like(self.mean[..., :1]), one
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A reparametrised draw [..., Z]."""
+        """Draws a reparametrised sample [..., Z]."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
         return self.mean + self.log_std.exp() * noise
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, summed over the last dimension: [...]."""
+        """The log density, summed over the last dimension: [...]."""
         scaled = (value - self.mean) * (-self.log_std).exp()
         return -(0.5 * scaled.square() + self.log_std + 0.5 * _LOG_2PI).sum(-1)
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
-        """KL(self || other) in closed form, summed over the last dimension: [...] nats."""
+        """The divergence KL(self || other) in closed form, summed over the last dimension: [...] nats."""
         variance_ratio = (2.0 * (self.log_std - other.log_std)).exp()
         distance = (self.mean - other.mean) * (-other.log_std).exp()
         return 0.5 * (variance_ratio + distance.square() - 1.0).sum(-1) - (self.log_std - other.log_std).sum(-1)
 
     def kl_to_standard_normal(self) -> Tensor:
-        """KL(self || N(0, I)), summed over the last dimension: [...] nats."""
+        """The divergence KL(self || N(0, I)), summed over the last dimension: [...] nats."""
         return 0.5 * ((2.0 * self.log_std).exp() + self.mean.square() - 1.0).sum(-1) - self.log_std.sum(-1)
 
     def detach(self) -> DiagonalGaussian:

@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 
 class Statistics(nn.Module):
-    """Mean and deviation of every feature of the data that is no image, kept with the weights."""
+    """The mean and standard deviation of every feature of the data except images, saved with the weights."""
 
     def __init__(self, spec: SkillSpec) -> None:
         super().__init__()
@@ -30,17 +30,17 @@ class Statistics(nn.Module):
 
     @property
     def mean(self) -> dict[str, Tensor]:
-        """Means [*shape] by feature."""
+        """The means [*shape] by feature."""
         return {name: getattr(self, _key("mean", name)) for name in self.names}
 
     @property
     def std(self) -> dict[str, Tensor]:
-        """Deviations [*shape] by feature, with the floor of the skills' settings applied."""
+        """The deviations [*shape] by feature, with the floor of the skills' settings applied."""
         return {name: getattr(self, _key("std", name)) for name in self.names}
 
 
 def _key(kind: str, feature: str) -> str:
-    """The name of a buffer, which may not hold a dot, as names of features may."""
+    """The name of a buffer, which may not contain a dot, while names of features may."""
     return f"{kind}/{feature.replace('.', '/')}"
 
 
@@ -59,7 +59,7 @@ class SkillModel(nn.Module):
             self.log_beta = nn.Parameter(torch.tensor(spec.settings.beta).clamp_min(1e-8).log())
 
     def set_normalisation(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor]) -> None:
-        """Takes statistics [*shape] of the training data by feature; deviations are at least ``state_std_floor``."""
+        """Sets statistics [*shape] of the training data by feature; deviations are at least ``state_std_floor``."""
         floor = self.spec.settings.state_std_floor
         for name in self.statistics.names:
             self.statistics.mean[name].copy_(mean[name])
@@ -72,14 +72,14 @@ class SkillModel(nn.Module):
         """Loads the weights that encoders take from files; called once, before stage 1 trains.
 
         Raises:
-            SpirlError: naming a file that is missing or does not fit.
+            SpirlError: a file is missing or does not fit; the message names it.
         """
         for module in self.modules():
             if isinstance(module, FeatureEncoder):
                 module.load_pretrained()
 
     def select(self, observations: Mapping[str, Value]) -> dict[str, Value]:
-        """The features that skills and prior see, out of more."""
+        """Selects the features of skills and prior from observations that may hold more."""
         return {name: observations[name] for name in self.spec.features}
 
     def prior_parameters(self, observations: Observations) -> Tensor:
@@ -87,13 +87,13 @@ class SkillModel(nn.Module):
         return self.prior(self.observations(observations))
 
     def prior_distribution(self, observations: Observations) -> LatentDistribution:
-        """p(z | s) for observations [B, *observed_shape] by name."""
+        """The prior p(z | s) for observations [B, *observed_shape] by name."""
         return self.prior.distribution(self.prior_parameters(observations))
 
     def decode(self, observations: Observations | None, latent: Tensor) -> Tensor:
-        """Actions [B, T, A] from observations [B, T, *observed_shape] by name and latents [B, Z].
+        """Decodes actions [B, T, A] from observations [B, T, *observed_shape] by name and latents [B, Z].
 
-        An open-loop decoder needs no observations and gives [B, H, A].
+        An open-loop decoder needs no observations and returns [B, H, A].
         """
         features = None if observations is None else self.codec.observe(observations)
         return self.codec.decode(features, latent)
@@ -111,7 +111,7 @@ class SkillModel(nn.Module):
             observations: by name, [B, T, *observed_shape] with T = `DecoderKind.observed_steps`.
             actions: [B, H, A] in [-1, 1].
             noise: standard normal [B, Z], the draw from the posterior.
-            perturbed: the window after augmentation, same shapes. Decoder and prior learn from it.
+            perturbed: the window after augmentation, with the same shapes; decoder and prior learn from it.
 
         Returns:
             Scalars ``loss``, ``reconstruction``, ``kl`` (nats per dimension), ``prior``, ``beta``.
@@ -146,7 +146,7 @@ class SkillModel(nn.Module):
         }
 
     def _prior_loss(self, first: Observations, posterior: DiagonalGaussian, latent: Tensor) -> Tensor:
-        """L_prior: the posterior is detached, so the prior never shapes the embedding."""
+        """The loss L_prior, in which the posterior is detached, so that the prior never shapes the embedding."""
         parameters = self.prior_parameters(first)
         loss = self._divergence_from(self.prior.distribution(parameters), posterior, latent)
         beside = self.prior.auxiliary(parameters)

@@ -1,4 +1,4 @@
-"""The building blocks: plain MLPs and the recurrent open-loop decoder."""
+"""Building blocks of networks: plain MLPs and the recurrent open-loop decoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def mlp(inputs: int, outputs: int, *, width: int, layers: int, layer_norm: bool = False) -> nn.Sequential:
-    """``layers`` hidden layers of ``width`` with leaky ReLU (slope 0.2) and a linear head."""
+    """Makes an MLP of ``layers`` hidden layers of ``width`` with leaky ReLU (slope 0.2) and a linear head."""
     modules: list[nn.Module] = []
     size = inputs
     for _ in range(layers):
@@ -24,7 +24,7 @@ def mlp(inputs: int, outputs: int, *, width: int, layers: int, layer_norm: bool 
 
 
 class RecurrentActionDecoder(nn.Module):
-    """Open-loop decoder: an autoregressive LSTM that turns a latent into H actions.
+    """The open-loop decoder: an autoregressive LSTM that turns a latent into H actions.
 
     The initial input and hidden state are learned constants; z is fed at every step (paper, Sec. 3.2).
     """
@@ -38,7 +38,7 @@ class RecurrentActionDecoder(nn.Module):
         self.head = nn.Linear(width, action_dim)
 
     def forward(self, latent: Tensor, horizon: int) -> Tensor:
-        """latent [B, Z] -> actions [B, horizon, A]."""
+        """Decodes latents [B, Z] as actions [B, horizon, A]."""
         batch = latent.shape[0]
         action = self.first_input.expand(batch, -1)
         hidden = (self.first_hidden.expand(batch, -1), self.first_cell.expand(batch, -1))
@@ -51,7 +51,7 @@ class RecurrentActionDecoder(nn.Module):
 
 
 def convolutions(inputs: int, maps: Sequence[int], size: tuple[int, int], *, outputs: int) -> nn.Sequential:
-    """4 × 4 convolutions of stride 2 with leaky ReLU, and a linear layer: images [B, inputs, h, w] -> [B, outputs].
+    """Makes 4 × 4 convolutions of stride 2 with leaky ReLU, and a linear layer: [B, inputs, h, w] -> [B, outputs].
 
     Args:
         inputs: channels of an image.
@@ -62,5 +62,5 @@ def convolutions(inputs: int, maps: Sequence[int], size: tuple[int, int], *, out
     modules: list[nn.Module] = []
     for before, after in itertools.pairwise((inputs, *maps)):
         modules += [nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-    left = maps[-1] * math.prod(side // 2 ** len(maps) for side in size)
-    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(left, outputs), nn.LeakyReLU(0.2))
+    flattened = maps[-1] * math.prod(side // 2 ** len(maps) for side in size)
+    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(flattened, outputs), nn.LeakyReLU(0.2))

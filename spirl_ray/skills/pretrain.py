@@ -39,7 +39,7 @@ Rows = dict[str, float]
 
 
 def held_out(dataset: Path, fraction: float, seed: int) -> frozenset[str]:
-    """Ids of the episodes that are left for validation: a random share, at least one if the share is not 0."""
+    """The ids of the episodes that are held out for validation: a random share, at least one if the share is not 0."""
     ids = sorted(entry.id for entry in episode_index(dataset))
     if fraction == 0.0 or len(ids) < 2:
         return frozenset()
@@ -57,11 +57,11 @@ def pretrain(
 ) -> dict[str, float]:
     """Trains skills and prior, and writes the skill artifact to ``out``.
 
-    A killed worker is replaced and goes on from the last checkpoint; a killed driver goes on when it is
-    called again with the same ``out``.
+    A killed worker is replaced and resumes from the last checkpoint; a killed driver resumes when it is called again
+    with the same ``out``.
 
     Args:
-        job: what to train on what.
+        job: the skill model, its settings and its dataset.
         out: folder of the artifact; ``out/ray_train`` holds the checkpoints.
         in_memory: forces draining (True) or streaming (False) instead of choosing by size.
         on_row: called in the driver with each row of metrics.
@@ -70,18 +70,18 @@ def pretrain(
         The final metrics.
 
     Raises:
-        SpirlError: when the data or the environment does not fit the request.
+        SpirlError: the data or the environment does not fit the settings.
     """
     workers = job.settings.workers
     card = read_card(job.dataset)
-    # What cannot work is said here: a worker would be started again ``max_failures`` times to say it.
+    # Impossible settings raise here, because a worker that raises is restarted ``max_failures`` times.
     _check_shares(job)
     _augmentation(job.settings, card.environment)
     model = SkillModel(job.spec)
     if in_memory is None:
         stored = sum(f.size * np.dtype(f.dtype).itemsize for f in card.features.values() if f.stored)
         in_memory = card.steps * (stored + 4 * card.action_dim) / workers <= job.in_memory_limit_mb * MEGABYTE
-    # On the driver's node: the loss of another one must not take it along.
+    # On the driver's node, because the loss of another node must not end it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = ray.train.torch.TorchTrainer(
@@ -119,7 +119,7 @@ def pretrain(
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """One data-parallel worker: resume, drain or stream the shard, update, validate, report."""
+    """Runs one data-parallel worker: resume, read or stream the shard, update, validate, report."""
     torch.set_num_threads(1)
     job: PretrainJob = config["job"]
     settings, spec = job.settings, job.spec
@@ -177,7 +177,8 @@ def _train_worker(config: dict[str, Any]) -> None:
             metrics["windows_per_s"] = windows / (time.perf_counter() - started)
             if rank == 0:
                 config["queue"].put(metrics)
-        # A node of ours is about to go: one checkpoint more than usual. All workers are told the same.
+        # One of our nodes is about to be taken away, so one more checkpoint is written. All workers get the same
+        # notice.
         notice = done % settings.log_every == 0 and not warned and ray.train.get_preemption_info() is not None
         warned = warned or notice
         if done % settings.checkpoint_every == 0 or done == settings.updates or notice:
@@ -194,7 +195,7 @@ def _share(dataset: str, rank: int, world: int) -> list[str]:
 
 
 def _check_shares(job: PretrainJob) -> None:
-    """Every worker must have a window to train on."""
+    """Raises `SpirlError` unless every worker has a window to train on."""
     workers, files = job.settings.workers, dataset_files(job.dataset)
     if workers > len(files):
         raise SpirlError(
@@ -264,7 +265,7 @@ def _report(
     metrics: dict[str, float],
     attempt: Attempt | None,
 ) -> None:
-    """A barrier for all workers; rank 0, which has the attempt, adds the checkpoint."""
+    """Reports metrics, a barrier for all workers; rank 0, which has the attempt, adds the checkpoint."""
     if attempt is None:
         ray.train.report(metrics)
         return
@@ -282,7 +283,7 @@ def _report(
 
 @torch.no_grad()
 def _validate(model: SkillModel, held: Window | None, device: torch.device) -> dict[str, float]:
-    """Mean losses over the held-out windows of all workers (with the posterior's mean)."""
+    """The mean losses over the held-out windows of all workers (with the posterior's mean)."""
     names = ("loss", "reconstruction", "kl", "prior")
     sums = torch.zeros(1 + len(names))
     if held is not None:
@@ -297,7 +298,8 @@ def _validate(model: SkillModel, held: Window | None, device: torch.device) -> d
 
 @contextlib.contextmanager
 def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[None]:
-    """Passes the workers' metrics to ``on_row`` while the trainer runs; what that raises comes out at the end."""
+    """Passes the workers' metrics to ``on_row`` while the trainer runs; an error that it raises is raised again at the
+    end."""
     finished = threading.Event()
     errors: list[Exception] = []
 

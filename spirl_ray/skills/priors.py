@@ -22,7 +22,7 @@ from spirl_ray.skills.networks import mlp
 
 
 class LatentDistribution(Protocol):
-    """What training and rollouts need of a distribution over latents [..., Z]."""
+    """The interface that training and rollouts need from a distribution over latents [..., Z]."""
 
     def log_prob(self, value: Tensor) -> Tensor: ...
 
@@ -31,7 +31,7 @@ class LatentDistribution(Protocol):
     def mode(self) -> Tensor: ...
 
     def sample_component(self) -> DiagonalGaussian:
-        """A Gaussian drawn at random, so that a sample of it is a sample of this distribution."""
+        """Draws a Gaussian at random, so that a sample from it is a sample from this distribution."""
         ...
 
 
@@ -39,13 +39,13 @@ class PolicyDistribution(LatentDistribution, Protocol):
     """A distribution that a policy may have: a Gaussian or a mixture of Gaussians."""
 
     def as_mixture(self) -> tuple[Tensor, DiagonalGaussian]:
-        """Weights [..., K] and components [..., K, Z]."""
+        """The weights [..., K] and components [..., K, Z]."""
         ...
 
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """K diagonal Gaussians: logits [..., K], components' tensors [..., K, Z]."""
+    """A mixture of K diagonal Gaussians: logits [..., K], components' tensors [..., K, Z]."""
 
     logits: Tensor
     components: DiagonalGaussian
@@ -71,11 +71,11 @@ class GaussianMixture:
         return self._pick(self.components.mean, self.logits.argmax(-1, keepdim=True))
 
     def as_mixture(self) -> tuple[Tensor, DiagonalGaussian]:
-        """Weights [..., K] and components [..., K, Z]."""
+        """The weights [..., K] and components [..., K, Z]."""
         return self.logits.softmax(-1), self.components
 
     def sample_component(self) -> DiagonalGaussian:
-        """A component, drawn by its weight."""
+        """Draws a component by its weight."""
         return self._sample_component(None)
 
     def _sample_component(self, generator: torch.Generator | None) -> DiagonalGaussian:
@@ -94,20 +94,20 @@ class SkillPrior(nn.Module):
     Args:
         inputs: width of the encoded observation.
         latent_dim: Z.
-        settings: of the skills; a kind of prior reads its own options there.
+        settings: settings of the skills; a kind of prior reads its own options there.
     """
 
     param_dim: int
-    """P, the parameters of one state."""
+    """P, the number of parameters for one observation."""
     policy_param_dim: int
-    """Parameters of the distribution that a policy may start from, see `policy_parameters`."""
+    """The number of parameters of the distribution from which a policy may start, see `policy_parameters`."""
 
     def __init__(self, inputs: int, latent_dim: int, settings: SkillSettings) -> None:
         super().__init__()
         self.latent_dim = latent_dim
 
     def forward(self, encoded: Tensor) -> Tensor:
-        """Encoded observations [..., F] -> prior parameters [..., P]."""
+        """Maps encoded observations [..., F] to prior parameters [..., P]."""
         raise NotImplementedError
 
     def distribution(self, parameters: Tensor) -> LatentDistribution:
@@ -128,7 +128,7 @@ class SkillPrior(nn.Module):
 
 
 class GaussianPrior(SkillPrior):
-    """A diagonal Gaussian from an MLP: 2 Z parameters, means and log deviations."""
+    """A diagonal Gaussian from an MLP, with 2 Z parameters: means and log deviations."""
 
     def __init__(self, inputs: int, latent_dim: int, settings: SkillSettings) -> None:
         super().__init__(inputs, latent_dim, settings)
@@ -145,7 +145,7 @@ class GaussianPrior(SkillPrior):
 
 
 class MixturePrior(SkillPrior):
-    """K diagonal Gaussians from an MLP: K (1 + 2 Z) parameters, weights' logits first."""
+    """A mixture of K diagonal Gaussians from an MLP, with K (1 + 2 Z) parameters, weights' logits first."""
 
     def __init__(self, inputs: int, latent_dim: int, settings: SkillSettings) -> None:
         super().__init__(inputs, latent_dim, settings)
@@ -175,13 +175,13 @@ class AffineCoupling(nn.Module):
         return 2.0 * torch.tanh(0.5 * scale), shift
 
     def forward(self, value: Tensor, features: Tensor) -> Tensor:
-        """Noise to latent."""
+        """Maps noise [B, Z] to latents [B, Z]."""
         kept, moved = self._split(value)
         scale, shift = self._scale_shift(kept, features)
         return self._join(kept, moved * scale.exp() + shift)
 
     def inverse(self, value: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent to noise, with log |d noise / d latent| as [B]."""
+        """Maps latents [B, Z] to noise [B, Z], and returns log |d noise / d latent| [B] as well."""
         kept, moved = self._split(value)
         scale, shift = self._scale_shift(kept, features)
         return self._join(kept, (moved - shift) * (-scale).exp()), -scale.sum(-1)
@@ -224,13 +224,13 @@ class ConditionalFlow:
         return self._push(self.base.mean)
 
     def sample_component(self) -> DiagonalGaussian:
-        """A Gaussian about a sample, as narrow as a Gaussian may be."""
+        """Draws a sample and returns a Gaussian about it, as narrow as a Gaussian may be."""
         latent = self.sample()
         return DiagonalGaussian(latent, torch.full_like(latent, LOG_STD_MIN))
 
 
 class FlowPrior(SkillPrior):
-    """A conditional flow: width + 4 Z parameters, the features of its couplings, its base, and a Gaussian.
+    """A conditional flow with width + 4 Z parameters: the features of its couplings, its base, and a Gaussian.
 
     A policy is a Gaussian or a mixture, which a flow is not. So a Gaussian is fitted beside it, where policies start.
     """
@@ -276,10 +276,10 @@ def register_prior(name: str, factory: PriorFactory, *, replace: bool = False) -
     """Adds a skill prior that ``skills.prior`` can name.
 
     Args:
-        name: of the prior.
+        name: name of the prior.
         factory: builds a `SkillPrior` from the width of an encoded observation, Z and the skills' settings; a subclass
-            is one.
-        replace: True allows to replace a prior of this name.
+            can be given itself.
+        replace: True to replace a prior of this name.
     """
     PRIORS.register(name, factory, replace=replace)
 

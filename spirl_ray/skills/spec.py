@@ -1,4 +1,4 @@
-"""What a skill model is built from: plain values, which stand in the card of a skill artifact."""
+"""The plain values from which a skill model is built; the card of a skill artifact holds them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from spirl_ray.skills.encoders import ObservationEncoder
 
 
 class SkillSpec(Settings):
-    """Everything that is needed to build a skill model."""
+    """The plain values from which a skill model is built."""
 
     decoder: str
-    """Name of the kind of decoder, see `spirl_ray.skills.decoders.DECODERS`."""
+    """The name of the kind of decoder, see `spirl_ray.skills.decoders.DECODERS`."""
     data_features: dict[str, Feature]
-    """All features of the data; the model has the statistics of all, because a policy may see more than skills do."""
+    """All features of the data; the model has the statistics of all, because a policy may observe more than skills
+    do."""
     features: tuple[str, ...] = Field(min_length=1)
-    """Names of the features that skills and prior see."""
+    """The names of the features that skills and prior observe."""
     encoders: dict[str, EncoderSettings] = Field(default_factory=dict)
     action_dim: int = Field(ge=1)
     horizon: int = Field(ge=1)
-    """H in primitive steps. A flat method is a skill of length 1."""
+    """H, the length of a skill in primitive steps; 1 for flat methods."""
     latent_dim: int = Field(ge=1)
-    """Z."""
+    """Z, the size of a latent."""
     settings: SkillSettings
 
     @model_validator(mode="after")
@@ -33,13 +34,13 @@ class SkillSpec(Settings):
         return self
 
     @property
-    def seen(self) -> dict[str, Feature]:
-        """The features that skills and prior see, by name."""
+    def observed(self) -> dict[str, Feature]:
+        """The features that skills and prior observe, by name."""
         return {name: self.data_features[name] for name in self.features}
 
     def observation_encoder(self) -> ObservationEncoder:
-        """A new encoder of these features."""
+        """Makes a new encoder of these features."""
         settings = self.settings
         return ObservationEncoder(
-            self.seen, self.encoders, width=settings.width, image_channels=settings.image_channels
+            self.observed, self.encoders, width=settings.width, image_channels=settings.image_channels
         )

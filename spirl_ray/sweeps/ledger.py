@@ -1,4 +1,4 @@
-"""What a sweep has tried so far: a JSON file for each trial. All that a continued sweep knows, it reads from here."""
+"""The ledger of a sweep, a JSON file for each trial. A continued sweep reads everything that it knows from here."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ Row = dict[str, Any]
 
 @dataclass
 class TrialRecord:
-    """One trial, as far as it is known."""
+    """The record of one trial so far."""
 
     number: int
     parameters: Row
-    """By config key; in a population, the newest ones."""
+    """The parameters by config key; in a population, the newest ones."""
     status: Status = "running"
-    """``stopped``: by the scheduler, for it lagged behind. A trial that is ``running`` when no sweep runs was
-    interrupted."""
+    """``stopped`` means stopped by the scheduler, because the trial lagged behind. A trial that is ``running`` when no
+    sweep runs was interrupted."""
     reports: list[Row] = field(default_factory=list)
-    """The evaluated snapshots, in the order of training."""
+    """The metrics of the evaluated snapshots, in the order of training."""
     result: Row | None = None
-    """Of the final evaluation."""
+    """The metrics of the final evaluation."""
     error: str | None = None
     changes: list[Row] = field(default_factory=list)
-    """Population based training: when the trial took over whose checkpoint, with which parameters."""
+    """For population based training: when the trial took over which checkpoint, with which parameters."""
 
     @property
     def ended(self) -> bool:
-        """Not to be run again; a trial that failed is."""
+        """True for a trial that is not to be run again; a failed trial is."""
         return self.status in ("finished", "stopped")
 
     @property
     def newest(self) -> Row:
-        """The result, or the newest report; empty before there is one."""
+        """The result, or else the newest report; empty before the first report."""
         return self.result or (self.reports[-1] if self.reports else {})
 
 
 class Ledger:
-    """The records of a sweep, by number."""
+    """The records of a sweep in the order of their numbers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class Ledger:
         return next((record for record in self.records if _comparable(record.parameters) == wanted), None)
 
     def record_of(self, parameters: Row) -> TrialRecord:
-        """The record of a trial with these parameters, a new one if there is none yet."""
+        """The record of a trial with these parameters, or a new record if there is none yet."""
         if (found := self._find(parameters)) is not None:
             return found
         number = 1 + max((record.number for record in self.records), default=-1)
@@ -85,16 +85,16 @@ class Ledger:
         return self.records[-1]
 
     def save(self, record: TrialRecord) -> None:
-        """Writes a record in full or not at all."""
+        """Writes a record as a whole or not at all."""
         write_json(self.folder / layout.trial_record(record.number), asdict(record))
 
     def with_status(self, *statuses: Status) -> list[TrialRecord]:
-        """Records by number."""
+        """The records with one of these statuses, by number."""
         return sorted((r for r in self.records if r.status in statuses), key=lambda record: record.number)
 
 
 def distinct(trials: Sequence[Row]) -> list[Row]:
-    """Without repetitions, in order: the same parameters lead to the same result."""
+    """Removes repetitions and keeps the order, because the same parameters lead to the same result."""
     return list({_comparable(parameters): parameters for parameters in trials}.values())
 
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: a table of its trials, a figure, and the best configuration."""
+"""The results of a sweep: a table of its trials, a figure, and the best configuration."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
 
 _MEASURED = ("env_steps", "wall_clock_s", "config_hash", "commit", "policy", "skills")
 _BINS = 6
-"""Cells of a heat map along a range."""
+"""The number of cells of a heat map along a range."""
 _COLOURS = "viridis"
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the space: the finished trials that differ by their seeds only."""
+    """One point of the space, with the finished trials that differ by their seeds only."""
 
     parameters: Parameters
-    """Without the seeds, if they are searched."""
+    """The parameters, without the seeds if these are searched."""
     records: list[TrialRecord]
     score: float
-    """Mean of the metric."""
+    """The mean of the metric."""
 
 
 def settings(sweep: Sweep, ledger: Ledger) -> list[Setting]:
-    """Points of the space with finished trials, the best first.
+    """The points of the space with finished trials, the best first.
 
-    Points that lack a seed come last, whatever their mean: a single lucky seed must not win.
+    Points that lack a seed come last, whatever their mean, because a single lucky seed must not win.
     """
     metric = sweep.file.metric
     groups: dict[str, list[TrialRecord]] = {}
@@ -81,7 +81,7 @@ def write_results(sweep: Sweep, ledger: Ledger) -> Path:
 def write_best(sweep: Sweep, ledger: Ledger) -> Path | None:
     """Writes ``best.yaml``, the experiment of the best setting; None when no trial has finished.
 
-    Its name and its folder are those of the base experiment, so ``spirl run`` finds what the trials have trained.
+    The experiment has the base's name and folder, so ``spirl run`` finds what the trials have trained.
     """
     ranked = settings(sweep, ledger)
     if not ranked:
@@ -117,7 +117,7 @@ def write_best(sweep: Sweep, ledger: Ledger) -> Path | None:
 def write_figure(sweep: Sweep, ledger: Ledger) -> Path | None:
     """Writes ``results.png``: a heat map for two keys, a curve for one, parallel coordinates for more.
 
-    Seeds are averaged over. None when no trial has finished.
+    Seeds are averaged over. It returns None when no trial has finished.
     """
     found = settings(sweep, ledger)
     keys = [key for key in sweep.space if key != "seeds"] or ["seeds"]
@@ -155,7 +155,7 @@ def _counted(found: Sequence[Setting]) -> str:
 
 
 class _Scale:
-    """Positions 0, 1, 2, … along an axis: of every value of a grid or choice, or of equal parts of a range."""
+    """The positions 0, 1, 2, … along an axis of every value of a grid or choice, or of equal parts of a range."""
 
     def __init__(self, dimension: Dimension) -> None:
         self.dimension = dimension
@@ -174,13 +174,13 @@ class _Scale:
         return [float(edge) for edge in np.linspace(low, high, parts + 1)]
 
     def place(self, value: Any) -> int:
-        """Index of the cell."""
+        """The index of the cell of a value."""
         if self.dimension.values is not None:
             return self._places[json.dumps(value)]
         return int(np.clip(np.searchsorted(self.edges, value, side="right") - 1, 0, _BINS - 1))
 
     def share(self, value: Any) -> float:
-        """From 0 at the first value to 1 at the last."""
+        """The place of a value along the axis, from 0 at the first value to 1 at the last."""
         if self.dimension.values is not None:
             return 0.5 if len(self.labels) == 1 else self.place(value) / (len(self.labels) - 1)
         low, high = self.dimension.bounds
@@ -190,7 +190,7 @@ class _Scale:
 
 
 def _heat_map(axes: Axes, sweep: Sweep, found: Sequence[Setting], across: str, up: str) -> None:
-    """Mean of the metric in each cell; other keys are averaged over, and cells without a trial stay blank."""
+    """Draws the mean of the metric in each cell; other keys are averaged over, and cells without a trial stay blank."""
     columns = _Scale(sweep.space[across])
     rows = _Scale(sweep.space[up])
     cells: dict[tuple[int, int], list[float]] = {}
@@ -215,7 +215,7 @@ def _heat_map(axes: Axes, sweep: Sweep, found: Sequence[Setting], across: str, u
 
 
 def _curve(axes: Axes, sweep: Sweep, found: Sequence[Setting], key: str) -> None:
-    """Mean over the key's values, with every trial as a point."""
+    """Draws the mean over the key's values, with every trial as a point."""
     dimension = sweep.space[key]
     scale = _Scale(dimension)
     listed = dimension.values is not None
@@ -241,7 +241,7 @@ def _curve(axes: Axes, sweep: Sweep, found: Sequence[Setting], key: str) -> None
 
 
 def _parallel(axes: Axes, sweep: Sweep, found: Sequence[Setting], keys: Sequence[str]) -> None:
-    """A line for each setting through an axis for each key, coloured by the metric; the best are drawn last."""
+    """Draws a line for each setting through an axis for each key, coloured by the metric; the best are drawn last."""
     scales = [_Scale(sweep.space[key]) for key in keys]
     scores = [setting.score for setting in found]
     low, high = min(scores), max(scores)
@@ -267,7 +267,7 @@ def _parallel(axes: Axes, sweep: Sweep, found: Sequence[Setting], keys: Sequence
 
 
 def _sorted_values(values: Sequence[Any]) -> list[Any]:
-    """Numbers by size; others as they come."""
+    """Sorts numbers by size, and leaves other values in their order."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return sorted(values) if numbers else list(values)
 

@@ -1,4 +1,4 @@
-"""How a sweep searches: the trials that are planned, and the searcher and scheduler of Tune, told what is known."""
+"""The search of a sweep: the planned trials, and Tune's searcher and scheduler, which get the known results."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord, distinct
 from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
 
-NUMBER, LINEAGE = "_number", "_lineage"
-"""Keys beside the parameters in Tune's config."""
+NUMBER, PARENT = "_number", "_parent"
+"""The keys beside the parameters in Tune's config: the trial's number, and the policy that a member's is a copy of."""
 Row = dict[str, Any]
 
 
@@ -37,7 +37,7 @@ def planned(sweep: Sweep) -> list[Parameters]:
 
 
 def _domain(dimension: Dimension) -> Any:
-    """The dimension as Tune writes it; values of grids and choices are JSON, so that lists are values, too."""
+    """The dimension in Tune's terms; values of grids and choices are JSON, so that lists can be values, too."""
     if dimension.grid is not None:
         return tune.grid_search([json.dumps(value) for value in dimension.grid])
     if dimension.choice is not None:
@@ -57,7 +57,7 @@ def _encode(sweep: Sweep, parameters: Parameters) -> Row:
 
 
 def decode(sweep: Sweep, config: Row) -> Parameters:
-    """Parameters in a config of Tune's, as plain values of Python."""
+    """The parameters in a config of Tune, as plain values of Python."""
     found: Parameters = {}
     for key, dimension in sweep.space.items():
         value = config[key]
@@ -68,8 +68,8 @@ def decode(sweep: Sweep, config: Row) -> Parameters:
     return found
 
 
-def left(sweep: Sweep, ledger: Ledger) -> int:
-    """How many trials are still to run."""
+def remaining(sweep: Sweep, ledger: Ledger) -> int:
+    """The number of trials that have not ended."""
     ended = sum(record.ended for record in ledger.records)
     if sweep.file.search == "optuna":
         return max(len(ledger.records) - ended, sweep.file.samples - ended)
@@ -79,10 +79,10 @@ def left(sweep: Sweep, ledger: Ledger) -> int:
 
 
 def searcher(sweep: Sweep, ledger: Ledger, concurrency: int) -> tuple[Any, Row, int]:
-    """Searcher, space and number of samples for the trials that have not ended; no samples when all have.
+    """The searcher, the space, and the number of samples for the trials that have not ended, 0 when all have.
 
     Raises:
-        SpirlError: when the searcher's package is not installed.
+        SpirlError: the searcher's package is not installed.
     """
     if sweep.file.search == "optuna":
         proposing, samples = _optuna(sweep, ledger)
@@ -92,11 +92,11 @@ def searcher(sweep: Sweep, ledger: Ledger, concurrency: int) -> tuple[Any, Row, 
     for number, parameters in enumerate(planned(sweep)):
         record = ledger.member(number, parameters) if population else ledger.record_of(parameters)
         if not record.ended:
-            lineage = record.newest.get("lineage")
-            waiting.append({NUMBER: record.number, LINEAGE: lineage, **_encode(sweep, record.parameters)})
+            parent = record.newest.get("parent")
+            waiting.append({NUMBER: record.number, PARENT: parent, **_encode(sweep, record.parameters)})
     if not waiting:
         return None, {}, 0
-    # A population starts as a whole: a member that waits for another one to end has nobody to be compared with.
+    # A population starts as a whole, because a member that waits for another to end cannot be compared with it.
     limit = 0 if population else concurrency
     search = BasicVariantGenerator(points_to_evaluate=waiting, max_concurrent=limit)
     return search, dict.fromkeys(waiting[0]), len(waiting)
@@ -120,19 +120,19 @@ def _optuna(sweep: Sweep, ledger: Ledger) -> tuple[Any, int]:
         space,
         metric=metric,
         mode=sweep.file.mode,
-        # Those that were interrupted or failed come first, with the parameters that they had.
+        # Interrupted and failed trials come first, with the parameters that they had.
         points_to_evaluate=[_encode(sweep, record.parameters) for record in open_],
-        # A sampler with the old seed would draw again what it drew first.
+        # A sampler with the old seed would draw the same parameters again.
         seed=sweep.file.seed + len(ended),
     )
     for record in ended:
         if metric in record.newest:
             search.add_evaluated_point(_encode(sweep, record.parameters), record.newest[metric])
-    return search, left(sweep, ledger)
+    return search, remaining(sweep, ledger)
 
 
 def scheduler(sweep: Sweep, ledger: Ledger) -> TrialScheduler:
-    """Tune's scheduler for a sweep; it knows what ended trials have reported."""
+    """Makes Tune's scheduler for a sweep, and passes the reports of ended trials to it."""
     file, settings = sweep.file, sweep.file.scheduler
     if settings.kind == "asha":
         asha = AsyncHyperBandScheduler(
@@ -142,7 +142,7 @@ def scheduler(sweep: Sweep, ledger: Ledger) -> TrialScheduler:
             grace_period=settings.grace_steps,
             reduction_factor=settings.reduction,
             max_t=max(experiment.train.env_steps for experiment in sweep.examples()),
-            stop_last_trials=False,  # the last report is the final evaluation, it has nothing left to stop
+            stop_last_trials=False,  # the last report is the final evaluation, after which there is nothing to stop
         )
         for record in ledger.records:
             if record.ended:
@@ -171,7 +171,7 @@ def scheduler(sweep: Sweep, ledger: Ledger) -> TrialScheduler:
 
 
 def _tell(scheduler: AsyncHyperBandScheduler, record: TrialRecord) -> None:
-    """Lets a scheduler see again what an ended trial reported; nobody asks it what to do with that trial."""
+    """Passes the reports of an ended trial to a scheduler; its decisions about that trial are ignored."""
     trial: Any = SimpleNamespace(trial_id=f"ended-{record.number}")
     scheduler.on_trial_add(None, trial)
     for row in [*record.reports, *([record.result] if record.result else [])]:
@@ -179,7 +179,7 @@ def _tell(scheduler: AsyncHyperBandScheduler, record: TrialRecord) -> None:
 
 
 class _Within:
-    """Keeps what population based training makes of a range inside it."""
+    """Keeps the values that population based training draws from a range inside the range."""
 
     def __init__(self, space: dict[str, Dimension]) -> None:
         self.ranges = {key: dimension for key, dimension in space.items() if dimension.values is None}

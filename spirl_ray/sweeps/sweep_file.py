@@ -1,4 +1,5 @@
-"""The file of a sweep: base experiment, search space, searcher, scheduler; and the experiments that it leads to."""
+"""The file of a sweep: base experiment, search space, searcher and scheduler, and the experiments that follow from
+it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from spirl_ray.pipeline.kinds import check_kinds
 from spirl_ray.pipeline.scores import experiment_scores
 
 Parameters = dict[str, Any]
-"""Values of a trial, by config key such as ``train.actor_lr``."""
+"""The values of a trial, by config key such as ``train.actor_lr``."""
 _NOT_SEARCHED = {
     "name": "it names the folder that all trials share",
     "output": "all trials share one folder",
@@ -28,7 +29,7 @@ _NOT_SEARCHED = {
     "overrides": "search the key itself; it applies to every method of a trial",
     "explore": "no trial draws the exploration figure",
     "env.id": "a folder belongs to one environment; write a sweep for each",
-    "train.env_steps": f"a longer training resumes in the shorter one's folder; {layout.EVALUATIONS} has the course",
+    "train.env_steps": f"a longer training resumes in the shorter one's folder; {layout.EVALUATIONS} has its curve",
     "train.evaluate_every": "it does not change what is learned",
     "train.evaluate_episodes": "it does not change what is learned",
     "train.checkpoint_every": "it does not change what is learned",
@@ -47,23 +48,23 @@ _WHILE_TRAINING = (
     "train.batch_size",
     "train.updates_per_decision",
 )
-"""What population based training can change in the middle of a training."""
+"""The settings that population based training can change during a training."""
 _ONE_EACH = ("methods", "seeds")
 
 
 class Dimension(Settings):
-    """What one key may be; exactly one of these."""
+    """The values that one key may have; exactly one of these fields is set."""
 
     grid: tuple[Any, ...] | None = Field(default=None, min_length=1)
-    """Every value, in all combinations with the other grids."""
+    """Takes every value, in all combinations with the other grids."""
     choice: tuple[Any, ...] | None = Field(default=None, min_length=1)
-    """One of these values."""
+    """Draws one of these values."""
     uniform: tuple[float, float] | None = None
-    """A number between these two."""
+    """Draws a number between these two."""
     loguniform: tuple[float, float] | None = None
-    """A number between these two, its logarithm uniform."""
+    """Draws a number between these two, with a uniform logarithm."""
     intuniform: tuple[int, int] | None = None
-    """A whole number from the first to the second, both included."""
+    """Draws a whole number from the first to the second, both included."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Dimension:
@@ -77,7 +78,7 @@ class Dimension(Settings):
         if self.loguniform is not None and self.loguniform[0] <= 0.0:
             raise ValueError("loguniform: both numbers must be above 0")
         if self.values is not None and len({repr(value) for value in self.values}) < len(self.values):
-            raise ValueError(f"{given[0]}: the same value is there twice")
+            raise ValueError(f"{given[0]}: the same value occurs twice")
         return self
 
     @property
@@ -87,50 +88,51 @@ class Dimension(Settings):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """First and last value of a range."""
+        """The first and last value of a range."""
         found = self.uniform or self.loguniform or self.intuniform
         assert found is not None
         return found
 
     @property
     def samples(self) -> tuple[Any, ...]:
-        """Values that stand for all: each of a grid or choice, the ends of a range."""
+        """The values that represent all: each of a grid or choice, or the ends of a range."""
         return self.bounds if self.values is None else self.values
 
 
 class SchedulerSettings(Settings):
     kind: Literal["none", "asha", "pbt"] = "none"
-    """``asha`` stops the trials that lag behind (Li et al. 2020); ``pbt`` lets them go on from the checkpoint of a
+    """``asha`` stops the trials that lag behind (Li et al. 2020); ``pbt`` lets them continue from the checkpoint of a
     better one with changed settings (Jaderberg et al. 2017)."""
     grace_steps: int = Field(default=50_000, ge=1)
-    """asha: no trial is stopped before this many primitive steps."""
+    """asha: the number of primitive steps before which no trial is stopped."""
     reduction: float = Field(default=3.0, gt=1.0)
-    """asha: one in so many goes on at each rung; a rung is at this many times the steps of the one before."""
+    """asha: one in this many trials continues at each rung; a rung has this many times the steps of the one before."""
     perturb_every: int = Field(default=50_000, ge=1)
-    """pbt: primitive steps between two comparisons."""
+    """pbt: the number of primitive steps between two comparisons."""
     quantile: float = Field(default=0.25, gt=0.0, le=0.5)
-    """pbt: this share at the bottom takes over from the same share at the top."""
+    """pbt: the share of worst trials, which take over checkpoints from the same share of best ones."""
     resample: float = Field(default=0.25, ge=0.0, le=1.0)
-    """pbt: how likely a setting is drawn anew, rather than made 0.8 or 1.2 times as large."""
+    """pbt: the probability that a setting is drawn anew instead of multiplied by 0.8 or 1.2."""
 
 
 class TrialResources(Settings):
-    """What a trial's driver asks of Ray; env runners and training workers ask for their own CPU each."""
+    """The resources of a trial's driver; env runners and training workers take one CPU each in addition."""
 
     cpus: float = Field(default=1.0, ge=0.0)
-    """The driver learns, unless train.learners is set."""
+    """The number of CPUs; the driver itself learns, unless train.learners is set."""
     gpus: float = Field(default=0.0, ge=0.0)
     custom: dict[str, float] = Field(default_factory=dict)
-    """Such as ``{on_demand: 0.01}``, to keep drivers off nodes that can be taken away."""
+    """Ray's custom resources, such as ``{on_demand: 0.01}``, to keep drivers off preemptible nodes."""
 
 
 class TrackerSettings(Settings):
-    """Where results go besides the sweep's folder, by Tune's own callbacks."""
+    """The trackers that get results besides the sweep's folder, by Tune's own callbacks."""
 
     wandb: dict[str, Any] | None = None
-    """Arguments of Tune's ``WandbLoggerCallback``, such as ``{project: spirl}``. The key is read from WANDB_API_KEY."""
+    """The arguments of Tune's ``WandbLoggerCallback``, such as ``{project: spirl}``. The key is read from
+    WANDB_API_KEY."""
     mlflow: dict[str, Any] | None = None
-    """Arguments of Tune's ``MLflowLoggerCallback``, such as ``{tracking_uri: …, experiment_name: …}``."""
+    """The arguments of Tune's ``MLflowLoggerCallback``, such as ``{tracking_uri: …, experiment_name: …}``."""
 
     @field_validator("wandb")
     @classmethod
@@ -147,23 +149,24 @@ class SweepFile(Settings):
     base: str | dict[str, Any]
     """The experiment that trials start from: a YAML file, relative to this one, or its settings."""
     changes: dict[str, Any] = Field(default_factory=dict)
-    """Keys of the base that have another value in this sweep, such as ``train.env_steps``."""
+    """The keys of the base that have another value in this sweep, such as ``train.env_steps``."""
     space: dict[str, Dimension] = Field(min_length=1)
     search: Literal["random", "optuna"] = "random"
     """``random`` takes every combination of the grids, and draws the rest (Tune's BasicVariant)."""
     seed: NonNegativeInt = 0
-    """Of the search, not of the trials."""
+    """The seed of the search, not of the trials."""
     samples: int = Field(default=1, ge=1)
-    """How often the space is drawn from; with grids, how often each combination is. Raising it goes on with a sweep."""
+    """The number of draws from the space, or of draws for each combination of the grids. Raising it continues a
+    sweep."""
     scheduler: SchedulerSettings = SchedulerSettings()
     metric: str = "deterministic_score"
     """``deterministic_`` or ``sampled_``, then ``score`` or another metric of the environment's episodes."""
     mode: Literal["max", "min"] = "max"
     concurrency: int | None = Field(default=None, ge=1)
-    """Trials at the same time; None means as many as have room, for pbt all."""
+    """The number of trials at the same time; None means as many as fit, and all for pbt."""
     resources: TrialResources = TrialResources()
     max_failures: int = Field(default=1, ge=0)
-    """How often a trial that was lost is started again; it goes on from its checkpoint."""
+    """The number of times that a lost trial is restarted; it resumes from its checkpoint."""
     heat_map: tuple[str, str] | None = None
     """The two keys of the heat map, across and up; None draws one if exactly two keys vary."""
     trackers: TrackerSettings = TrackerSettings()
@@ -186,9 +189,11 @@ class SweepFile(Settings):
     def _fits_together(self) -> SweepFile:
         grids = [key for key, dimension in self.space.items() if dimension.grid is not None]
         if self.search == "optuna" and grids:
-            raise ValueError(f"search: optuna chooses values itself; {grids[0]} must be a choice or a range, no grid")
+            raise ValueError(f"search: optuna chooses values itself; {grids[0]} must be a choice or range, not a grid")
         if self.search == "random" and len(grids) == len(self.space) and self.samples > 1:
-            raise ValueError("samples: the whole space is a grid, more samples would repeat it; add seeds to the space")
+            raise ValueError(
+                "samples: the whole space is a grid, so more samples would repeat it; add seeds to the space"
+            )
         for key in self.heat_map or ():
             if key not in self.space or key == "seeds":
                 reason = "averaged over" if key == "seeds" else "not in the space"
@@ -212,23 +217,23 @@ class SweepFile(Settings):
 
 
 class Sweep:
-    """A sweep file with its base experiment."""
+    """A sweep: its file with its base experiment."""
 
     def __init__(self, file: SweepFile, base: Experiment, origin: str) -> None:
         self.file = file
         self.base = base
         self.origin = origin
         self.space = dict(sorted(file.space.items()))
-        """By key, so that the order in the file changes nothing."""
+        """The dimensions sorted by key, so that the order in the file does not matter."""
 
     @property
     def folder(self) -> Path:
-        """Where the sweep's own files are, in the folder of its experiment."""
+        """The folder of the sweep's files, inside the folder of its experiment."""
         return self.base.folder.absolute() / layout.SWEEPS / f"{self.file.name}-{self.key}"
 
     @property
     def key(self) -> str:
-        """Identifies what is searched, how, and what a trial is; not how many samples, nor where they run."""
+        """The identity of space, search and trials, without the number of samples and where they run."""
         file, base = self.file, self.base.model_dump(mode="json", exclude={"output", "ray", "explore"})
         population = file.samples if file.scheduler.kind == "pbt" else None
         space = {key: dimension.model_dump(mode="json", exclude_none=True) for key, dimension in self.space.items()}
@@ -236,7 +241,7 @@ class Sweep:
 
     @property
     def metric(self) -> EpisodeMetric:
-        """What is optimised, as the base's environment declares it."""
+        """The metric that is optimised, as the base's environment declares it."""
         scores, name = experiment_scores(self.base), self.file.metric.partition("_")[2]
         return scores[scores.preferred[0] if name == SCORE else name]
 
@@ -244,7 +249,7 @@ class Sweep:
         """The experiment of a trial; a single value of ``methods`` or ``seeds`` is a list of one.
 
         Raises:
-            SpirlError: naming the key that is unknown or has a value that it cannot have.
+            SpirlError: a key is unknown or has an impossible value; the message names it.
         """
         raw = self.base.model_dump(mode="json")
         for key, value in parameters.items():
@@ -253,7 +258,7 @@ class Sweep:
         return parse_experiment(raw, f"{self.origin}, space: {_shown(parameters)}")
 
     def examples(self) -> list[Experiment]:
-        """An experiment for every value that the space names and for both ends of every range."""
+        """Makes an experiment for every value that the space names and for both ends of every range."""
         first = {key: dimension.samples[0] for key, dimension in self.space.items()}
         return [
             self.experiment({**first, key: value})
@@ -265,8 +270,7 @@ class Sweep:
         """Tries every value that the space names, and the ends of its ranges, before anything is trained.
 
         Raises:
-            SpirlError: a key that cannot be searched, an unknown one, an impossible value, or settings that do not
-                fit together.
+            SpirlError: a key is unknown or cannot be searched, a value is impossible, or settings do not fit together.
         """
         for key in self.space:
             self._check_key(key)
@@ -277,7 +281,7 @@ class Sweep:
             self._check_overrides(method)
         for one, other in itertools.combinations(self.space, 2):
             if other.startswith(f"{one}."):
-                raise SpirlError(f"{self.origin}, space: {one} holds {other}; search one of them.")
+                raise SpirlError(f"{self.origin}, space: {one} contains {other}; search only one of them.")
 
     def _check_key(self, key: str) -> None:
         for name, reason in _NOT_SEARCHED.items():
@@ -288,7 +292,7 @@ class Sweep:
         for key, changed in itertools.product(self.space, self.base.overrides.get(method, {})):
             if key == changed or key.startswith(f"{changed}.") or changed.startswith(f"{key}."):
                 raise SpirlError(
-                    f"{self.origin}, space: {key} would have no effect on {method}, for the base experiment sets "
+                    f"{self.origin}, space: {key} would have no effect on {method}, because the base experiment sets "
                     f"{changed} in overrides.{method}. Remove it there."
                 )
 
@@ -296,7 +300,7 @@ class Sweep:
         scores = experiment_scores(experiment)
         known = [f"{mode}_{name}" for mode in MODES for name in (SCORE, *scores.names)]
         if self.file.metric not in known:
-            raise SpirlError(f"{self.origin}: unknown metric {self.file.metric!r}; known are {', '.join(known)}.")
+            raise SpirlError(f"{self.origin}: unknown metric {self.file.metric!r}; known metrics: {', '.join(known)}.")
         name = self.file.metric.partition("_")[2]
         measured = [scores[one] for one in (scores.preferred if name == SCORE else (name,))]
         if "mode" not in self.file.model_fields_set and any(metric.sign < 0 for metric in measured):
@@ -336,7 +340,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         overrides: ``key=value``; keys of the sweep file (such as ``samples``) change the sweep, others the base.
 
     Raises:
-        SpirlError: naming file and key of whatever is unreadable, unknown or does not fit.
+        SpirlError: something is unreadable, unknown or does not fit; the message names file and key.
     """
     raw, path = read_mapping(path)
     of_base: list[str] = []

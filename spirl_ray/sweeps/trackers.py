@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow, by the callbacks that come with Tune."""
+"""Weights & Biases and MLflow, through the callbacks that come with Tune."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CALLBACKS = {
 
 
 def trackers(sweep: Sweep) -> list[Any]:
-    """The callbacks that the sweep's file asks for.
+    """Makes the callbacks that the sweep's file asks for.
 
     Raises:
-        SpirlError: when the tracker's package is not installed, or its arguments are wrong.
+        SpirlError: the tracker's package is not installed, or its arguments are wrong.
     """
     callbacks = []
     for name, (module, kind) in _CALLBACKS.items():

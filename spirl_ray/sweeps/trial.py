@@ -1,6 +1,6 @@
-"""One trial of a sweep inside Ray: both stages of the pipeline, with news for Tune while they run.
+"""One trial of a sweep inside Ray: both stages of the pipeline, with reports to Tune while they run.
 
-Tune's own actor of a trial only watches. The work is a task beside it that is not captured by the trial's placement
+Tune's actor of a trial only supervises. The work is a task beside it that is not captured by the trial's placement
 group, so env runners, training workers and Ray Data are placed as in ``spirl run``; the sweep keeps within the CPUs
 by the number of trials at the same time.
 """
@@ -36,22 +36,22 @@ from spirl_ray.sweeps.sweep_file import TrialResources
 _POLL_S = 0.5
 _SHOW_EVERY_S = 1.0
 FINAL = "final"
-"""Marks the report that ends a trial."""
+"""The key that marks the report that ends a trial."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a trial has to do; travels to Ray."""
+class TrialRequest:
+    """The work of a trial, which is sent to Ray."""
 
     experiment: Experiment
-    """With an absolute output."""
+    """The experiment, with an absolute output."""
     resources: TrialResources
     max_failures: int
     population: bool = False
-    """Its checkpoints can be taken over by others."""
-    lineage: str | None = None
-    """Of the policy that an interrupted member of a population was training."""
+    """True where other trials can take over the trial's checkpoints."""
+    parent: str | None = None
+    """The parent checkpoint of the policy that an interrupted member of a population was training."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Origin:
     trial: str
     policy: str
     config_hash: str
-    lineage: str | None
+    parent: str | None
     env_steps: int
 
 
-class Board:
-    """Where trials pin their news; an actor without a CPU, beside the driver of the sweep."""
+class TrialStatus:
+    """The reports, progress and failures of all trials: an actor without a CPU on the node of the sweep's driver."""
 
     def __init__(self) -> None:
         self._progress: dict[str, Row] = {}
@@ -92,35 +92,35 @@ class Board:
         return dict(self._progress)
 
 
-def watch(order: Order, name: str, board: Any) -> None:
-    """Runs inside Tune's actor: starts the trial's work, passes its reports on, starts it again if it is lost.
+def supervise(request: TrialRequest, name: str, status: Any) -> None:
+    """Starts a trial's work inside Tune's actor, passes its reports on, and restarts it if it is lost.
 
-    A failure is pinned to the board, not raised: Tune would start again what is bound to fail.
+    A failure is stored, not raised, because Tune would restart a trial that must fail again.
     """
     if (given := tune.get_checkpoint()) is not None:
         with given.as_directory() as folder:
-            order = _continue(order, name, Path(folder))
-    seen = len(ray.get(board.reports.remote(name, 0)))
-    for failures in range(order.max_failures + 1):
-        task = _start(order, name, board)
+            request = _continue(request, name, Path(folder))
+    seen = len(ray.get(status.reports.remote(name, 0)))
+    for failures in range(request.max_failures + 1):
+        task = _start(request, name, status)
         finished: list[Any] = []
         while not finished:
             finished, _ = ray.wait([task], timeout=_POLL_S)
-            for row in ray.get(board.reports.remote(name, seen)):
+            for row in ray.get(status.reports.remote(name, seen)):
                 seen += 1
-                _report(row, order)
+                _report(row, request)
         try:
             tune.report({**ray.get(task), FINAL: True})
             return
         except RayError as error:
             known = readable_cause(error)
-            if known is not None or failures == order.max_failures:
-                ray.get(board.fail.remote(name, str(known or error)))
+            if known is not None or failures == request.max_failures:
+                ray.get(status.fail.remote(name, str(known or error)))
                 return
 
 
-def _start(order: Order, name: str, board: Any) -> ray.ObjectRef:
-    wanted = order.resources
+def _start(request: TrialRequest, name: str, status: Any) -> ray.ObjectRef:
+    wanted = request.resources
     task: Any = ray.remote(
         num_cpus=wanted.cpus,
         num_gpus=wanted.gpus,
@@ -128,42 +128,42 @@ def _start(order: Order, name: str, board: Any) -> ray.ObjectRef:
         max_retries=0,
         scheduling_strategy="DEFAULT",  # any other one is captured by the placement group of Tune's actor
     )(run_trial)
-    return task.options(name=f"trial {name}").remote(order, name, board)
+    return task.options(name=f"trial {name}").remote(request, name, status)
 
 
-def run_trial(order: Order, name: str, board: Any) -> Row:
-    """Data, skills, policy and final evaluation of every method and seed of a trial.
+def run_trial(request: TrialRequest, name: str, status: Any) -> Row:
+    """Runs data, skills, policy and final evaluation of every method and seed of a trial.
 
     Returns:
-        Means of the final evaluations, steps and seconds of training in all, and where it all is.
+        The means of the final evaluations, the total steps and seconds of training, and the folders.
 
     Raises:
-        SpirlError: whatever a stage raises.
+        SpirlError: a stage raises it.
     """
     shown = 0.0
 
     def stage(text: str) -> Progress:
-        def progress(done: float, total: float, facts: Row) -> None:
+        def progress(done: float, total: float, metrics: Row) -> None:
             nonlocal shown
             if time.monotonic() - shown > _SHOW_EVERY_S or done >= total:
                 shown = time.monotonic()
-                board.show.remote(name, {"stage": text, "done": done, "total": total})
+                status.show.remote(name, {"stage": text, "done": done, "total": total})
 
         progress(0.0, 1.0, {})
         return progress
 
     def say_waiting(target: Path) -> None:
-        board.show.remote(name, {"stage": f"waits for {target.name}", "done": 0.0, "total": 1.0})
+        status.show.remote(name, {"stage": f"waits for {target.name}", "done": 0.0, "total": 1.0})
 
-    workspace = Workspace(order.experiment, say_waiting)
-    workspace.claim()
+    workspace = Workspace(request.experiment, say_waiting)
+    workspace.reserve()
     pipeline.prepare_data(workspace, stage("data"))
-    trials = [replace(trial, lineage=order.lineage) for trial in workspace.trials()]
+    trials = [replace(trial, parent=request.parent) for trial in workspace.trials()]
 
     def report(trial: Trial, row: Row) -> None:
-        # The last one counts once it is evaluated in full; several trainings cannot be told as one course.
+        # The last snapshot counts once it is evaluated in full; several trainings cannot be reported as one curve.
         if len(trials) == 1 and row["env_steps"] < trial.experiment.train.env_steps:
-            ray.get(board.report.remote(name, row | _where(trial)))
+            ray.get(status.report.remote(name, row | _where(trial)))
 
     results = []
     for trial in trials:
@@ -177,15 +177,15 @@ def run_trial(order: Order, name: str, board: Any) -> Row:
 
 
 def _check_steps(trial: Trial) -> None:
-    """A policy that is further than the others would win by its steps."""
+    """Raises `SpirlError` for a policy that has been trained for more steps, because it would win by its steps."""
     train, result = trial.experiment.train, trial.policy / layout.TRAINED
     if not result.exists():
         return
     found = read_json(result)["env_steps"]
     if found >= train.env_steps + train.evaluate_every:
         raise SpirlError(
-            f"{trial.policy} has been trained for {found:,} steps, this sweep asks for {train.env_steps:,}: it could "
-            "not be compared. Give the sweep a folder of its own with --set output=…, or raise train.env_steps."
+            f"{trial.policy} has been trained for {found:,} steps, this sweep asks for {train.env_steps:,}, so it "
+            "could not be compared. Give the sweep a folder of its own with --set output=…, or raise train.env_steps."
         )
 
 
@@ -201,7 +201,7 @@ def _result(results: list[tuple[Trial, TrainingResult, EvaluationResult]]) -> Ro
     everywhere = [_where(trial) for trial, _, _ in results]
     for key in ("policy", "config_hash", "skills"):
         row[key] = "+".join(dict.fromkeys(str(where[key]) for where in everywhere))
-    row["lineage"] = everywhere[0]["lineage"]
+    row["parent"] = everywhere[0]["parent"]
     row["commit"] = "+".join(dict.fromkeys(trained.commit for _, trained, _ in results))
     return row
 
@@ -211,19 +211,19 @@ def _where(trial: Trial) -> Row:
         "policy": trial.policy.name,
         "config_hash": trial.config_hash,
         "skills": trial.skills.name,
-        "lineage": trial.lineage,
+        "parent": trial.parent,
     }
 
 
 # --- population based training: checkpoints that go from one trial to another ---
 
 
-def _report(row: Row, order: Order) -> None:
+def _report(row: Row, request: TrialRequest) -> None:
     """Passes an evaluated snapshot on to Tune; in a population, with a copy of the newest checkpoint before it."""
-    if not order.population:
+    if not request.population:
         tune.report(row)
         return
-    folder = Workspace(order.experiment).folder / layout.POLICIES / row["policy"]
+    folder = Workspace(request.experiment).folder / layout.POLICIES / row["policy"]
     saved = [path for path in checkpoints(folder) if layout.steps_of(path) <= row["env_steps"]]
     if not saved:
         tune.report(row)
@@ -235,27 +235,27 @@ def _report(row: Row, order: Order) -> None:
             tune.get_context().get_trial_name(),
             row["policy"],
             row["config_hash"],
-            row["lineage"],
+            row["parent"],
             layout.steps_of(saved[-1]),
         )
         write_json(Path(copy) / layout.ORIGIN, vars(origin))
         tune.report(row, checkpoint=tune.Checkpoint.from_directory(copy))
 
 
-def _continue(order: Order, name: str, given: Path) -> Order:
-    """The order of a trial that starts from a checkpoint: its own policy goes on, another one's is copied.
+def _continue(request: TrialRequest, name: str, given: Path) -> TrialRequest:
+    """The request of a trial that starts from a checkpoint: its own policy continues, another policy is copied.
 
     A policy that was trained with other settings before is not the one of its config from the start, so its folder
     is named after where it comes from, too.
     """
     origin = Origin(**read_json(given / layout.ORIGIN))
-    [own] = Workspace(order.experiment).trials()
+    [own] = Workspace(request.experiment).trials()
     if origin.trial == name and origin.config_hash == own.config_hash:
-        return replace(order, lineage=origin.lineage)
-    copy = replace(own, lineage=fingerprint(name, origin.policy, origin.env_steps))
+        return replace(request, parent=origin.parent)
+    copy = replace(own, parent=fingerprint(name, origin.policy, origin.env_steps))
     if not checkpoints(copy.policy):
         [source] = layout.step_folders(given)
         with partial_folder(copy.policy / layout.CHECKPOINTS / source.name) as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
             write_json(copy.policy / layout.ORIGIN, vars(origin))
-    return replace(order, lineage=copy.lineage)
+    return replace(request, parent=copy.parent)

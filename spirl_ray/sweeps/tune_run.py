@@ -1,7 +1,7 @@
-"""Runs a sweep with Ray Tune: which trials are still to run, searcher and scheduler, and what each trial came to.
+"""Runs a sweep with Ray Tune: the remaining trials, searcher and scheduler, and the result of each trial.
 
-A continued sweep starts Tune anew and tells it what is known: the ledger decides which trials are left, scheduler and
-searcher are told the results in it. So nothing of Tune's pickled state is ever read back.
+A continued sweep starts Tune anew: the ledger determines which trials remain, and scheduler and searcher get the
+results in it. So Tune's pickled state is never read back.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from spirl_ray.files.atomic import write_atomically
 from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.results import write_results
-from spirl_ray.sweeps.search import LINEAGE, NUMBER, decode, scheduler, searcher
+from spirl_ray.sweeps.search import NUMBER, PARENT, decode, scheduler, searcher
 from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import trackers
-from spirl_ray.sweeps.trial import FINAL, Board, Order, watch
+from spirl_ray.sweeps.trial import FINAL, TrialRequest, TrialStatus, supervise
 
 _SCRATCH = ".tune"
 _KEPT_CHECKPOINTS = 4
 _ENVIRONMENT = {
-    # The ledger and the policies' folders hold everything that Tune's own files would.
+    # The ledger and the policies' folders hold everything that Tune's files would.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Ctrl-C ends the sweep at once; Tune would first write a state that nobody reads.
+    # Ctrl-C ends the sweep at once; Tune would first write a state that is never read.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 Row = dict[str, Any]
 OnChange = Callable[[TrialRecord], None]
 OnProgress = Callable[[dict[int, Row]], None]
-"""Told of how far the running trials are, by number: ``stage``, ``done``, ``total``."""
+"""A callback that gets the progress of the running trials by number: ``stage``, ``done``, ``total``."""
 
 
-# --- room ---
+# --- resources ---
 
 
 def cpus_of_a_trial(sweep: Sweep) -> float:
-    """Logical CPUs that a trial keeps busy: its driver, and the env runners and learners or the training workers."""
+    """The number of logical CPUs that a trial keeps busy: its driver, and the env runners and learners or the training
+    workers."""
     variants = [experiment.for_method(method) for experiment in sweep.examples() for method in experiment.methods]
     workers = max(
         max(variant.pretrain.workers, variant.train.env_runners + variant.train.learners) for variant in variants
@@ -61,13 +62,13 @@ def cpus_of_a_trial(sweep: Sweep) -> float:
 
 @contextlib.contextmanager
 def ray_for(sweep: Sweep) -> Iterator[int]:
-    """Connects to Ray, with room for a number of trials at the same time; yields that number.
+    """Connects to Ray, with CPUs for a number of trials at the same time, and yields that number.
 
-    One CPU is always left for the short tasks of all trials. Without it, and with more trials than fit, each could
-    hold some of the CPUs that the others wait for.
+    One CPU always remains for the short tasks of all trials, because otherwise trials that do not all fit could each
+    hold some of the CPUs for which the others wait.
 
     Raises:
-        SpirlError: when the cluster has too few CPUs for what the sweep asks for.
+        SpirlError: the cluster has too few CPUs for the sweep.
     """
     settings, each = sweep.base.ray, cpus_of_a_trial(sweep)
     asked = sweep.file.samples if sweep.file.scheduler.kind == "pbt" else sweep.file.concurrency
@@ -91,11 +92,11 @@ def ray_for(sweep: Sweep) -> Iterator[int]:
 # --- Tune ---
 
 
-def claim(sweep: Sweep) -> list[Path]:
-    """Makes the folder of a sweep, and notes what it is.
+def reserve(sweep: Sweep) -> list[Path]:
+    """Makes the folder of a sweep, and writes into it what the sweep is.
 
     Returns:
-        Folders of sweeps of the same name that are not this one: the file has changed since.
+        The folders of other sweeps of the same name, from before the file was changed.
     """
     folder = sweep.folder
     if not (folder / layout.SWEEP).exists():
@@ -108,13 +109,13 @@ def claim(sweep: Sweep) -> list[Path]:
 
 
 def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: OnProgress) -> Ledger:
-    """Runs all trials that have not ended yet. Ray must be connected, the data must be there.
+    """Runs all trials that have not ended yet. Ray must be connected, and the data must exist.
 
     Args:
-        sweep: what to run.
-        concurrency: trials at the same time.
-        on_change: told of a trial that starts, has news, or ends.
-        on_progress: told of how far the running trials are, by number.
+        sweep: the sweep to run.
+        concurrency: number of trials at the same time.
+        on_change: callback that gets the record of a trial that starts, reports or ends.
+        on_progress: callback that gets the progress of the running trials by number.
 
     Returns:
         The records of all trials.
@@ -122,17 +123,17 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
     os.environ.update(_ENVIRONMENT)
     ledger = Ledger(sweep.folder / layout.TRIALS)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    status = ray.remote(num_cpus=0, scheduling_strategy=here)(TrialStatus).remote()
     search, space, samples = searcher(sweep, ledger, concurrency)
     if samples == 0:
         return ledger
     scratch = sweep.folder / _SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    recorder = _Recorder(sweep, ledger, board, on_change, on_progress)
+    recorder = _Recorder(sweep, ledger, status, on_change, on_progress)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_trial, sweep=sweep, output=sweep.base.folder.absolute(), board=board),
-            # Tune's actor only watches; a byte of memory, since a trial must ask for something.
+            tune.with_parameters(_trial, sweep=sweep, output=sweep.base.folder.absolute(), status=status),
+            # Tune's actor only supervises; it asks for a byte of memory, because a trial must ask for something.
             tune.PlacementGroupFactory([{"memory": 1}]),
         ),
         param_space=space,
@@ -163,37 +164,37 @@ def _name(trial: Any) -> str:
     return f"trial-{trial.trial_id}" if number is None else f"trial-{number:04d}"
 
 
-def _trial(config: Row, sweep: Sweep, output: Path, board: Any) -> None:
-    """What Tune runs."""
+def _trial(config: Row, sweep: Sweep, output: Path, status: Any) -> None:
+    """The function that Tune runs for a trial."""
     experiment = sweep.experiment(decode(sweep, config))
     population = sweep.file.scheduler.kind == "pbt"
     if population:
-        # A checkpoint for every evaluated snapshot, there long enough to be copied.
+        # One checkpoint for every evaluated snapshot, which stays long enough to be copied.
         train = experiment.train.model_copy(
             update={"checkpoint_every": experiment.train.evaluate_every, "keep_checkpoints": _KEPT_CHECKPOINTS}
         )
         experiment = experiment.model_copy(update={"train": train})
-    order = Order(
+    request = TrialRequest(
         experiment=experiment.model_copy(update={"output": output}),
         resources=sweep.file.resources,
         max_failures=sweep.file.max_failures,
         population=population,
-        lineage=config.get(LINEAGE),
+        parent=config.get(PARENT),
     )
-    watch(order, tune.get_context().get_trial_name(), board)
+    supervise(request, tune.get_context().get_trial_name(), status)
 
 
 class _Recorder(tune.Callback):
-    """Writes down what Tune's trials do, and shows it."""
+    """Records in the ledger what Tune's trials do, and shows it."""
 
-    def __init__(self, sweep: Sweep, ledger: Ledger, board: Any, on_change: OnChange, on_progress: OnProgress) -> None:
-        self.sweep, self.ledger, self.board = sweep, ledger, board
+    def __init__(self, sweep: Sweep, ledger: Ledger, status: Any, on_change: OnChange, on_progress: OnProgress) -> None:
+        self.sweep, self.ledger, self.status = sweep, ledger, status
         self.on_change, self.on_progress = on_change, on_progress
         self._records: dict[str, TrialRecord] = {}
         self._asked: Any = None
 
     def __getstate__(self) -> Row:
-        """Nothing: Tune pickles its callbacks for a restore of its own, which this sweep never asks for."""
+        """Returns nothing, because Tune pickles its callbacks only for a restore, which this sweep never uses."""
         return {}
 
     def _record(self, trial: Any) -> TrialRecord:
@@ -236,7 +237,7 @@ class _Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
-        failure = ray.get(self.board.failure.remote(str(trial)))
+        failure = ray.get(self.status.failure.remote(str(trial)))
         if failure is not None:
             record.status, record.error = "failed", failure
         else:
@@ -252,7 +253,7 @@ class _Recorder(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self._asked is None:
-            self._asked = self.board.progress.remote()
+            self._asked = self.status.progress.remote()
         if not ray.wait([self._asked], timeout=0)[0]:
             return
         by_name = ray.get(self._asked)
@@ -261,10 +262,10 @@ class _Recorder(tune.Callback):
         self.on_progress({running[name]: row for name, row in by_name.items() if name in running})
 
 
-_REPORTED = ("env_steps", "wall_clock_s", "config_hash", "commit", "policy", "skills", "lineage")
-"""What a record keeps of a report, besides the metrics of the evaluated episodes."""
+_REPORTED = ("env_steps", "wall_clock_s", "config_hash", "commit", "policy", "skills", "parent")
+"""The keys of a report that its record keeps, besides the metrics of the evaluated episodes."""
 
 
 def searches_data(sweep: Sweep) -> bool:
-    """True if trials may use different data, so that each has to prepare its own."""
+    """True where trials may use different data, so that each has to prepare its own."""
     return any(key == "data" or key.startswith("data.") for key in sweep.space)

@@ -104,7 +104,7 @@ def test_an_output_that_cannot_be_made_is_named(tmp_path: Path, place: str) -> N
 
 def test_the_output_of_another_experiment_is_left_alone(tmp_path: Path) -> None:
     config = write_config(tmp_path)
-    Workspace(load_experiment(config)).claim()
+    Workspace(load_experiment(config)).reserve()
     before = hashes(tmp_path / "out")
     assert_refused(spirl("run", config, "--set", "name=other"), "'toy'", "'other'", "--set output=")
     assert hashes(tmp_path / "out") == before

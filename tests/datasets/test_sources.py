@@ -298,7 +298,7 @@ def test_the_data_settings_name_a_source(tmp_path: Path) -> None:
 def test_an_identity_is_plain_data_of_what_decides_the_episodes_and_not_of_where_they_are(tmp_path: Path) -> None:
     def facts(**changes: Any) -> str:
         settings = DataSettings(**{"source": "both", "dataset": HUMAN, "minari_root": tmp_path, **changes})
-        return json.dumps(episode_source(settings, KITCHEN).identity().facts, sort_keys=True)
+        return json.dumps(episode_source(settings, KITCHEN).identity().settings, sort_keys=True)
 
     assert facts() == facts(minari_root=None) == facts(shards=3)
     changes: list[dict[str, Any]] = [
@@ -362,7 +362,7 @@ def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
     before = source.identity()
     (tmp_path / "mine").rename(tmp_path / "moved")
     moved = episode_source(DataSettings(source="folder", options={"path": str(tmp_path / "moved")}), PADS)
-    assert moved.identity().facts == before.facts
+    assert moved.identity().settings == before.settings
     with pytest.raises(SpirlError, match=r"(?s)path.*spirl/Maze-v0"):
         episode_source(DataSettings(source="folder", options={"path": str(tmp_path / "moved")}), "spirl/Maze-v0")
     with pytest.raises(SpirlError, match=r"data\.options\.path"):

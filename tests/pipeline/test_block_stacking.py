@@ -63,7 +63,7 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
     model, generator = SkillModel(spec), torch.Generator().manual_seed(0)
     episodes = table_to_episodes(pq.read_table(file), facts.features, facts.action_dim)
     observed = model.kind.observed_steps(spec.horizon)
-    windows = WindowTable(episodes, spec.horizon, features=spec.seen, observed=observed)
+    windows = WindowTable(episodes, spec.horizon, features=spec.observed, observed=observed)
     rows = {name: np.concatenate([e.observations[name] for e in episodes]) for name in model.statistics.names}
     model.set_normalisation(
         {name: torch.from_numpy(value.mean(0)) for name, value in rows.items()},

@@ -32,7 +32,7 @@ def trained(folder: Path, env_id: str, method: str, **changes: Any) -> Trial:
         "evaluate": {**TOY["evaluate"], "videos": 0},
     }
     workspace = Workspace(parse_experiment(raw, "test"))
-    workspace.claim()
+    workspace.reserve()
     stages.prepare_data(workspace)
     [trial] = workspace.trials()
     stages.train_skills(trial)
@@ -58,7 +58,7 @@ def test_two_rgb_cameras_and_a_vector(tmp_path: Path) -> None:
     trial = trained(tmp_path, toy_environments.CAMERAS, "spirl_cl", prior="mixture", mixture_components=2)
     skills, policy = read_skill_card(trial.skills).spec, read_policy_card(trial.policy).policy
     assert skills.features == ("arm", "front", "wrist")
-    assert skills.seen["wrist"].observed_shape == (2, 64, 64, 3)
+    assert skills.observed["wrist"].observed_shape == (2, 64, 64, 3)
     assert (list(policy.features), policy.head, policy.sees_prior) == (["arm"], "residual", True)
     observation, agent = first_observation(toy_environments.CAMERAS), load_policy(trial.policy)
     for camera in ("front", "wrist"):

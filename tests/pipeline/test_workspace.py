@@ -55,13 +55,13 @@ def test_recorded_data_need_a_name(tmp_path: Path, source: str) -> None:
         _ = made.source
 
 
-def test_a_folder_is_claimed_once_and_by_one_experiment(tmp_path: Path) -> None:
-    fresh(tmp_path).claim()
-    fresh(tmp_path, seeds=[1]).claim()
+def test_a_folder_is_reserved_once_and_by_one_experiment(tmp_path: Path) -> None:
+    fresh(tmp_path).reserve()
+    fresh(tmp_path, seeds=[1]).reserve()
     before = (tmp_path / "out" / "experiment.json").read_bytes()
     for changes in ({"name": "other"}, {"env": {"id": "spirl/Kitchen-v0"}}):
         with pytest.raises(SpirlError, match="belongs to the experiment 'toy'"):
-            fresh(tmp_path, **changes).claim()
+            fresh(tmp_path, **changes).reserve()
     assert (tmp_path / "out" / "experiment.json").read_bytes() == before
 
 
@@ -69,14 +69,14 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     with pytest.raises(SpirlError, match="is not empty"):
-        fresh(tmp_path).claim()
+        fresh(tmp_path).reserve()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 def test_a_claim_does_not_trip_over_another_process_that_claims_now(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".experiment.json.partial-1").write_text("{")
-    fresh(tmp_path).claim()
+    fresh(tmp_path).reserve()
     assert json.loads((tmp_path / "out" / "experiment.json").read_text())["name"] == "toy"
 
 
@@ -188,5 +188,5 @@ def test_a_policy_that_was_trained_further_is_evaluated_anew(tmp_path: Path) -> 
 def test_a_folder_that_goes_away_with_a_job_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1" / "runs"
     with pytest.raises(SpirlError, match=r"Ray removes when the job ends.*--set output=/shared/folder"):
-        Workspace(parse_experiment({"name": "toy", "output": str(output)}, "test")).claim()
+        Workspace(parse_experiment({"name": "toy", "output": str(output)}, "test")).reserve()
     assert not output.exists()

@@ -1,4 +1,4 @@
-"""A contact sheet and a film show recorded episodes as the environment draws them."""
+"""A contact sheet and a video show recorded episodes as the environment renders them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from spirl_ray.envs.point_pads import env as point_pads
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import demonstrations
-from spirl_ray.pipeline.demonstrations import film_demonstrations, spread_episodes
+from spirl_ray.pipeline.demonstrations import render_demonstrations, spread_episodes
 from spirl_ray.reports import contact_sheet
-from spirl_ray.reports.contact_sheet import COLUMNS, EPISODES, PICTURE, write_contact_sheet
+from spirl_ray.reports.contact_sheet import COLUMNS, EPISODES, IMAGE_WIDTH, write_contact_sheet
 
 
 def write(folder: Path, environment_id: str, episodes: list[Episode]) -> Path:
@@ -39,9 +39,9 @@ def test_datasets_stand_below_each_other_with_spread_episodes_and_steps(pads: Pa
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     height, width = sheet.shape[:2]
     rows = EPISODES + len(mazes)
-    assert width == COLUMNS * PICTURE
+    assert width == COLUMNS * IMAGE_WIDTH
     assert height % rows == 0
-    tiles = sheet.reshape(rows, height // rows, COLUMNS, PICTURE, 3).swapaxes(1, 2)
+    tiles = sheet.reshape(rows, height // rows, COLUMNS, IMAGE_WIDTH, 3).swapaxes(1, 2)
     assert len({tile.tobytes() for tile in tiles.reshape(rows * COLUMNS, -1)}) == rows * COLUMNS
 
 
@@ -55,39 +55,39 @@ def test_a_picture_is_the_one_that_the_environment_drew(pads: Path) -> None:
     assert (end == (70, 130, 200)).all(-1).sum() > 100  # the path
 
 
-def test_an_environment_that_cannot_draw_is_refused(
+def test_an_environment_that_cannot_render_is_refused(
     pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blind = dataclasses.replace(environment("spirl/PointPads-v0"), render_recorded=None)
     monkeypatch.setattr(contact_sheet, "environment", lambda _: blind)
-    with pytest.raises(SpirlError, match="cannot draw recorded episodes"):
+    with pytest.raises(SpirlError, match="cannot render recorded episodes"):
         write_contact_sheet([pads], tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_a_film_shows_every_step_of_spread_episodes(pads: Path, tmp_path: Path) -> None:
+def test_a_video_shows_every_step_of_spread_episodes(pads: Path, tmp_path: Path) -> None:
     episodes = spread_episodes(pads, 2)
     assert [episode.id[-1] for episode in episodes] == ["0", "6"]
-    film_demonstrations(pads, tmp_path / "film.mp4", 2, 20)
-    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4"))
+    render_demonstrations(pads, tmp_path / "video.mp4", 2, 20)
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "video.mp4"))
     assert frames == sum(episode.length + 1 for episode in episodes)
     assert seconds == pytest.approx(frames / 20, rel=0.05)
 
 
-def test_a_film_of_long_episodes_takes_as_long_with_fewer_frames(
+def test_a_video_of_long_episodes_takes_as_long_with_fewer_frames(
     pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (episode,) = spread_episodes(pads, 1)
     monkeypatch.setattr(demonstrations, "MOST_FRAMES", episode.length // 4)
-    film_demonstrations(pads, tmp_path / "film.mp4", 1, 20)
-    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4"))
+    render_demonstrations(pads, tmp_path / "video.mp4", 1, 20)
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "video.mp4"))
     assert frames <= episode.length // 4 + 1
     assert seconds == pytest.approx(episode.length / 20, rel=0.2)
 
 
-def test_a_film_of_what_cannot_be_drawn_is_refused(pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_of_what_cannot_be_rendered_fails(pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blind = dataclasses.replace(environment("spirl/PointPads-v0"), render_recorded=None)
     monkeypatch.setattr(demonstrations, "environment", lambda _: blind)
-    with pytest.raises(SpirlError, match="cannot draw recorded episodes"):
-        film_demonstrations(pads, tmp_path / "film.mp4", 1, 20)
-    assert not (tmp_path / "film.mp4").exists()
+    with pytest.raises(SpirlError, match="cannot render recorded episodes"):
+        render_demonstrations(pads, tmp_path / "video.mp4", 1, 20)
+    assert not (tmp_path / "video.mp4").exists()

@@ -15,7 +15,7 @@ from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spe
 PADS: Features = {"state": Feature(shape=(8,))}
 
 
-def resolve(name: str, latent_dim: int = 10, **train: Any) -> MethodConfig:
+def configured(name: str, latent_dim: int = 10, **train: Any) -> MethodConfig:
     """The method with settings of stage 2, for skills of this latent size."""
     spec = skill_spec(SkillSettings(latent_dim=latent_dim), name, PADS, latent_dim)
     return method_config(name, TrainSettings(**train), spec)
@@ -33,41 +33,41 @@ def resolve(name: str, latent_dim: int = 10, **train: Any) -> MethodConfig:
     ],
 )
 def test_presets_are_those_of_the_paper(name: str, decoder: str, regulariser: str, start: str) -> None:
-    resolved = resolve(name)
+    resolved = configured(name)
     assert METHODS[name].decoder == decoder
     assert (resolved.name, resolved.regulariser, resolved.policy_init) == (name, regulariser, start)
 
 
 @pytest.mark.parametrize("name", ["spirl", "spirl_cl", "flat_prior"])
 def test_target_divergence_applies_towards_a_prior(name: str) -> None:
-    assert resolve(name).target_divergence == 5.0
-    assert resolve(name, 10, target_divergence=2.0).target_divergence == 2.0
+    assert configured(name).target_divergence == 5.0
+    assert configured(name, 10, target_divergence=2.0).target_divergence == 2.0
 
 
 @pytest.mark.parametrize("name", ["ssp", "bc_sac", "sac"])
 def test_without_a_prior_the_target_is_sacs_entropy_rule(name: str) -> None:
     # Entropy -Z of a in [-1, 1]^Z is a divergence Z log 2 + Z to the uniform distribution there.
     expected = pytest.approx(4 * math.log(2.0) + 4)
-    assert resolve(name, 4).target_divergence == expected
-    assert resolve(name, 4, target_divergence=2.0).target_divergence == expected
+    assert configured(name, 4).target_divergence == expected
+    assert configured(name, 4, target_divergence=2.0).target_divergence == expected
 
 
 def test_skills_are_limited_where_asked_and_wherever_entropy_is_maximised() -> None:
-    assert resolve("spirl", 10).latent_limit is None
-    assert resolve("spirl", 10, latent_limit=3.0).latent_limit == 3.0
-    assert resolve("ssp", 10).latent_limit == 2.0
-    assert resolve("ssp", 10, latent_limit=3.0).latent_limit == 3.0
+    assert configured("spirl", 10).latent_limit is None
+    assert configured("spirl", 10, latent_limit=3.0).latent_limit == 3.0
+    assert configured("ssp", 10).latent_limit == 2.0
+    assert configured("ssp", 10, latent_limit=3.0).latent_limit == 3.0
 
 
 @pytest.mark.parametrize("name", ["flat_prior", "bc_sac", "sac"])
 def test_flat_methods_have_their_limit_in_the_identity_decoder(name: str) -> None:
-    assert resolve(name, 2, latent_limit=3.0).latent_limit is None
+    assert configured(name, 2, latent_limit=3.0).latent_limit is None
 
 
 @pytest.mark.parametrize("start", ["prior", "scratch"])
 def test_the_starting_point_can_be_ablated(start: str) -> None:
     for name in METHODS:
-        assert resolve(name, 2, policy_init=start).policy_init == start
+        assert configured(name, 2, policy_init=start).policy_init == start
 
 
 def test_skill_models_follow_from_the_method() -> None:

@@ -128,7 +128,7 @@ def test_gymnasium_accepts_the_environment(make_skills: MakeSkills) -> None:
 def test_skills_that_see_something_else_are_refused(make_skills: MakeSkills) -> None:
     skills = load_skills(make_skills(environment="spirl/Kitchen-v0"))
     policy = PolicySpec(features=envs.environment(POINT_PADS).features, head="gaussian", uses_prior=False)
-    with pytest.raises(SpirlError, match=f"skills and {POINT_PADS} do not fit: the skills see the feature 'robot'"):
+    with pytest.raises(SpirlError, match=f"skills and {POINT_PADS} do not fit: .*'robot'"):
         SkillEnv(POINT_PADS, {}, skills, policy)
 
 

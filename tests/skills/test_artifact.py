@@ -106,9 +106,9 @@ def test_skills_fit_whatever_has_their_features_and_actions() -> None:
     spec = toy_spec()
     check_fit(spec, {**STATE, "more": Feature(shape=(2,))}, 2, "skills and environment")
     for features, action_dim, said in (
-        ({"other": Feature(shape=(4,))}, 2, r"the skills see the feature 'state', there are other"),
-        ({"state": Feature(shape=(5,))}, 2, r"'state' has the shape \[5\], the skills were trained with \[4\]"),
-        (STATE, 3, "actions have 3 dimensions, those of the skills 2"),
+        ({"other": Feature(shape=(4,))}, 2, r"'state'.* other"),
+        ({"state": Feature(shape=(5,))}, 2, r"'state' .*\[5\].*\[4\]"),
+        (STATE, 3, "actions have 3 .* 2"),
     ):
         with pytest.raises(SpirlError, match=f"skills and environment do not fit: .*{said}"):
             check_fit(spec, features, action_dim, "skills and environment")

@@ -21,7 +21,7 @@ def a_batch(model: SkillModel) -> Batch:
     spec, generator = model.spec, torch.Generator().manual_seed(1)
     observed = model.kind.observed_steps(spec.horizon)
     return (
-        random_observations(spec.seen, BATCH, observed),
+        random_observations(spec.observed, BATCH, observed),
         0.9 * (2.0 * torch.rand(BATCH, spec.horizon, ACTIONS, generator=generator) - 1.0),
         torch.randn(BATCH, spec.latent_dim, generator=generator),
     )
@@ -284,7 +284,7 @@ def test_the_flat_prior_is_behaviour_cloning() -> None:
 @pytest.mark.parametrize("prior", ["gaussian", "mixture", "flow"])
 def test_policies_can_start_from_every_prior(prior: str) -> None:
     model = toy_model(prior=prior)
-    parameters = model.prior_parameters(random_observations(model.spec.seen, 6))
+    parameters = model.prior_parameters(random_observations(model.spec.observed, 6))
     assert parameters.shape == (6, model.prior.param_dim)
     start = model.prior.policy_parameters(parameters)
     assert start.shape == (6, model.prior.policy_param_dim)

@@ -279,7 +279,7 @@ def windows_of(observations: dict[str, Tensor]) -> set[bytes]:
 
 def expected_windows(job: PretrainJob, files: list[str]) -> set[bytes]:
     ids = {entry.id for entry in episode_index(job.dataset) if entry.file in files} - job.validation
-    table = WindowTable([e for e in read_episodes(job.dataset) if e.id in ids], HORIZON, features=job.spec.seen)
+    table = WindowTable([e for e in read_episodes(job.dataset) if e.id in ids], HORIZON, features=job.spec.observed)
     return windows_of(table.rows(torch.arange(len(table)))[0])
 
 
@@ -302,7 +302,7 @@ def test_held_out_windows_are_apart_from_those_to_train_on(dataset: Path) -> Non
     drawn = [windows_of(batches.draw(update_generator(0, update, 0))[0]) for update in range(5)]
     assert set.union(*drawn) <= expected_windows(job, files)
     held = [episode for episode in read_episodes(job.dataset) if episode.id in job.validation]
-    table = WindowTable(held, HORIZON, features=job.spec.seen)
+    table = WindowTable(held, HORIZON, features=job.spec.observed)
     assert windows_of(batches.held[0]) == windows_of(table.rows(torch.arange(len(table)))[0])
 
 

@@ -136,10 +136,10 @@ def test_values_have_their_place_on_an_axis(tmp_path: Path) -> None:
 
 
 def test_the_file_of_a_sweep_is_yaml(tmp_path: Path) -> None:
-    from spirl_ray.sweeps.tune_run import claim
+    from spirl_ray.sweeps.tune_run import reserve
 
     chosen = sweep(tmp_path, GRID)
-    claim(chosen)
+    reserve(chosen)
     written = yaml.safe_load((chosen.folder / layout.SWEEP).read_text())
     assert written["base"]["train"]["env_steps"] == 400
     assert written["space"]["skills.horizon"]["grid"] == [3, 10]

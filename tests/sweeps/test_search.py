@@ -11,8 +11,8 @@ from sweep_files import RATES, sweep
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord, distinct
-from spirl_ray.sweeps.search import LINEAGE, NUMBER, decode, left, planned, scheduler, searcher
-from spirl_ray.sweeps.tune_run import claim, cpus_of_a_trial
+from spirl_ray.sweeps.search import NUMBER, PARENT, decode, planned, remaining, scheduler, searcher
+from spirl_ray.sweeps.tune_run import cpus_of_a_trial, reserve
 
 
 def report(steps: int, value: float, **more: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_lists_are_values_of_a_choice(tmp_path: Path) -> None:
     chosen = sweep(tmp_path, {"methods": {"grid": ["spirl", ["ssp", "sac"]]}})
     assert [trial["methods"] for trial in planned(chosen)] == ["spirl", ["ssp", "sac"]]
     _, space, _ = searcher(chosen, Ledger(tmp_path / "trials"), 1)
-    assert set(space) == {"methods", NUMBER, LINEAGE}
+    assert set(space) == {"methods", NUMBER, PARENT}
 
 
 def test_only_trials_that_have_not_ended_are_run_again(tmp_path: Path) -> None:
@@ -64,14 +64,14 @@ def test_only_trials_that_have_not_ended_are_run_again(tmp_path: Path) -> None:
     again = Ledger(tmp_path / "trials")
     search, _, samples = searcher(chosen, again, 1)
     assert search.max_concurrent == 1
-    assert left(chosen, again) == samples == 2
+    assert remaining(chosen, again) == samples == 2
     assert [(point[NUMBER], decode(chosen, point)) for point in search._points_to_evaluate] == [
         (1, {"skills.horizon": 4}),
         (2, {"skills.horizon": 5}),
     ]
     for record in again.records:
         record.status = "finished"
-    assert left(chosen, again) == searcher(chosen, again, 1)[2] == 0
+    assert remaining(chosen, again) == searcher(chosen, again, 1)[2] == 0
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_a_continued_population_goes_on_with_its_newest_parameters_and_policies(
     chosen = sweep(tmp_path, RATES, "train.env_steps=2000", samples=2, scheduler={"kind": "pbt", "perturb_every": 400})
     ledger = Ledger(tmp_path / "trials")
     record = ledger.member(1, {"train.actor_lr": 5e-4})
-    record.reports.append(report(400, 1.0, lineage="abc"))
+    record.reports.append(report(400, 1.0, parent="abc"))
     search, _, samples = searcher(chosen, ledger, 2)
     assert samples == 2
     assert search.max_concurrent == 0
-    assert search._points_to_evaluate[1] == {NUMBER: 1, LINEAGE: "abc", "train.actor_lr": 5e-4}
+    assert search._points_to_evaluate[1] == {NUMBER: 1, PARENT: "abc", "train.actor_lr": 5e-4}
 
 
 def test_a_continued_optuna_search_knows_the_results_and_begins_with_what_is_open(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_continued_optuna_search_knows_the_results_and_begins_with_what_is_ope
     ]
     limited, _, samples = searcher(chosen, ledger, 1)
     search = limited.searcher
-    assert samples == left(chosen, ledger) == 9
+    assert samples == remaining(chosen, ledger) == 9
     [known] = search._ot_study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     assert known.value == 2.0
     assert decode(chosen, known.params) == done
@@ -142,9 +142,9 @@ def test_the_cpus_of_a_trial_are_its_driver_and_its_workers(tmp_path: Path) -> N
 
 def test_a_sweep_says_what_it_is_and_leaves_another_of_its_name_alone(tmp_path: Path) -> None:
     one = sweep(tmp_path, RATES)
-    assert claim(one) == []
+    assert reserve(one) == []
     before = (one.folder / "sweep.yaml").read_text()
     other = sweep(tmp_path, RATES, seed=1)
-    assert claim(other) == [one.folder]
-    assert claim(sweep(tmp_path, RATES)) == [other.folder]
+    assert reserve(other) == [one.folder]
+    assert reserve(sweep(tmp_path, RATES)) == [other.folder]
     assert (one.folder / "sweep.yaml").read_text() == before
