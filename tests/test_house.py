@@ -37,7 +37,7 @@ EXCEPTIONS = {
 
 TOO_LONG = ["config.py"]
 TOO_LARGE = ["envs"]
-"""What is still too long and too large. Both lists are to become empty; the tests fail as soon as an entry is not needed."""
+"""What is still too long and too large. Both lists are to become empty; a test fails when an entry is needed no more."""
 
 FLAGS = {"proposals", "egocentric", "pixels"}
 """Names of what environment-specific flags were called; `residual=` as an argument is the fourth."""
