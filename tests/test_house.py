@@ -37,7 +37,7 @@ EXCEPTIONS = {
 
 TOO_LONG = ["config.py"]
 TOO_LARGE = ["envs"]
-"""What is still too long and too large. Both lists are to become empty; a test fails when an entry is needed no more."""
+"""What is still too long and too large. Both lists are to become empty: a test fails when an entry is not needed."""
 
 FLAGS = {"proposals", "egocentric", "pixels"}
 """Names of what environment-specific flags were called; `residual=` as an argument is the fourth."""
