@@ -45,11 +45,11 @@ def run(experiment: Experiment, *, on_event: Listener = ignore, command: str = _
 
     Args:
         experiment: see `spirl_ray.load_experiment`.
-        on_event: told of what happens, see `spirl_ray.pipeline.events.Event`.
+        on_event: callback that gets the events, see `spirl_ray.pipeline.events.Event`.
         command: what reproduces the experiment, for the report.
 
     Raises:
-        SpirlError: bad settings, or whatever else stops the experiment and a user can act on.
+        SpirlError: settings are wrong, or another error that a user can repair stops the experiment.
     """
     skills, priors, policies, evaluations = [], [], [], []
     with _at_work(experiment, on_event) as running:
@@ -98,7 +98,7 @@ def pretrain(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[Sk
 
 
 def prior(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[EvaluationResult, ...]:
-    """Episodes of the bare prior, with videos; data and skills come first if need be.
+    """Runs episodes of the bare prior, with videos; data and skills come first if need be.
 
     Raises:
         SpirlError: as `run`, or there is no prior to roll out.

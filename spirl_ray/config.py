@@ -30,7 +30,8 @@ class Settings(BaseModel):
 class EnvSettings(Settings):
     id: str = "spirl/Kitchen-v0"
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the environment's constructor, e.g. ``tasks``. ``env.tasks`` is short for ``env.kwargs.tasks``."""
+    """The arguments of the environment's constructor, such as ``tasks``. ``env.tasks`` is short for
+    ``env.kwargs.tasks``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -46,8 +47,8 @@ class EnvSettings(Settings):
 
 class DataSettings(Settings):
     source: str = "minari"
-    """``minari`` for recorded demonstrations, ``generated`` for a scripted expert's, ``both`` in one dataset, or what
-    `spirl_ray.datasets.sources.register_source` was told."""
+    """``minari`` for recorded demonstrations, ``generated`` for a scripted expert's, ``both`` in one dataset, or a name
+    given to `spirl_ray.datasets.sources.register_source`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of a source that has been registered from outside."""
     dataset: str | None = None
@@ -55,40 +56,40 @@ class DataSettings(Settings):
     minari_root: Path | None = None
     """A local Minari root; None downloads (or uses Minari's own cache)."""
     episodes: int = Field(default=100, ge=1)
-    """How many episodes to generate."""
+    """The number of episodes to generate."""
     seed: int = 0
     generate: dict[str, Any] = Field(default_factory=dict)
     """Options of the environment's scripted expert."""
     shards: int = Field(default=8, ge=1)
-    """Parquet files; at least as many as training workers."""
+    """The number of Parquet files; at least as many as training workers."""
     skip_bad: bool = False
-    """Leave invalid episodes out (and say so) instead of stopping."""
+    """True leaves invalid episodes out and reports them, instead of stopping."""
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the episodes held out of stage 1."""
+    """The share of the episodes that is held out of stage 1."""
     in_memory_limit_mb: float = Field(default=2048.0, ge=0.0)
     """A worker's shard is drained into tensors up to this size and streamed beyond it."""
 
 
 class EncoderSettings(Settings):
-    """Which observation encoder a feature has."""
+    """The observation encoder of a feature."""
 
     kind: str
     """``vector``, ``image``, ``objects``, ``pretrained``, or one that a plugin has registered."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What the encoder takes, such as ``{path: weights.safetensors, channels: [8, 16, 32]}`` for ``pretrained``."""
+    """The options of the encoder, such as ``{path: weights.safetensors, channels: [8, 16, 32]}`` for ``pretrained``."""
 
 
 class SkillSettings(Settings):
     horizon: int = Field(default=10, ge=1)
-    """H, primitive actions in a skill."""
+    """H, the number of primitive actions in a skill."""
     latent_dim: int = Field(default=10, ge=1)
     width: int = Field(default=128, ge=1)
     decoder_layers: int = Field(default=5, ge=1, le=64)
-    """Hidden layers of the closed-loop decoder."""
+    """The number of hidden layers of the closed-loop decoder."""
     prior_layers: int = Field(default=6, ge=1, le=64)
     prior: str = "gaussian"
     """``gaussian`` (the paper's), ``mixture``, ``flow``, or one that a plugin has registered. A mixture suits
-    demonstrators whose next move the observation does not tell."""
+    demonstrators whose next move does not follow from the observation."""
     mixture_components: int = Field(default=5, ge=1)
     flow_layers: int = Field(default=4, ge=1, le=64)
     prior_loss: Literal["nll", "kl"] = "nll"
@@ -98,10 +99,10 @@ class SkillSettings(Settings):
     target_kl: float | None = Field(default=None, gt=0.0)
     """Nats per dimension; when set, beta is tuned by dual gradient towards it."""
     state_std_floor: float = Field(default=0.05, gt=0.0)
-    """States are standardised by the data's deviation, but by no less than this."""
+    """The least deviation by which features are standardised, instead of a smaller one of the data."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Names of the features that skills and prior see. None: where there are images, these and proprioception; else
-    everything but goals."""
+    """Names of the features that skills and prior observe. None: where there are images, these and proprioception; else
+    everything except goals."""
     encoders: dict[str, EncoderSettings] = Field(default_factory=dict)
     """Observation encoders by feature, where the default does not fit: vector, image or objects, by the shape."""
     image_channels: int = Field(default=8, ge=1)
@@ -135,7 +136,7 @@ class PretrainSettings(Settings):
     log_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     max_failures: int = Field(default=3, ge=0)
-    """How often lost workers are replaced before the run gives up."""
+    """The number of times that lost workers are replaced before the run gives up."""
 
 
 class TrainSettings(Settings):
@@ -143,12 +144,12 @@ class TrainSettings(Settings):
     """Primitive environment steps. Raising it continues a finished run."""
     target_divergence: float | None = Field(default=None, gt=0.0)
     """delta in nats a decision, for methods with a learned prior; None is 5. The others follow SAC's rule,
-    entropy -> -dim, whatever stands here."""
+    entropy -> -dim, whatever this value is."""
     initial_alpha: float = Field(default=1.0, gt=0.0)
     alpha_min: float = Field(default=0.0, ge=0.0)
-    """Floor for alpha, a guard against drifting off the prior."""
+    """The least alpha, which prevents drifting away from the prior."""
     fixed_alpha: float | None = Field(default=None, gt=0.0)
-    """A weight of the divergence that stays as it is, in place of a target divergence; None tunes alpha."""
+    """A constant alpha, in place of a target divergence; None tunes alpha."""
     actor_lr: float = Field(default=3e-4, gt=0.0)
     critic_lr: float = Field(default=3e-4, gt=0.0)
     alpha_lr: float = Field(default=3e-4, gt=0.0)
@@ -159,8 +160,8 @@ class TrainSettings(Settings):
     """Decisions sampled before learning starts."""
     replay_capacity: int = Field(default=1_000_000, ge=1)
     reward_scale: float = Field(default=1.0, gt=0.0)
-    """The learner sees rewards times this; values far above 1 would take its critics long to reach. Returns are shown
-    as the environment gives them."""
+    """The factor on rewards in the learner, because critics reach values far above 1 slowly. Returns are shown
+    without it."""
     discount: float = Field(default=0.99, gt=0.0, le=1.0)
     discount_per: Literal["decision", "primitive_step"] = "decision"
     """gamma for every decision (the paper), or gamma^k for a skill of k primitive steps."""
@@ -177,11 +178,11 @@ class TrainSettings(Settings):
     policy_init: Literal["preset", "prior", "scratch"] = "preset"
     """Ablation of the preset's starting point."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Names of the features that policy and critics see. None: all that are no images; of images alone, all. Images are
-    seen through the image encoder of the frozen skill prior."""
+    """Names of the features that policy and critics observe. None: all except images; of images alone, all. Images are
+    encoded by the image encoder of the frozen skill prior."""
     policy_head: str = "auto"
     """``gaussian``, ``mixture``, ``residual`` (on the prior), or one that a plugin has registered. ``auto`` takes
-    gaussian where the policy starts from scratch, or as a Gaussian prior that sees what it sees; else residual."""
+    gaussian where the policy starts from scratch, or as a Gaussian prior with the same features; else residual."""
     env_runners: int = Field(default=1, ge=0)
     envs_per_runner: int = Field(default=2, ge=1)
     learners: int = Field(default=0, ge=0)
@@ -190,13 +191,13 @@ class TrainSettings(Settings):
     decisions_per_round: int = Field(default=32, ge=1)
     """Decisions that one env runner samples in a round, while the learner learns from the rounds before."""
     evaluate_every: int = Field(default=10_000, ge=1)
-    """Primitive steps between snapshots, each evaluated while training goes on."""
+    """Primitive steps between snapshots, each evaluated while training continues."""
     evaluate_episodes: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=10_000, ge=1)
     """Primitive steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
     publish: Literal["best", "last"] = "best"
-    """Which snapshot becomes the policy: the best in the evaluations made during training, or the last one."""
+    """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
 
     @model_validator(mode="after")
     def _one_alpha(self) -> TrainSettings:
@@ -222,7 +223,7 @@ class EvaluateSettings(Settings):
 
 class ExploreSettings(Settings):
     in_run: bool = False
-    """``spirl run`` draws the exploration figure, too."""
+    """True where ``spirl run`` also draws the exploration figure."""
     env_steps: int = Field(default=1_000_000, ge=1)
     """Primitive steps of each explorer, rounded up to whole episodes."""
     seed: int = 0
@@ -230,20 +231,20 @@ class ExploreSettings(Settings):
 
 class RaySettings(Settings):
     address: str | None = None
-    """A running cluster; None uses the surrounding job's cluster or starts a local Ray."""
+    """A running cluster; None uses the surrounding job's cluster or starts a local Ray instance."""
     num_cpus: int | None = Field(default=None, ge=1)
-    """Logical CPUs of the local Ray; None takes the machine's, at least 2."""
+    """Logical CPUs of the local Ray instance; None takes the machine's, at least 2."""
     dashboard: bool = False
-    """Start the dashboard of the local Ray, on 127.0.0.1."""
+    """True starts the dashboard of the local Ray instance, on 127.0.0.1."""
     object_store_mb: int = Field(default=512, ge=80)
 
 
 class Experiment(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     output: Path | None = None
-    """Where everything is written; None means ``runs/<name>``. On a cluster, a folder that every node sees."""
+    """The folder for all results; None means ``runs/<name>``. On a cluster, every node must see it."""
     storage: str | None = None
-    """URI of a copy of ``output`` (s3://, gs://, hdfs://, file://), from which another machine goes on."""
+    """URI of a copy of ``output`` (s3://, gs://, hdfs://, file://), from which another machine resumes."""
     methods: tuple[str, ...] = Field(default=("spirl_cl",), min_length=1)
     """``spirl``, ``spirl_cl``, ``ssp``, ``flat_prior``, ``bc_sac``, ``sac``, or those that a plugin has registered."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
@@ -264,7 +265,7 @@ class Experiment(Settings):
         if isinstance(value, str) and "://" in value:
             raise ValueError(
                 "this is a URI, and work is done in a folder that every node sees. Name that one, and add "
-                f"storage: {value} to have a copy there, from which another machine can go on"
+                f"storage: {value} to have a copy there, from which another machine can resume"
             )
         return value
 
@@ -272,14 +273,14 @@ class Experiment(Settings):
     @classmethod
     def _uri(cls, value: str | None) -> str | None:
         if value is not None and "://" not in value:
-            raise ValueError(f"{value!r} is no URI, such as s3://bucket/folder; for a folder it is file:///folder")
+            raise ValueError(f"{value!r} is not a URI such as s3://bucket/folder; for a folder it is file:///folder")
         return value
 
     @field_validator("methods", "seeds")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
-            raise ValueError("the same value is there twice; one run must not count as two")
+            raise ValueError("the same value occurs twice; one run must not count as two")
         return values
 
     @property
@@ -287,7 +288,7 @@ class Experiment(Settings):
         return self.output if self.output is not None else Path("runs") / self.name
 
     def for_method(self, method: str) -> Experiment:
-        """This experiment with ``overrides[method]`` applied."""
+        """Returns this experiment with ``overrides[method]`` applied."""
         changes = self.overrides.get(method, {})
         if not changes:
             return self
@@ -342,7 +343,7 @@ def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
 
 
 def readable_problems(error: ValidationError, origin: str, settings: type[Settings]) -> SpirlError:
-    """What is wrong with a file of these settings, a line for each key."""
+    """Makes the error about a file of these settings, with a line for each wrong key."""
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"]) or "together"

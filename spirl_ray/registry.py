@@ -1,4 +1,4 @@
-"""Things that come in kinds: one table for each kind, which code outside the package can add to.
+"""Registries: one table for each kind of thing, to which code outside the package can add entries.
 
 A table is filled by the package's own modules, by ``register_…`` calls, and by the entry points of installed packages.
 Entry points reach every process of a cluster on which the package is installed; what a notebook registers reaches
@@ -16,7 +16,7 @@ from spirl_ray.errors import SpirlError
 
 Entry = TypeVar("Entry")
 PLUGINS = "spirl_ray.plugins"
-"""Entry points of this group are imported once, before any table is read. A module calls ``register_…`` while it is
+"""The group of entry points that are imported once, before any table is read. A module calls ``register_…`` while it is
 imported; a function is called once and does the same."""
 _loaded_plugins: set[str] = set()
 
@@ -25,7 +25,7 @@ class Registry(Generic[Entry]):
     """The entries of one kind, by name.
 
     Args:
-        kind: what an entry is called in messages, such as ``skill prior``.
+        kind: name of the kind in messages, such as ``skill prior``.
         modules: modules of this package that add its own entries when they are imported.
         group: entry points whose objects are entries themselves, by their name; None where there is no such group.
     """
@@ -43,7 +43,7 @@ class Registry(Generic[Entry]):
         Args:
             name: its name in configs, cards and messages.
             entry: what the kind's interface asks for.
-            replace: True allows to replace an entry that has this name already.
+            replace: True to replace an entry that has this name already.
 
         Returns:
             The entry, so that the call also serves as the last line of a module.
@@ -61,7 +61,7 @@ class Registry(Generic[Entry]):
         """The entry with this name.
 
         Raises:
-            SpirlError: there is none; the message lists those that there are.
+            SpirlError: there is no such entry; the message lists the known ones.
         """
         self._fill()
         if name not in self._entries:
@@ -92,7 +92,7 @@ def load_plugins() -> None:
     """Imports the plugins of installed packages; a later call does nothing.
 
     Raises:
-        SpirlError: naming the entry point that cannot be imported.
+        SpirlError: an entry point cannot be imported; the message names it.
     """
     for point in entry_points(group=PLUGINS):
         if point.value not in _loaded_plugins:

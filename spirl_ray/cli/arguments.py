@@ -1,4 +1,4 @@
-"""What the commands of the command line share: arguments, and errors that a user can read."""
+"""The parts that all commands share: arguments, and errors that a user can read."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Overrides = Annotated[
 
 @contextmanager
 def readable_errors(stopped: str | None = None) -> Iterator[None]:
-    """What a user can act on becomes one message on stderr and exit status 2; Ctrl-C is status 130.
+    """Turns an error that a user can repair into one message on stderr and exit status 2; Ctrl-C is status 130.
 
     Args:
-        stopped: what to say after Ctrl-C; by default, that the same command resumes.
+        stopped: message after Ctrl-C; by default, that the same command resumes.
     """
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
@@ -43,7 +43,7 @@ def readable_errors(stopped: str | None = None) -> Iterator[None]:
     except KeyboardInterrupt:
         error_console().print(
             "[yellow]Stopped.[/yellow] "
-            + (stopped or "What is done is kept: the same command goes on from the last checkpoint.")
+            + (stopped or "What is done is kept: the same command resumes from the last checkpoint.")
         )
         raise typer.Exit(_INTERRUPTED) from None
     except SpirlError as error:

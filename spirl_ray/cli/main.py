@@ -63,7 +63,7 @@ class _Command:
     show: StageDisplay
 
     def again(self, name: str) -> list[str]:
-        """Another command on the same experiment."""
+        """The command line of another command on the same experiment."""
         return ["spirl", name, str(self.config), *(part for text in self.overrides for part in ("--set", text))]
 
     def next(self, name: str, why: str) -> None:
@@ -83,7 +83,7 @@ def _command(config: Path, overrides: Sequence[str] | None) -> Iterator[_Command
 def run(config: ConfigFile, set: Overrides = None) -> None:
     """Does everything: data, skills, prior rollouts, training, evaluation, report (and exploration, if asked for).
 
-    What is done already is not done again: call it again after an interruption or a change of the config. Raising
+    Finished work is not repeated: call it again after an interruption or a change of the config. Raising
     train.env_steps trains a finished policy further.
     """
     with _command(config, set) as command:
@@ -212,7 +212,7 @@ def generate_data(
     ] = False,
     set: Overrides = None,
 ) -> None:
-    """Generates the experiment's trajectories with the environment's scripted expert, on all CPUs of the Ray.
+    """Generates the experiment's trajectories with the environment's scripted expert, on all CPUs of the Ray cluster.
 
     The same seed gives the same episodes whatever the number of workers; an interrupted generation is resumed. Other
     options of the expert, and the seed: --set data.generate.action_noise=0.1 --set data.seed=1.
@@ -233,7 +233,7 @@ def generate_data(
 
 
 def _one_option_each(arguments: Sequence[str]) -> list[str]:
-    """``--set A=1 B=2`` as ``--set A=1 --set B=2``."""
+    """Rewrites ``--set A=1 B=2`` as ``--set A=1 --set B=2``."""
     spread: list[str] = []
     listing = False
     for argument in arguments:
@@ -247,7 +247,7 @@ def _one_option_each(arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Entry point of the ``spirl`` command."""
+    """The entry point of the ``spirl`` command."""
     app(args=_one_option_each(sys.argv[1:]), prog_name="spirl")
 
 

@@ -1,4 +1,4 @@
-"""Episodes of a dataset folder that is there already, such as one that `spirl_ray.DatasetWriter` has written."""
+"""Episodes of an existing dataset folder, such as one that `spirl_ray.DatasetWriter` has written."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from spirl_ray.errors import SpirlError
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Episodes of a dataset folder. On a cluster, every node must see it.
+    """The source of episodes in a dataset folder. On a cluster, every node must be able to read it.
 
     Raises:
-        SpirlError: no such folder, or a dataset whose features or actions are not those of the environment.
+        SpirlError: there is no such folder, or the dataset's features or actions are not those of the environment.
     """
 
     path: str
-    """Absolute path of the folder."""
+    """The absolute path of the folder."""
     environment: str
-    """spirl id."""
+    """The id of the environment."""
 
     def __post_init__(self) -> None:
         spec, card = environment(self.environment), self.card
@@ -45,7 +45,7 @@ class FolderSource:
         return read_card(self.path)
 
     def chunks(self) -> list[Chunk]:
-        """The episodes of each Parquet file, since a file is read from its beginning."""
+        """The episodes of each Parquet file, because a file is read from its beginning."""
         chunks, first = [], 0
         for _, entry in sorted(self.card.files.items()):
             chunks.append(tuple(range(first, first + entry.rows)))
@@ -53,7 +53,7 @@ class FolderSource:
         return chunks
 
     def read(self, chunk: Chunk) -> Iterator[Episode]:
-        """The episodes with these indices, which are in ascending order."""
+        """Reads the episodes with these indices, which are in ascending order."""
         wanted, first = set(chunk), 0
         for file in dataset_files(self.path):
             rows = self.card.files[Path(file).name].rows
@@ -67,11 +67,11 @@ class FolderSource:
                     first += 1
 
     def description(self) -> Description:
-        """What the folder's own card says."""
+        """The description in the folder's card."""
         return Description(self.card.source, self.card.licence, self.card.attribution)
 
     def identity(self) -> Identity:
-        """The content of the episodes, wherever the folder is."""
+        """The identity of the episodes' content, wherever the folder is."""
         return Identity(f"folder-{Path(self.path).name}", {"content_sha256": self.card.content_sha256})
 
     @property
@@ -87,7 +87,7 @@ def _listed(features: object, action_dim: int) -> str:
 
 
 def make(data: DataSettings, env_id: str) -> FolderSource:
-    """The dataset in the folder ``data.options.path``."""
+    """Makes the source of the dataset in the folder ``data.options.path``."""
     if set(data.options) != {"path"}:
         raise SpirlError(
             "data.source: folder needs data.options.path, the folder of a dataset, and takes no other option."

@@ -18,15 +18,15 @@ from spirl_ray.errors import SpirlError
 
 @dataclass(frozen=True)
 class GeneratedSource:
-    """Episodes of an environment's scripted expert; each depends only on (seed, index, kwargs)."""
+    """The source of episodes of an environment's scripted expert; each depends only on (seed, index, kwargs)."""
 
     environment: str
-    """spirl id."""
+    """The id of the environment."""
     episodes: int
-    """Attempts; the expert may give up on some."""
+    """The number of attempts; the expert may give up on some."""
     seed: int = 0
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the environment's ``generate``."""
+    """The keyword arguments of the environment's ``generate``."""
 
     def __post_init__(self) -> None:
         generate = environment(self.environment).generate
@@ -68,7 +68,7 @@ class GeneratedSource:
 
 
 def make(data: DataSettings, env_id: str) -> GeneratedSource:
-    """``data.episodes`` attempts of the environment's expert."""
+    """Makes the source of ``data.episodes`` attempts of the environment's expert."""
     refuse_options(data)
     return GeneratedSource(env_id, data.episodes, data.seed, data.generate)
 

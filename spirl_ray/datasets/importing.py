@@ -1,4 +1,4 @@
-"""From a source to a validated dataset on disk, as Ray Data tasks: one task reads and writes one shard."""
+"""The import of a source into a validated dataset on disk by Ray Data tasks, each of which writes one shard."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _EPISODES_A_ROW_GROUP = 64
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did."""
+    """The report of an import."""
 
     card: DatasetCard
     skipped: list[Problem]
-    """Problems of the episodes that were left out; empty unless ``skip_bad``."""
+    """The problems of the episodes that were left out; empty unless ``skip_bad``."""
     missing: int = 0
-    """Indices for which the source had no episode (a scripted expert that gave up)."""
+    """The number of indices for which the source had no episode, because a scripted expert gave up."""
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """What a task needs to write one Parquet file, and nothing else."""
+    """The values that a task needs to write one Parquet file, and nothing else."""
 
     source: EpisodeSource
     indices: Chunk
@@ -55,7 +55,7 @@ class _Shard:
 
     @property
     def key(self) -> str:
-        """Equal for shards of equal content."""
+        """A key that is equal for shards of equal content."""
         features = {name: feature.model_dump(mode="json") for name, feature in self.features.items()}
         parts = (self.source.identity().settings, self.indices, features, self.action_dim, self.skip_bad)
         return fingerprint(FORMAT_VERSION, __version__, *parts)
@@ -75,19 +75,19 @@ def import_dataset(
     shards: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
-    """Read every episode of `source`, check it, and write a dataset to the folder `out`.
+    """Reads every episode of ``source``, checks it, and writes a dataset to the folder ``out``.
 
     Episode chunk i goes to file i modulo ``min(shards, chunks)``; the result is the same for any number of
     workers. The dataset appears at `out` complete or not at all. Ray must be initialised; on a cluster `out`
     must be on storage that all nodes share.
 
     Args:
-        source: where the episodes come from.
+        source: source of the episodes.
         out: folder to create. If it already is a dataset of the same content, that one is returned.
-        environment: spirl id; gives the features and the width of actions.
+        environment: id of the environment, which determines the features and the width of actions.
         skip_bad: leave bad episodes out and report them, instead of refusing the import.
         shards: number of Parquet files and of tasks, each of one CPU.
-        progress: called with (episodes looked at, episodes in all) whenever a file is done.
+        progress: called with (episodes read, episodes in all) whenever a file is done.
 
     Raises:
         SpirlError: bad episodes, an unreadable source, something else at `out`, or storage that fails.
@@ -98,7 +98,7 @@ def import_dataset(
     _refuse_foreign(out, environment)
     chunks = source.chunks()
     if not chunks:
-        raise SpirlError(f"{source.description().source}: holds no episode")
+        raise SpirlError(f"{source.description().source}: the source holds no episode")
     try:
         with partial_folder(out, resume=True) as partial:
             report = _write_dataset(partial, source, chunks, environment, skip_bad, shards, progress)
@@ -164,7 +164,7 @@ def _write_dataset(
 
 
 def _run(tasks: list[_Shard], progress: Callable[[int, int], None] | None) -> list[dict[str, Any]]:
-    """Results of `_write_shard` in the order of `tasks`."""
+    """Runs `_write_shard` on Ray, and returns the results in the order of ``tasks``."""
     total = sum(len(task.indices) for task in tasks)
     results = {number: found for number, task in enumerate(tasks) if (found := _finished(task)) is not None}
     done = sum(len(tasks[number].indices) for number in results)
@@ -180,7 +180,7 @@ def _run(tasks: list[_Shard], progress: Callable[[int, int], None] | None) -> li
     rows.context.enable_progress_bars = False
     rows.context.print_on_execution_start = False
     try:
-        # Without prefetching, or a finished shard would only be seen once the next one is finished too.
+        # Without prefetching, because otherwise a finished shard would be noticed only when the next one is finished.
         for batch in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
             for number, text in zip(batch["shard"].tolist(), batch["result"].tolist(), strict=True):
                 result = json.loads(text)
@@ -199,7 +199,7 @@ def _run(tasks: list[_Shard], progress: Callable[[int, int], None] | None) -> li
 
 
 def spirl_error_within(error: BaseException) -> SpirlError | None:
-    """The `SpirlError` that Ray wrapped on its way from a task to the driver, if that is what happened."""
+    """Returns the `SpirlError` that Ray has wrapped on its way from a task to the driver, if there is one."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -218,7 +218,7 @@ def _write_row(tasks: list[_Shard], row: dict[str, Any]) -> dict[str, Any]:
     try:
         result = _write_shard(shard)
     except SpirlError as error:
-        # As a value, so that Ray neither retries nor logs a traceback for what is the user's to fix.
+        # As a value, so that Ray neither retries nor logs a traceback for an error that the user can repair.
         result = {"error": str(error)}
     except OSError as error:
         result = {"error": f"Cannot write the dataset: {error.filename or shard.file}: {error.strerror or error}"}
@@ -258,7 +258,7 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
 
 
 def _finished(shard: _Shard) -> dict[str, Any] | None:
-    """What an interrupted import knew of a shard, if it had finished this one."""
+    """Returns the description of a shard from an interrupted import, if that had finished the shard."""
     try:
         note = json.loads(shard.result.read_text())
         result: dict[str, Any] = note["result"]
@@ -269,7 +269,7 @@ def _finished(shard: _Shard) -> dict[str, Any] | None:
 
 
 def _name_files(partial: Path, tasks: list[_Shard], results: list[dict[str, Any]]) -> dict[str, FileEntry]:
-    """Give the shards their final names; one that lost all its episodes is dropped."""
+    """Gives the shards their final names; one that lost all its episodes is dropped."""
     pairs = [(task.file, FileEntry(**result["file"])) for task, result in zip(tasks, results, strict=True)]
     kept = [(file, entry) for file, entry in pairs if entry.rows]
     files = {}
@@ -287,7 +287,7 @@ def _name_files(partial: Path, tasks: list[_Shard], results: list[dict[str, Any]
 
 
 def _refuse_foreign(out: Path, environment: str) -> None:
-    """Refuse early what can never be the same dataset; the content itself is compared at the end."""
+    """Refuses early what can never be the same dataset; the content itself is compared at the end."""
     try:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
             return
@@ -305,7 +305,7 @@ def _refuse_foreign(out: Path, environment: str) -> None:
 
 
 def _same_dataset(out: Path, card: DatasetCard) -> DatasetCard:
-    """The card of the dataset that is at its place already, if that is whole and of the same content."""
+    """Returns the card of the dataset that exists already, if that is complete and of the same content."""
     existing = read_card(out)
     if existing.content_sha256 != card.content_sha256:
         raise SpirlError(_occupied(out, existing))

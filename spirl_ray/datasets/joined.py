@@ -15,7 +15,7 @@ from spirl_ray.episodes.episode import Episode
 
 @dataclass(frozen=True)
 class JoinedSource:
-    """The episodes of several sources, one source after the other."""
+    """The source of the episodes of several sources, one source after the other."""
 
     parts: tuple[EpisodeSource, ...]
 
@@ -51,7 +51,7 @@ class JoinedSource:
 
 
 def make(data: DataSettings, env_id: str) -> JoinedSource:
-    """Demonstrations of the environment's expert, and then the recorded ones of ``data.dataset``."""
+    """Makes the source of the expert's demonstrations, and then the recorded ones of ``data.dataset``."""
     return JoinedSource((generated.make(data, env_id), minari.make(data, env_id)))
 
 

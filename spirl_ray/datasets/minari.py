@@ -27,7 +27,7 @@ _KNOWN_ORIGINS = {
 
 @dataclass(frozen=True)
 class MinariSource:
-    """A dataset of the Minari collection, local or downloaded.
+    """The source of a dataset of the Minari collection, local or downloaded.
 
     Observations become features through ``environment(environment_id).minari_observations``; actions and rewards
     are taken as recorded, never clipped. Completed subtasks, which Minari does not record, are found by
@@ -35,11 +35,11 @@ class MinariSource:
     """
 
     dataset: str
-    """Minari id, e.g. ``D4RL/kitchen/complete-v2``."""
+    """The Minari id, such as ``D4RL/kitchen/complete-v2``."""
     root: Path | None
-    """Folder of local Minari datasets. None: Minari's own, and what is missing there is downloaded."""
+    """The folder of local Minari datasets. None: Minari's own folder, to which missing datasets are downloaded."""
     environment: str
-    """spirl id."""
+    """The id of the environment."""
     _own_root: str | None = field(
         default_factory=lambda: os.environ.get("MINARI_DATASETS_PATH"), init=False, repr=False
     )
@@ -164,7 +164,7 @@ def _not_there(root: Path, dataset: str) -> str:
 
 @contextmanager
 def _minari_root(root: Path) -> Iterator[None]:
-    """Minari takes its root from the environment only; put back what was there."""
+    """Sets Minari's root, which Minari takes from an environment variable, and restores the variable at the end."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     try:
@@ -177,7 +177,7 @@ def _minari_root(root: Path) -> Iterator[None]:
 
 
 def make(data: DataSettings, env_id: str) -> MinariSource:
-    """The dataset that ``data.dataset`` names."""
+    """Makes the source of the dataset that ``data.dataset`` names."""
     refuse_options(data)
     if data.dataset is None:
         raise SpirlError(

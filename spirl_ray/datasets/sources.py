@@ -1,6 +1,6 @@
-"""Sources of episodes: what a source is, and the table of those that ``data.source`` can name.
+"""Sources of episodes: the interface of a source, and the table of those that ``data.source`` can name.
 
-A package of one's own adds a source by ``register_source``, or by an entry point of the group ``spirl_ray.sources``
+Another package adds a source by ``register_source``, or by an entry point of the group ``spirl_ray.sources``
 whose name is what ``data.source`` says, and whose object is a `MakeSource`. Options of its own come from
 ``data.options``::
 
@@ -25,12 +25,12 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
 
 Chunk = tuple[int, ...]
-"""Indices of episodes within a source. Chunks may be joined: reading is a matter of the indices alone."""
+"""The indices of episodes within a source. Chunks may be joined, because reading depends on the indices alone."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """Facts about a source that a dataset's card repeats."""
+    """The description of a source, which a dataset's card repeats."""
 
     source: str
     licence: str
@@ -39,7 +39,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides which episodes a source gives: two sources of equal identity give the same ones."""
+    """The identity of a source: two sources of equal identity have the same episodes."""
 
     name: str
     """A short name for people, part of the name of the dataset's folder."""
@@ -49,27 +49,29 @@ class Identity:
 
 
 class EpisodeSource(Protocol):
-    """Episodes by index; picklable, and read in any number of processes with the same result."""
+    """The interface of a source: episodes by index, picklable, and read in any number of processes with the same
+    result."""
 
     def chunks(self) -> list[Chunk]:
-        """Every episode's index once, in the order of the dataset: 0, 1, 2, …"""
+        """Returns every episode's index once, in the order of the dataset: 0, 1, 2, …"""
 
     def read(self, chunk: Chunk) -> Iterator[Episode]:
-        """The episodes with these indices, in order; an index may have none (an expert that failed)."""
+        """Reads the episodes with these indices, in order; an index may have none (an expert that failed)."""
 
     def description(self) -> Description:
-        """Facts for the card."""
+        """The description for the dataset's card."""
 
     def identity(self) -> Identity:
-        """What decides which episodes these are; known without reading any."""
+        """The identity of the episodes, which is known without reading any."""
 
     @property
     def attempts(self) -> int:
-        """How many of the indices are attempts of an expert, which may give up; 0 for recorded data."""
+        """The number of indices that are attempts of an expert, which may give up; 0 for recorded data."""
 
 
 MakeSource = Callable[[DataSettings, str], EpisodeSource]
-"""From the data settings and the environment's id to the source. Raises SpirlError for settings that do not fit."""
+"""A function from the data settings and the environment's id to the source; it raises SpirlError where they do not
+fit."""
 SOURCES: Registry[MakeSource] = Registry(
     "data source",
     modules=tuple(f"spirl_ray.datasets.{name}" for name in ("generated", "minari", "joined", "folder")),
@@ -81,9 +83,9 @@ def register_source(name: str, make: MakeSource, *, replace: bool = False) -> No
     """Adds a source of episodes to this process.
 
     Args:
-        name: what ``data.source`` says.
-        make: makes it from the data settings and the environment's id.
-        replace: True allows to replace a source that has this name already.
+        name: the value of ``data.source``.
+        make: function that makes it from the data settings and the environment's id.
+        replace: True to replace a source that has this name already.
 
     Raises:
         SpirlError: another source has the name.
@@ -92,7 +94,7 @@ def register_source(name: str, make: MakeSource, *, replace: bool = False) -> No
 
 
 def episode_source(data: DataSettings, env_id: str) -> EpisodeSource:
-    """The source that the data settings name.
+    """Makes the source that the data settings name.
 
     Raises:
         SpirlError: nobody has registered it, or the settings do not fit it.

@@ -15,7 +15,8 @@ from spirl_ray.episodes.features import Array, Feature, Features
 from spirl_ray.errors import SpirlError
 
 Batch = tuple[dict[str, Tensor], Tensor]
-"""Of B windows: observations [B, n, *feature.observed_shape] by name (float32, images uint8), and actions [B, H, A]."""
+"""A batch of B windows: observations [B, n, *feature.observed_shape] by name (float32, images uint8), and actions [B,
+H, A]."""
 _IMAGES_AT_A_TIME = 8192
 
 
@@ -23,20 +24,20 @@ class WindowTable:
     """All windows of a set of episodes, held as flat tensors and an index of their first rows.
 
     Every offset of every episode is one window, T - H + 1 of them, and none crosses the end of an episode. Images that
-    are stored are looked up in the episodes: joined into one array, they would for a moment be in memory twice.
+    are stored are looked up in the episodes, because joining them into one array would need the memory twice.
 
     Args:
-        episodes: what to cut windows from.
+        episodes: episodes from which windows are cut.
         horizon: H, primitive steps in a window.
-        features: those that windows are to have, by name; no other feature of the episodes is touched, but for what
+        features: features of the windows, by name; no other feature of the episodes is read, except those that
             renderers need.
-        renderers: what renders the features that episodes do not store (`EnvironmentSpec.renderers`).
-        observed: of how many steps n of a window to return the observations; None is all H. Images are costly, and an
-            open-loop model sees the first alone.
-        frame_cache_bytes: images that are rendered are so once and kept if they fit, and otherwise for each batch.
+        renderers: renderers of the features that episodes do not store (`EnvironmentSpec.renderers`).
+        observed: n, the number of steps of a window with observations; None is all H. Images are costly, and an
+            open-loop model needs the first alone.
+        frame_cache_bytes: rendered images are kept if they fit, and are otherwise rendered for each batch.
 
     Raises:
-        SpirlError: no window at all, or a feature that episodes do not hold and nothing renders.
+        SpirlError: there is no window, or a feature is neither in the episodes nor rendered.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class WindowTable:
         self._observed = horizon if observed is None else observed
         self._episode, self._first = np.repeat(np.arange(len(kept)), lengths), firsts
         self.numbers: dict[str, Tensor] = {}
-        """The features that are no images, float32 [rows, *shape], without the observations after the last actions."""
+        """The features that are not images, float32 [rows, *shape], without the observations after the last actions."""
         self._images: dict[str, ImageSource] = {}
         for name, feature in self.features.items():
             if not feature.stored:
@@ -84,17 +85,17 @@ class WindowTable:
         return len(self.starts)
 
     def rows(self, windows: Tensor) -> Batch:
-        """Windows by number [B] -> their observations and actions."""
+        """Returns the observations and actions of windows by number [B]."""
         rows = self.starts[windows].unsqueeze(1) + self._offsets
         seen = rows[:, : self._observed]
         return {name: self._observations(name, seen) for name in self.features}, _at(self.actions, rows)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """Uniform over all windows, with replacement."""
+        """Draws windows uniformly, with replacement."""
         return self.rows(torch.randint(len(self), (batch_size,), generator=generator))
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Every window once in random order; a short rest is topped up with random windows."""
+        """Yields every window once in random order; a short rest is topped up with random windows."""
         order = torch.randperm(len(self), generator=generator)
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
@@ -104,25 +105,25 @@ class WindowTable:
             yield self.rows(chosen)
 
     def _observations(self, name: str, rows: Tensor) -> Tensor:
-        """A feature in the successive rows [B, n]; images with those before them, the newest last."""
+        """Returns a feature in the successive rows [B, n]; images with those before them, the newest last."""
         if name in self.numbers:
             return _at(self.numbers[name], rows)
         frames = self.features[name].frames
         before = np.arange(1 - frames, rows.shape[1])
         episode = self._episode[rows[:, 0].numpy()]
-        # Before an episode's first image there is none, so that is repeated.
+        # Before an episode's first image there is none, so the first one is repeated.
         steps = np.maximum(rows[:, :1].numpy() + before - self._first[episode][:, None], 0)
         images = torch.from_numpy(self._images[name](episode, steps))
         return images.unfold(1, frames, 1).movedim(-1, 2).contiguous()
 
 
 def _at(values: Tensor, rows: Tensor) -> Tensor:
-    """``values[rows]``, which takes twice as long."""
+    """Returns ``values[rows]`` in half the time."""
     return values.index_select(0, rows.reshape(-1)).unflatten(0, rows.shape)
 
 
 ImageSource = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]
-"""Episode numbers [B] and steps in them [B, n], each a run of successive ones that may begin with repeated zeros ->
+"""A function from episode numbers [B] and steps in them [B, n], successive ones that may begin with repeated zeros, to
 images uint8 [B, n, height, width, channels]."""
 
 
@@ -137,7 +138,7 @@ def _recorded(episodes: Sequence[Episode], name: str) -> list[Array]:
 
 
 class _Stored:
-    """Images that episodes hold."""
+    """Images that episodes store."""
 
     def __init__(self, images: list[Array]) -> None:
         self._images = images
@@ -164,7 +165,7 @@ class _Rendered:
         self._render = make([episode.metadata for episode in episodes])
         lengths = [episode.length for episode in episodes]
         self._firsts = np.cumsum([0, *lengths[:-1]])
-        # Only rows of numbers: whoever stores images need not render any from them.
+        # Only rows of numbers, because no image is rendered from stored images.
         self._numbers = {
             name: np.concatenate(_recorded(episodes, name))
             for name, values in episodes[0].observations.items()

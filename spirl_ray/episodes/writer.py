@@ -1,4 +1,4 @@
-"""A writer of datasets: episodes are added as arrays, checked, and written while they come."""
+"""A writer of datasets: episodes are added as arrays, checked, and written as they arrive."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from spirl_ray.files.atomic import partial_folder, write_atomically
 _FEATURES = TypeAdapter(dict[FeatureName, Feature])
 _EPISODES_A_GROUP = 64
 _BYTES_A_GROUP = 32 * 2**20
-"""A group of rows is written when it has this many episodes or bytes, so memory does not grow with the dataset."""
+"""The size at which a group of rows is written, so that memory does not grow with the dataset."""
 _SHOWN_PROBLEMS = 10
 
 
 class _Abandoned(Exception):
-    """The block of a writer has raised, so what it has written is removed."""
+    """The error that the block of a writer has raised, so that what it has written is removed."""
 
 
 class DatasetWriter:
@@ -54,13 +54,13 @@ class DatasetWriter:
 
     Args:
         path: the folder to make; it must not exist, or be empty.
-        features: those of the environment by name, as `Feature` or as its fields in a dict. Features that the
+        features: features of the environment by name, as `Feature` or as its fields in a dict. Features that the
             environment renders (``stored=False``) are declared as well, but episodes leave them out.
         action_dim: width of an action.
         environment: id of the environment that the episodes belong to.
-        source: where the episodes come from, for the card.
-        licence: under which they may be used, for the card.
-        attribution: whom to name, for the card.
+        source: origin of the episodes, for the card.
+        licence: licence of the episodes, for the card.
+        attribution: people or papers to name, for the card.
         shards: number of Parquet files, if there are as many episodes; at least as many as training workers.
 
     Raises:
@@ -105,7 +105,7 @@ class DatasetWriter:
 
     @property
     def episodes(self) -> int:
-        """How many have been added."""
+        """The number of episodes that have been added."""
         return len(self._digests)
 
     def __enter__(self) -> DatasetWriter:
@@ -127,7 +127,7 @@ class DatasetWriter:
         id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Checks an episode of T actions and takes it in.
+        """Checks an episode of T actions and adds it.
 
         Args:
             observations: [T + 1, *shape] for each stored feature by name, the last row after the last action: integers
@@ -137,10 +137,10 @@ class DatasetWriter:
             terminated: the task ended the episode.
             truncated: a time limit or the recording ended it; None is the opposite of ``terminated``.
             id: unique in the dataset; None numbers the episodes.
-            metadata: JSON-able facts; ``completed`` lists the subtasks in the order of completion.
+            metadata: JSON-able information; ``completed`` lists the subtasks in the order of completion.
 
         Raises:
-            SpirlError: what is wrong with the episode, by field and row. The episode is not taken in then, and the
+            SpirlError: the episode is wrong; the message has field and row. The episode is not added then, and the
                 dataset still can be finished without it.
         """
         if not self._entered:
@@ -183,7 +183,7 @@ class DatasetWriter:
             self._finish()
 
     def _observed(self, identifier: str, name: str, values: npt.ArrayLike) -> Array:
-        """The values of a feature in its dtype; unknown names and wrong shapes are left to `check_episode`."""
+        """Converts the values of a feature to its dtype; unknown names and wrong shapes are left to `check_episode`."""
         feature = self.features.get(name)
         if feature is None or not feature.is_image:
             return self._numbers(identifier, name, values)
@@ -200,7 +200,7 @@ class DatasetWriter:
             found = np.asarray(values, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise SpirlError(
-                f"{self._where}: episode {identifier!r}: {name} is no array of numbers: {error}"
+                f"{self._where}: episode {identifier!r}: {name} is not an array of numbers: {error}"
             ) from error
         if found.ndim == 0:
             raise SpirlError(f"{self._where}: episode {identifier!r}: {name} is a single number, not an array")

@@ -1,7 +1,7 @@
-"""The one way to write files and folders: each is there in full or not at all.
+"""The one way to write files and folders: each exists as a whole or not at all.
 
-What is not complete yet has a hidden name beside its place that ends in the host and the process that writes it, so
-that two processes never write the same one and everybody can see whether its owner still lives.
+An incomplete file or folder has a hidden name beside its place that ends in the host and the process that writes it, so
+that two processes never write the same one, and every process can tell whether its owner still lives.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from spirl_ray.files.untrusted import parse_json
 
 
 class FolderExists(SpirlError):
-    """Another process, or an earlier one, has put a folder where `partial_folder` was about to put its own."""
+    """The error that another process has put a folder where `partial_folder` was about to put its own."""
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a file in full or not at all; text is written as UTF-8.
+    """Writes a file as a whole or not at all; text is written as UTF-8.
 
     Raises:
-        SpirlError: with the path and the reason, for example no space or no permission.
+        SpirlError: the file cannot be written; the message has the path and the reason, such as no space.
     """
     with partial_file(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -79,7 +79,7 @@ def partial_folder(path: Path, *, resume: bool = False) -> Iterator[Path]:
 
     Args:
         path: where the complete folder will be; nothing or an empty folder may be there.
-        resume: the block goes on from what it finds in the folder. Then what a dead process has left becomes the
+        resume: the block continues from what it finds in the folder. Then what a dead process has left becomes the
             folder, and the folder stays when Ctrl-C or a termination ends the block.
 
     Raises:
@@ -103,7 +103,7 @@ def partial_folder(path: Path, *, resume: bool = False) -> Iterator[Path]:
         except OSError as error:
             if not os.path.lexists(path):
                 raise
-            raise FolderExists(f"{path} is there already: nothing was written.") from error
+            raise FolderExists(f"{path} exists already, so nothing was written.") from error
     except OSError as error:
         raise _cannot_write(path, partial, error) from error
     except (KeyboardInterrupt, SystemExit):
@@ -128,7 +128,7 @@ def _partial(path: Path) -> Path:
 
 
 def _abandoned(partial: Path) -> bool:
-    """Whether the process that made a partial file or folder is known to be gone; on shared storage it may live on
+    """True where the process that made a partial file or folder is known to be gone; on shared storage it may live on
     another host.
     """
     owner, _, pid = partial.name.rpartition("-")

@@ -1,4 +1,4 @@
-"""Fencing: of all processes that have begun to work on a result, only the newest may go on writing it.
+"""Fencing: of all processes that have begun to work on a result, only the newest may continue to write it.
 
 Locks keep two processes apart on one machine. A job that a cluster starts again may overlap with the attempt before,
 which lost its node's connection but not its life, and shared storage may not have locks that work across nodes.
@@ -15,10 +15,10 @@ from spirl_ray.files import layout
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process's work on a result; picklable, so that workers can ask as well."""
+    """The work of one process on a result; picklable, so that workers can check it as well."""
 
     folder: Path
-    """Holds an empty file for each attempt."""
+    """The folder with an empty file for each attempt."""
     number: int
 
     @classmethod
@@ -26,7 +26,7 @@ class Attempt:
         """Takes the next number; from here on, older attempts fail their next `check`.
 
         Args:
-            result: folder of what is worked on; made if it is not there.
+            result: folder of what is worked on; made if it does not exist.
         """
         folder = result / layout.ATTEMPTS
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class Attempt:
             return cls(folder, number)
 
     def check(self) -> None:
-        """Call it before anything is written that another attempt may write, too.
+        """Checks that this is the newest attempt, before anything is written that another attempt may write, too.
 
         Raises:
             SpirlError: a newer attempt has begun.
@@ -49,7 +49,7 @@ class Attempt:
         if newest != self.number:
             raise SpirlError(
                 f"{self.folder.parent}: attempt {newest} at this result has begun, so this one, number {self.number}, "
-                "stops. Nothing is lost: the newer one goes on from the last checkpoint."
+                "stops. Nothing is lost: the newer one resumes from the last checkpoint."
             )
 
 

@@ -11,18 +11,19 @@ from typing import Any
 from pydantic import BaseModel
 
 KEY_VERSION = 2
-"""Part of every key. Raise it when equal settings lead to other results than before, or a file format changes."""
+"""The version in every key. Raise it when equal settings lead to other results than before, or a file format
+changes."""
 
 
 def fingerprint(*parts: Any) -> str:
-    """Ten hex digits that identify settings and upstream results; equal input gives an equal key.
+    """Returns ten hex digits that identify settings and upstream results; equal input gives an equal key.
 
     Args:
         parts: settings and plain data (JSON values, mappings with names as keys, sequences, paths). The names of
-            classes and of their files are no part of the key; nor should texts for people be.
+            classes and of their files are not part of the key; nor should texts for people be.
 
     Raises:
-        TypeError: something else, whose only plain form would be its ``repr``.
+        TypeError: a part is something else, whose only plain form would be its ``repr``.
     """
     text = json.dumps([KEY_VERSION, *map(_plain, parts)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

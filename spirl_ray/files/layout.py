@@ -1,4 +1,4 @@
-"""The names of the files and folders of an experiment: what is where.
+"""The names of the files and folders of an experiment: the place of each.
 
 ::
 
@@ -17,7 +17,7 @@
     REPORTS/                        REPORT, REPORT_TABLE, REPORT_NUMBERS
 
 Code that reads or writes one of them takes its name from here. In this project, JSON files are written last and
-complete what they stand beside.
+complete the files beside them.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ POLICY_TENSORS = "policy.safetensors"
 # --- training ---
 
 METRICS = "metrics.csv"
-"""What was measured during a training (of skills or of a policy), a row now and then."""
+"""The metrics of a training (of skills or of a policy), a row now and then."""
 EVALUATIONS = "evaluations.csv"
 """The evaluations of the snapshots during training, a row for each snapshot and mode."""
 TRAINED = "trained.json"
-"""Says that a policy has been trained: for how many steps, and which snapshot was published."""
+"""The record of a trained policy: for how many steps it was trained, and which snapshot was published."""
 PROVENANCE = "provenance.json"
 """The processes that trained a policy: commit, versions and hardware of each."""
 TENSORBOARD = "tensorboard"
@@ -98,19 +98,19 @@ CHECKPOINT_STATE = "state.json"
 CHECKPOINT_TENSORS = "state.safetensors"
 """The arrays and tensors of a checkpoint."""
 ORIGIN = "origin.json"
-"""Says which policy and trial of a population wrote the checkpoint that a policy was continued from."""
+"""The policy and trial of a population that wrote the checkpoint from which a policy was continued."""
 SNAPSHOTS = "snapshots"
 """Folder of the policy as it was during training, a folder for each snapshot; see `step_folder`."""
 _STEP = "step-"
 
 
 def step_folder(parent: Path, env_steps: int) -> Path:
-    """The folder of the checkpoint or snapshot after so many environment steps; its names sort by steps."""
+    """The folder of the checkpoint or snapshot after this many environment steps; its names sort by steps."""
     return parent / f"{_STEP}{env_steps:012d}"
 
 
 def step_folders(parent: Path) -> list[Path]:
-    """The folders of checkpoints or snapshots that are there, by rising environment steps."""
+    """The folders of existing checkpoints or snapshots, by rising environment steps."""
     return sorted(parent.glob(f"{_STEP}*"))
 
 
@@ -128,7 +128,7 @@ def snapshot_evaluation(mode: str) -> str:
 
 
 def is_snapshot_evaluation(name: str) -> bool:
-    """Whether a file in a snapshot's folder holds an evaluation; the others are the policy."""
+    """True where a file in a snapshot's folder holds an evaluation; the other files are the policy."""
     return name.startswith(_SNAPSHOT_EVALUATION)
 
 
@@ -143,7 +143,7 @@ SUMMARY = "summary.json"
 VIDEOS = "videos"
 """Folder of an evaluation's videos, one for each mode."""
 VIDEO_SETTINGS = "videos.json"
-"""How long and how fast the videos beside it are; completes them."""
+"""The length and speed of the videos beside it; completes them."""
 
 
 def video(evaluation: Path, mode: str) -> Path:
@@ -152,14 +152,14 @@ def video(evaluation: Path, mode: str) -> Path:
 
 
 EXPLORATION_FIGURE = "exploration.png"
-"""Where each explorer got, drawn into the floor plan."""
+"""The figure of where each explorer got, drawn into the floor plan."""
 EXPLORATION_TABLE = "coverage.csv"
-"""How much of the floor each explorer has visited."""
+"""The table of how much of the floor each explorer has visited."""
 
 # --- sweeps ---
 
 SWEEP = "sweep.yaml"
-"""What a sweep searches, with its base experiment in full."""
+"""The search of a sweep, with its base experiment in full."""
 TRIALS = "trials"
 """Folder of the records of a sweep's trials."""
 SWEEP_RESULTS = "results.csv"

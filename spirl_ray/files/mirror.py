@@ -1,11 +1,11 @@
-"""A copy of an experiment's folder behind a URI (S3, GCS, HDFS, …), from which another machine can go on.
+"""A copy of an experiment's folder behind a URI (S3, GCS, HDFS, …), from which another machine can resume.
 
-Work happens in the folder, for locks and atomic renames need a file system. While a result is worked on, what changed
-is copied every minute, and once more when it ends. In this project JSON files come last and complete what they stand
-beside; so here: they are read first and copied last, so that a machine may die at any moment.
+Work happens in the folder, because locks and atomic renames need a file system. While a result is in work, what changed
+is copied every minute, and once more when it ends. In this project JSON files come last and complete the files
+beside them; so here: they are read first and copied last, so that a machine may die at any moment.
 
 One folder writes to a storage at a time: the newest that took it, by an id on both sides. A job that is started again
-on another machine takes it over, and the one before, should it still live, is told so and stops copying.
+on another machine takes it over, and the one before, if it still lives, notices this and stops copying.
 
 Names in a storage that lead out of the folder are refused (SECURITY.md).
 """
@@ -35,15 +35,15 @@ _OWNER_LIMIT_BYTES = 100
 
 
 class _Stamp(NamedTuple):
-    """A file as it was when it was looked at."""
+    """The state of a file when it was examined."""
 
     size: int
     modified: int
-    """ns"""
+    """The time of the last change in ns."""
 
 
 class _Gone(Exception):
-    """A file was removed or replaced while everything was being copied."""
+    """The error that a file was removed or replaced while everything was being copied."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Storage:
     uri: str
     copy_every_s: float = _COPY_EVERY_S
     _copied: dict[str, _Stamp] = field(default_factory=dict, repr=False)
-    """Files as they were when this process copied them, by path in the folder."""
+    """The state of files when this process copied them, by path in the folder."""
 
     def __post_init__(self) -> None:
         try:
@@ -62,7 +62,7 @@ class Storage:
         except (pa.ArrowException, ValueError, OSError) as error:
             raise SpirlError(
                 f"storage: {self.uri} cannot be opened: {error}. Use a URI such as s3://bucket/folder or "
-                "gs://bucket/folder, and say in the environment who you are, as for every client of that storage."
+                "gs://bucket/folder, and set its credentials in the environment, as for every client of that storage."
             ) from error
         self._root = root.rstrip("/")
         if isinstance(self._remote, fs.LocalFileSystem):
@@ -71,10 +71,10 @@ class Storage:
                 raise SpirlError(f"storage: {self.uri} overlaps with the output, {self.folder}. Choose another one.")
 
     def attach(self, mark: str) -> None:
-        """Fills a new folder from the storage, if it holds anything, and takes it. Call it with the folder locked.
+        """Fills a new folder from the storage, if it holds anything, and takes it. Its folder must be locked.
 
         Args:
-            mark: file name that says, here and there, that this is an experiment's folder.
+            mark: name of the file that marks an experiment's folder, on both sides.
 
         Raises:
             SpirlError: another folder has taken the storage, or it cannot be used.
@@ -100,7 +100,7 @@ class Storage:
         """Copies what changes in ``target`` (in the folder) while the block runs, and when it ends, however it ends.
 
         Raises:
-            SpirlError: when the last copy fails; those before it only wait for the next.
+            SpirlError: the last copy fails; an earlier copy that fails is repeated by the next.
         """
         done = threading.Event()
 
@@ -118,9 +118,9 @@ class Storage:
 
         try:
             yield
-        except BaseException:  # Ctrl-C and SIGTERM, too: the work goes on from this copy
+        except BaseException:  # Ctrl-C and SIGTERM, too, because work resumes from this copy
             stop()
-            with contextlib.suppress(SpirlError):  # what went wrong first is what matters
+            with contextlib.suppress(SpirlError):  # the first error is the one that matters
                 self.copy(target)
             raise
         stop()
@@ -137,7 +137,7 @@ class Storage:
                 self._take()
             elif owner != self._id():
                 raise SpirlError(
-                    f"storage: {self.uri} has been taken by another run of this experiment, which goes on from "
+                    f"storage: {self.uri} has been taken by another run of this experiment, which resumes from "
                     f"what was copied. What this one has done since is in {self.folder} alone."
                 )
             there = self._list(target)
@@ -154,7 +154,7 @@ class Storage:
             for name in there.keys() - stamps.keys() - {OWNER}:  # old checkpoints, for one: they would fill the storage
                 self._remote.delete_file(self._path(name))
 
-    # --- this side ---
+    # --- the folder ---
 
     def _files(self, target: Path) -> Iterator[str]:
         """Paths in the folder of files that count: nothing hidden, which is partial or a lock, and no links."""
@@ -167,7 +167,7 @@ class Storage:
                     yield path.relative_to(self.folder).as_posix()
 
     def _known(self, name: str, stamp: _Stamp, there: fs.FileInfo | None) -> bool:
-        """Whether the storage has the file as it is: this process has copied it, or by its size and time."""
+        """True where the storage has the file as it is, because this process has copied it, or by its size and time."""
         if there is None or name in self._copied:
             return there is not None and self._copied[name] == stamp
         same = there.size == stamp.size and there.mtime_ns is not None and there.mtime_ns >= stamp.modified
@@ -186,7 +186,7 @@ class Storage:
         path = self.folder / OWNER
         return path.read_text() if path.exists() else "none"
 
-    # --- the other side ---
+    # --- the storage ---
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -196,7 +196,7 @@ class Storage:
         return info if info.type == fs.FileType.File else None
 
     def _list(self, target: Path) -> dict[str, fs.FileInfo]:
-        """What the storage has of a file or folder, by path in the folder.
+        """Lists what the storage has of a file or folder, by path in the folder.
 
         Raises:
             SpirlError: a name would lead out of the folder.
@@ -232,7 +232,7 @@ class Storage:
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[pa.NativeFile]:
-        """Object stores show a file when it is complete; file systems do if it is renamed then."""
+        """Opens a file to write: object stores show it when it is complete, and in file systems it is renamed then."""
         path = PurePosixPath(self._path(name))
         if self._remote.type_name not in ("local", "hdfs"):
             with self._remote.open_output_stream(str(path)) as sink:

@@ -1,4 +1,4 @@
-"""CSV files: written in full or not at all, read with errors that name the file, line and column."""
+"""CSV files: written as a whole or not at all, read with errors that name the file, line and column."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     Args:
         path: of the file.
         rows: values by column; a missing one becomes an empty cell.
-        columns: the first columns, which are there even without a row. Others follow in order of appearance.
+        columns: the first columns, which exist even without a row. Others follow in order of appearance.
     """
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     text = io.StringIO()
@@ -35,16 +35,16 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 @dataclass(frozen=True)
 class CsvRow:
-    """One row of a CSV file, and where it stands."""
+    """One row of a CSV file, with its place in the file."""
 
     path: Path
     line: int
-    """Number of the row's line in the file; the header is in line 1."""
+    """The number of the row's line in the file; the header is in line 1."""
     cells: dict[str, str]
-    """Text by column; a column that the row is too short for is missing."""
+    """The text by column; a column is missing where the row is too short for it."""
 
     def number(self, column: str) -> float:
-        """The number in a cell; NaN where the cell is empty or missing.
+        """Reads the number in a cell; NaN where the cell is empty or missing.
 
         Raises:
             SpirlError: the cell holds something else.
@@ -56,7 +56,7 @@ class CsvRow:
             raise self.error(column, "is not a number") from None
 
     def whole_number(self, column: str) -> int:
-        """The whole number in a cell.
+        """Reads the whole number in a cell.
 
         Raises:
             SpirlError: the cell is empty or holds something else.
@@ -67,7 +67,7 @@ class CsvRow:
         return int(number)
 
     def error(self, column: str, what: str) -> SpirlError:
-        """An error about a cell that names the file, the line and the column."""
+        """Makes an error about a cell that names the file, the line and the column."""
         return SpirlError(f"{self.path}, line {self.line}, column {column!r}: {self.cells.get(column, '')!r} {what}")
 
 
@@ -79,7 +79,7 @@ def read_csv(path: Path | None, required: Sequence[str] = ()) -> list[CsvRow]:
 
     Args:
         path: of the file.
-        required: columns that must be there.
+        required: columns that the file must have.
 
     Raises:
         SpirlError: the file cannot be read, or lacks a column.
@@ -95,7 +95,7 @@ def read_csv(path: Path | None, required: Sequence[str] = ()) -> list[CsvRow]:
     if missing:
         raise SpirlError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(reader.fieldnames or ())}")
     return [
-        # None is the name of what is too much in a row, and the value of what is missing.
+        # The csv module uses None as the name of surplus cells, and as the value of missing ones.
         CsvRow(path, reader.line_num, {name: cell for name, cell in row.items() if None not in (name, cell)})
         for row in reader
     ]
@@ -105,7 +105,7 @@ def read_columns(path: Path | None) -> dict[str, NDArray[np.float64]]:
     """Reads the columns of a CSV file of numbers as float64 [rows]; an empty cell is NaN; no file is no columns.
 
     Raises:
-        SpirlError: as `read_csv`, and for a cell that is not a number.
+        SpirlError: see `read_csv`; also a cell that is not a number.
     """
     rows = read_csv(path)
     names = list(rows[0].cells) if rows else []

@@ -1,4 +1,4 @@
-"""Tensors as safetensors files: written atomically, read as what a stranger has made."""
+"""Tensors as safetensors files: written atomically, read with the care that a stranger's files need."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def save_tensors(module: nn.Module, path: Path) -> str:
 
 
 def build_module(build: Callable[[], Module], tensors: Path) -> Module:
-    """A module whose sizes stand in a card, once its tensor file has been found to be large enough for it.
+    """Builds a module whose sizes are in a card, once its tensor file has been found to be large enough for it.
 
     Raises:
-        SpirlError: when the card describes more than the file holds, or the file is missing.
+        SpirlError: the card describes more than the file holds, or the file is missing.
     """
     try:
         with torch.device("meta"):
@@ -52,7 +52,7 @@ def load_tensors(module: nn.Module, path: Path, sha256: str) -> None:
     """Reads what `save_tensors` wrote into a module of the same shape.
 
     Raises:
-        SpirlError: if the file is missing, is not what its card describes, or does not fit the module.
+        SpirlError: the file is missing, is not what its card describes, or does not fit the module.
     """
     needed = sum(tensor.nbytes for tensor in module.state_dict().values())
     data = read_plain_file(path, limit=2 * needed + _HEADER_ALLOWANCE_BYTES)
@@ -68,16 +68,16 @@ def load_tensors(module: nn.Module, path: Path, sha256: str) -> None:
 
 
 def read_tensors(path: Path, limit: int = 2**30) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file that somebody else may have made.
+    """Reads the tensors of a safetensors file that somebody else may have made.
 
     Args:
         path: a plain file.
         limit: the most bytes that it may have.
 
     Raises:
-        SpirlError: it is missing, too large, or no safetensors file.
+        SpirlError: the file is missing, too large, or not a safetensors file.
     """
     try:
         return safetensors.torch.load(read_plain_file(path, limit))
     except SafetensorError as error:
-        raise SpirlError(f"{path} is no safetensors file: {error}") from error
+        raise SpirlError(f"{path} is not a safetensors file: {error}") from error

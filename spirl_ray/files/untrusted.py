@@ -12,18 +12,18 @@ from typing import Any, BinaryIO
 from spirl_ray.errors import SpirlError
 
 CARD_LIMIT_BYTES = 16 * 2**20
-"""The most that a card can have; those of real datasets and artifacts are a thousand times smaller."""
+"""The most bytes of a card; those of real datasets and artifacts are a thousand times smaller."""
 
 
 def read_plain_file(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file that belongs to an artifact.
+    """Reads the bytes of a regular file that belongs to an artifact.
 
     Args:
-        path: no symbolic link, pipe or device; a shared artifact could point anywhere with it.
+        path: a regular file; a symbolic link, pipe or device in a shared artifact could lead anywhere.
         limit: the most bytes that such a file can have.
 
     Raises:
-        SpirlError: for anything else, naming the file.
+        SpirlError: the file is anything else; the message names it.
     """
     with _open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -33,10 +33,10 @@ def read_plain_file(path: Path, limit: int) -> bytes:
 
 
 def plain_file_size(path: Path) -> int:
-    """Bytes in a regular file.
+    """The size of a regular file in bytes.
 
     Raises:
-        SpirlError: as `read_plain_file`.
+        SpirlError: see `read_plain_file`.
     """
     with _open_plain(path) as file:
         return os.fstat(file.fileno()).st_size
@@ -44,7 +44,7 @@ def plain_file_size(path: Path) -> int:
 
 def _open_plain(path: Path) -> BinaryIO:
     try:
-        # Without waiting for the other end of a pipe.
+        # Nonblocking, so that it does not wait for the other end of a pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -57,14 +57,14 @@ def _open_plain(path: Path) -> BinaryIO:
 
 
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Parses a JSON object.
 
     Args:
-        data: what the file holds.
-        path: named in errors.
+        data: content of the file.
+        path: path of the file, for errors.
 
     Raises:
-        SpirlError: for anything else.
+        SpirlError: the data are anything else.
     """
     try:
         raw = json.loads(data.decode("utf-8"))
@@ -78,9 +78,9 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The JSON object in the card of an artifact that somebody else may have made.
+    """Reads the JSON object in the card of an artifact that somebody else may have made.
 
     Raises:
-        SpirlError: naming the file; see `read_plain_file`.
+        SpirlError: see `read_plain_file` and `parse_json`; the message names the file.
     """
     return parse_json(read_plain_file(path, CARD_LIMIT_BYTES), path)

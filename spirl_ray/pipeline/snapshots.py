@@ -1,4 +1,4 @@
-"""Policies as they are while training goes on, each evaluated by Ray tasks meanwhile."""
+"""Policies as they are during training, each evaluated by Ray tasks while training continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class SnapshotEvaluations:
-    """Policy artifacts taken during training, each evaluated by Ray tasks while training goes on.
+    """Policy artifacts taken during training, each evaluated by Ray tasks while training continues.
 
     A snapshot without a result, for example after a crash, is evaluated when the run is resumed. Those from after
     the restored checkpoint are removed, because the run takes another course from there.

@@ -59,7 +59,7 @@ def train_policy(
     on_row: Callable[[Row], None] | None = None,
     on_evaluation: Callable[[Row], None] | None = None,
 ) -> Row:
-    """Trains (or goes on training) one policy and writes its artifact to ``run.out``.
+    """Trains one policy, or resumes its training, and writes its artifact to ``run.out``.
 
     Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
     ``evaluations.csv``, ``provenance.json``, TensorBoard files, the policy artifact and ``trained.json``. After a
@@ -173,7 +173,7 @@ def _loop(
 
 
 def _newest_scores(evaluations: SnapshotEvaluations, row: Row) -> dict[str, float]:
-    """The score of the newest training episodes and evaluations, by what to call it in a line."""
+    """The score of the newest training episodes and evaluations, by its label in a line."""
     newest: dict[str, Row] = {"": row, **{f", {mode}": found for mode, found in evaluations.newest.items()}}
     score = evaluations.scores.score_in(newest.values())
     return {f"{score.label}{where}": found[score.name] for where, found in newest.items() if score.name in found}
@@ -201,7 +201,7 @@ def _publish(snapshot: Path, out: Path) -> None:
 
 
 def _note_provenance(out: Path, env_steps: int) -> list[Row]:
-    """Adds this process to ``provenance.json``: which commit trained from which step on, on what hardware."""
+    """Adds this process to ``provenance.json``: its commit, its first step and its hardware."""
     path = out / layout.PROVENANCE
     history = [entry for entry in read_provenance(out) if entry["from_env_steps"] < env_steps]
     history.append({"from_env_steps": env_steps, "commit": commit(), "versions": versions(), "hardware": hardware()})
@@ -219,7 +219,7 @@ def read_provenance(out: Path) -> list[Row]:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """The complete checkpoints, oldest first."""
     return [path for path in layout.step_folders(out / layout.CHECKPOINTS) if checkpoint.complete(path)]
 
 
@@ -239,7 +239,7 @@ def _checkpoint(run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC) ->
 
 
 class MetricsLog:
-    """``metrics.csv`` and TensorBoard. Rows from after the restored checkpoint are dropped when a run goes on."""
+    """``metrics.csv`` and TensorBoard. Rows from after the restored checkpoint are dropped when a run resumes."""
 
     def __init__(self, out: Path, env_steps: int) -> None:
         self.path = out / layout.METRICS

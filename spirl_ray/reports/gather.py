@@ -27,14 +27,14 @@ from spirl_ray.skills.artifact import read_skill_card
 
 
 def gather(workspace: Workspace, command: str) -> ExperimentRecord:
-    """The record of everything finished so far; missing pieces are left out.
+    """Gathers the record of everything finished so far; missing pieces are left out.
 
     Args:
         workspace: a reserved folder with its dataset.
-        command: what reproduces the experiment, as a shell takes it.
+        command: shell command that reproduces the experiment.
 
     Raises:
-        SpirlError: for a file that is damaged.
+        SpirlError: a file is damaged.
     """
     experiment = workspace.experiment
     card = read_card(workspace.dataset)
@@ -74,7 +74,7 @@ def _exploration(workspace: Workspace) -> ExplorationRecord | None:
 
 
 def _hardware(workspace: Workspace) -> dict[str, str]:
-    """That of the newest training, for the report may be made elsewhere."""
+    """The hardware of the newest training, because the report may be made on another machine."""
     processes = [process for trial in workspace.trials() for process in read_provenance(trial.policy)]
     return dict(processes[-1]["hardware"]) if processes else hardware()
 
@@ -116,7 +116,7 @@ def _priors(trial: Trial) -> list[PriorRecord]:
 
 
 def _trial(trial: Trial) -> TrialRecord:
-    """A finished training, or how far it is: then by its metrics."""
+    """The record of a finished training, or of an unfinished one by its metrics so far."""
     done, metrics = trial.policy / layout.TRAINED, trial.policy / layout.METRICS
     commits = dict.fromkeys(process["commit"] for process in read_provenance(trial.policy))
     result: dict[str, Any] = {"commit": "+".join(commits) or "unknown", "env_steps": 0, "wall_clock_s": 0.0}

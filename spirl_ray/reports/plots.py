@@ -25,12 +25,12 @@ from spirl_ray.reports.statistics import bootstrap_interval
 from spirl_ray.reports.tables import BarePrior, TrialResults, by_method
 
 Run = tuple[np.ndarray, np.ndarray]
-"""x and y, both float64 [n], of one seed."""
+"""The curve of one seed: x and y, both float64 [n]."""
 
 SERIES_COLOURS = 6
-"""The page defines the colours --series-0 … of this many series; further ones start over with dashes."""
+"""The number of series whose colours --series-0 … the page defines; further series repeat them with dashes."""
 MUTED = -1
-"""Colour of a series that is there for comparison."""
+"""The colour of a series that is drawn for comparison."""
 
 _MAX_POINTS = 200
 # Stand-ins that the page's colours take the place of in the SVG text, so that dark mode works.
@@ -50,12 +50,12 @@ class Series:
     label: str
     runs: Sequence[Run]
     colour: int = 0
-    """Index of a series colour, or `MUTED`."""
+    """The index of a series colour, or `MUTED`."""
     style: str = "solid"
     band: bool = False
-    """Also the 95% bootstrap interval of the mean; for two runs or more."""
+    """True to draw the 95% bootstrap interval of the mean as well, for two runs or more."""
     seeds: bool = True
-    """Also the single runs."""
+    """True to draw the single runs as well."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,18 @@ class Panel:
     y_label: str = ""
     y_range: tuple[float, float] | None = None
     log_y: bool = False
-    """A logarithmic axis, where the values span more than a factor of ten."""
+    """True for a logarithmic axis, where the values span more than a factor of ten."""
     from_zero: bool = False
-    """The axis starts at 0, so that small changes look small."""
+    """True for an axis that starts at 0, so that small changes look small."""
     level: float | None = None
-    """A horizontal line for comparison."""
+    """The height of a horizontal line for comparison."""
     note: str = ""
     size: tuple[float, float] = field(default=(4.4, 2.7))
-    """Inches at 72 per inch; the page scales it."""
+    """The size in inches at 72 points per inch; the page scales it."""
 
     @property
     def empty(self) -> bool:
-        """No series has a finite value."""
+        """True where no series has a finite value."""
         return not any(np.isfinite(y).any() for series in self.series for _, y in series.runs)
 
 
@@ -89,7 +89,7 @@ def learning_curves(
     score: Metric,
     bare_prior: BarePrior | None,
 ) -> list[Panel]:
-    """The score over environment steps, a panel for each mode that has been evaluated."""
+    """Makes the panels of the score over environment steps, a panel for each mode that has been evaluated."""
     low, high = score.range
     panels = []
     for mode in MODES:
@@ -115,7 +115,7 @@ def learning_curves(
 
 
 def diagnostics(trials: Sequence[TrialResults], colour: int, scores: Scores) -> list[Panel]:
-    """Small multiples of one method's training; quantities that were not recorded have no panel."""
+    """Makes small panels of one method's training; quantities that were not recorded have no panel."""
     tables = [trial.metrics for trial in trials]
     panels = _panels("train", tables, "env_steps", colour)
     for metric in scores.metrics:
@@ -126,10 +126,10 @@ def diagnostics(trials: Sequence[TrialResults], colour: int, scores: Scores) -> 
 
 
 def skill_panels(skill: SkillRecord) -> list[Panel]:
-    """Losses and speed of a skill model's training.
+    """Makes the panels of losses and speed of a skill model's training.
 
     Raises:
-        SpirlError: its metrics are malformed.
+        SpirlError: the metrics are malformed.
     """
     panels = _panels("pretrain", [read_columns(skill.metrics_csv)], "update", 0)
     return [panel for panel in panels if not panel.empty]
@@ -158,7 +158,7 @@ def _runs(tables: Iterable[dict[str, Any]], x: str, y: str) -> list[tuple[Any, A
 
 
 def mean_curve(runs: Sequence[Run]) -> Run:
-    """The mean over runs where all of them have values; runs are interpolated between their points.
+    """Computes the mean over runs where all of them have values; runs are interpolated between their points.
 
     Returns:
         x and mean, float64 [n], empty where the runs have no stretch in common.
@@ -168,7 +168,7 @@ def mean_curve(runs: Sequence[Run]) -> Run:
 
 
 def draw(panel: Panel) -> Markup:
-    """The panel as one ``<svg>`` element without ids of its own making, scripts or addresses."""
+    """Draws the panel as one ``<svg>`` element without ids of its own making, scripts or addresses."""
     # Text stays text, so that it takes the page's font; the salt makes the same figure the same SVG.
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "spirl-ray", "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
@@ -191,7 +191,7 @@ def draw(panel: Panel) -> Markup:
 
 
 def alternative_text(panel: Panel) -> str:
-    """What the panel shows, in words: the last value of each series' mean."""
+    """Describes the panel in words: the last value of each series' mean."""
     ends = []
     for series in panel.series:
         _, mean = mean_curve(series.runs)
@@ -251,7 +251,7 @@ def _draw_series(axes: Axes, series: Series) -> None:
 
 
 def _aligned(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """x [n] where every run has values, and the runs' values there [runs, n]."""
+    """Returns x [n] where every run has values, and the runs' values there [runs, n]."""
     thinned = [run for run in map(_thinned, runs) if run[0].size]
     if not thinned:
         return np.empty(0), np.empty((0, 0))
@@ -266,7 +266,7 @@ def _aligned(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _thinned(run: Run) -> Run:
-    """Finite points by rising x, averaged in equal groups where there are too many to see."""
+    """Returns the finite points by rising x, averaged in equal groups where they are too many to distinguish."""
     x, y = np.asarray(run[0], dtype=np.float64), np.asarray(run[1], dtype=np.float64)
     finite = np.isfinite(x) & np.isfinite(y)
     order = np.argsort(x[finite], kind="stable")
@@ -280,7 +280,7 @@ def _thinned(run: Run) -> Run:
 
 
 def short_count(value: float) -> str:
-    """1300000 → "1.3 M", 20000 → "20 k", with a space that does not break."""
+    """Formats 1300000 as "1.3 M", 20000 as "20 k", with a space that does not break."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{NBSP}{unit}"

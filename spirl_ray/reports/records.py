@@ -1,4 +1,4 @@
-"""What a report is made of: the record of an experiment, and readers of the CSV files that it points to."""
+"""The content of a report: the record of an experiment, and readers of the CSV files that it points to."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SkillRecord:
     label: str
     directory: Path
     metrics_csv: Path | None = None
-    """Its columns are the rows of stage 1 in `spirl_ray.metrics`."""
+    """The metrics, whose columns are the rows of stage 1 in `spirl_ray.metrics`."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """Anything worth a table: latent size, skill length, best validation loss, …"""
+    """Values for a table: latent size, skill length, best validation loss, …"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PriorRecord:
     augmentation: str
     seed: int
     mode: str
-    """``sampled`` (latents drawn from the prior) or ``deterministic`` (the prior's mean latent)."""
+    """The mode: ``sampled`` (latents drawn from the prior) or ``deterministic`` (the prior's mean latent)."""
     episodes_csv: Path
     videos: list[Path] = field(default_factory=list)
 
@@ -46,29 +46,29 @@ class TrialRecord:
     config_hash: str
     commit: str
     env_steps: int
-    """Primitive environment steps trained for."""
+    """The number of primitive environment steps of the training."""
     wall_clock_s: float
     metrics_csv: Path | None = None
     evaluations_csv: Path | None = None
     final_episodes_csv: Path | None = None
     selection: dict[str, Any] = field(default_factory=dict)
-    """Which snapshot is the published policy: ``publish``, ``best`` and ``last`` of ``trained.json``; empty before."""
+    """The choice of the published snapshot: ``publish``, ``best`` and ``last`` of ``trained.json``; empty before."""
     videos: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ExplorationRecord:
-    """Where agents get without a policy: a figure, and the rows of its table."""
+    """The exploration without a policy: a figure, and the rows of its table."""
 
     figure: Path
     rows: list[dict[str, Any]]
     env_steps: int
-    """Primitive steps of each explorer."""
+    """The number of primitive steps of each explorer."""
 
 
 @dataclass(frozen=True)
 class ExperimentRecord:
-    """Everything a report says; pieces that do not exist yet are None or empty."""
+    """The record of an experiment, everything that a report shows; pieces that do not exist yet are None or empty."""
 
     name: str
     environment: str
@@ -76,7 +76,7 @@ class ExperimentRecord:
     """The metrics of the environment's episodes."""
     config_yaml: str
     commands: list[str]
-    """Shell commands that reproduce the experiment, in order."""
+    """The shell commands that reproduce the experiment, in order."""
     versions: dict[str, str]
     hardware: dict[str, str]
     data_card: dict[str, Any] | None = None
@@ -85,7 +85,7 @@ class ExperimentRecord:
     trials: list[TrialRecord] = field(default_factory=list)
     exploration: ExplorationRecord | None = None
     demonstrations: list[Path] = field(default_factory=list)
-    """Films of the data."""
+    """The videos of the data."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class EvaluationPoint:
 
     env_steps: int
     mode: str
-    """``deterministic`` or ``sampled``."""
+    """The mode: ``deterministic`` or ``sampled``."""
     episodes: int
     metrics: dict[str, float]
-    """Means over the episodes, by name."""
+    """The means over the episodes, by name."""
     wall_clock_s: float
 
 
@@ -110,7 +110,7 @@ class EpisodeValues:
 
 
 def read_evaluations(path: Path | None, scores: Scores) -> list[EvaluationPoint]:
-    """The points of an evaluations CSV by rising env_steps; no file is no points.
+    """Reads the points of an evaluations CSV by rising env_steps; no file is no points.
 
     A resumed run may have evaluated the same point twice; the later row counts.
 
@@ -134,7 +134,7 @@ def read_evaluations(path: Path | None, scores: Scores) -> list[EvaluationPoint]
 
 
 def read_episodes(path: Path | None, scores: Scores) -> list[EpisodeValues]:
-    """The episodes of an episodes CSV in the order of the file; no file is no episodes.
+    """Reads the episodes of an episodes CSV in the order of the file; no file is no episodes.
 
     Raises:
         SpirlError: the file cannot be read, lacks the mode, or a cell is not a number.

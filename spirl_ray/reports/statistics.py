@@ -15,9 +15,9 @@ from spirl_ray.errors import SpirlError
 
 
 def interquartile_mean(x: ArrayLike, axis: int = -1) -> float | np.ndarray:
-    """Mean of the middle half of the values along an axis.
+    """Computes the mean of the middle half of the values along an axis.
 
-    Equals ``scipy.stats.trim_mean(x, 0.25)`` where 4 divides the count. That function drops whole values and
+    It equals ``scipy.stats.trim_mean(x, 0.25)`` where 4 divides the count. That function drops whole values and
     so drops none of three seeds; here the values on the edge of the middle half count in part.
 
     Args:
@@ -44,14 +44,14 @@ def bootstrap_interval(
     samples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of independent runs.
+    """Computes the percentile bootstrap interval of a statistic of independent runs.
 
     Args:
         values: One number a run (a seed's mean, say), shape [n].
         statistic: `numpy.mean`, `interquartile_mean` or any function with their ``axis`` argument.
         confidence: Share of the bootstrap distribution inside the interval, between 0 and 1.
         samples: Number of resamples.
-        seed: Of the resampling, so that a report can be made again to the last digit.
+        seed: Seed of the resampling, so that a report can be made again to the last digit.
 
     Returns:
         Low and high end. Both are NaN for a single value: one run says nothing about the spread between runs.

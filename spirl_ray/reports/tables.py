@@ -1,4 +1,4 @@
-"""The numbers of a report: one row a method, a prior or an evaluation point."""
+"""The tables of a report, with one row for each method, prior or evaluation point."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrialResults:
     final_episodes: list[EpisodeValues]
 
     def curve(self, mode: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Evaluation curve: env_steps float64 [n] and the metric's means float64 [n]."""
+        """The evaluation curve: env_steps float64 [n] and the metric's means float64 [n]."""
         chosen = [point for point in self.evaluations if point.mode == mode and metric in point.metrics]
         columns = np.array([(p.env_steps, p.metrics[metric]) for p in chosen], dtype=np.float64).reshape(-1, 2)
         return columns[:, 0], columns[:, 1]
@@ -43,13 +43,13 @@ class TrialResults:
 
 @dataclass(frozen=True)
 class SeedScore:
-    """What one trained policy scores."""
+    """The score of one trained policy."""
 
     seed: int
     value: float
-    """Mean of the score."""
+    """The mean of the score."""
     metrics: dict[str, float]
-    """Means of all metrics, by name."""
+    """The means of all metrics, by name."""
     episodes: int
     env_steps: int
     wall_clock_s: float
@@ -57,12 +57,12 @@ class SeedScore:
 
 @dataclass(frozen=True)
 class MethodScore:
-    """Scores of one method's seeds, summed up; intervals are NaN for a single seed."""
+    """The summary of the scores of one method's seeds; intervals are NaN for a single seed."""
 
     method: str
     mode: str
     final: bool
-    """From the final evaluation; else from the last evaluation during training."""
+    """True for the final evaluation, False for the last evaluation during training."""
     mean: float
     mean_interval: Interval
     interquartile_mean: float
@@ -71,13 +71,13 @@ class MethodScore:
 
     @property
     def episodes(self) -> int:
-        """Evaluation episodes of all seeds together."""
+        """The number of evaluation episodes of all seeds together."""
         return sum(score.episodes for score in self.seeds)
 
 
 @dataclass(frozen=True)
 class MetricMeans:
-    """Means of every metric over evaluation episodes; those without a value are left out."""
+    """The means of every metric over evaluation episodes; those without a value are left out."""
 
     label: str
     mode: str
@@ -87,7 +87,7 @@ class MetricMeans:
 
 @dataclass(frozen=True)
 class PriorScore:
-    """What one bare prior scores, with an interval over its episodes."""
+    """The score of one bare prior, with an interval over its episodes."""
 
     record: PriorRecord
     episodes: int
@@ -97,7 +97,7 @@ class PriorScore:
 
 @dataclass(frozen=True)
 class BarePrior:
-    """What the priors of one kind score, over their seeds."""
+    """The score of the priors of one kind, over their seeds."""
 
     skill_label: str
     augmentation: str
@@ -124,7 +124,7 @@ def load_trials(trials: Sequence[TrialRecord], scores: Scores) -> list[TrialResu
 
 
 def by_method(trials: Iterable[TrialResults]) -> dict[str, list[TrialResults]]:
-    """Trials by method, methods in the order of their first appearance, seeds rising."""
+    """Groups trials by method, methods in the order of their first appearance, seeds rising."""
     methods: dict[str, list[TrialResults]] = {}
     for trial in trials:
         methods.setdefault(trial.record.method, []).append(trial)
@@ -140,7 +140,7 @@ def chosen_score(experiment: ExperimentRecord, trials: Iterable[TrialResults]) -
 
 
 def method_scores(trials: Iterable[TrialResults], scores: Scores, score: EpisodeMetric) -> list[MethodScore]:
-    """One row for each method and mode, the best deterministic method first.
+    """Makes one row for each method and mode, the best deterministic method first.
 
     Final evaluations and evaluations during training are never mixed in a row: where any seed has a final
     evaluation in that mode, only such seeds count.
@@ -190,7 +190,7 @@ def _last_score(trial: TrialResults, mode: str, score: EpisodeMetric) -> SeedSco
 
 
 def prior_scores(priors: Iterable[PriorRecord], scores: Scores, score: EpisodeMetric) -> list[PriorScore]:
-    """One row for each bare prior that has episodes.
+    """Makes one row for each bare prior that has episodes.
 
     Raises:
         SpirlError: a file is not what it should be.
@@ -206,12 +206,12 @@ def prior_scores(priors: Iterable[PriorRecord], scores: Scores, score: EpisodeMe
 
 
 def prior_episodes(prior: PriorRecord, scores: Scores) -> list[EpisodeValues]:
-    """The episodes of a bare prior; of a file shared by several modes, those of the record's mode."""
+    """Reads the episodes of a bare prior; of a file shared by several modes, those of the record's mode."""
     return [episode for episode in read_episodes(prior.episodes_csv, scores) if episode.mode == prior.mode]
 
 
 def best_prior(rows: Iterable[PriorScore], score: EpisodeMetric) -> BarePrior | None:
-    """The best mean over seeds among the priors of one skill model, augmentation and mode each."""
+    """Finds the best mean over seeds among the priors of one skill model, augmentation and mode each."""
     groups: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         record = row.record
@@ -221,7 +221,7 @@ def best_prior(rows: Iterable[PriorScore], score: EpisodeMetric) -> BarePrior | 
 
 
 def metric_means(experiment: ExperimentRecord, trials: Iterable[TrialResults]) -> list[MetricMeans]:
-    """Each method and mode over the final episodes of its seeds, then the priors."""
+    """Makes the means of each method and mode over the final episodes of its seeds, then those of the priors."""
     pools: dict[tuple[str, str], list[EpisodeValues]] = {}
     for method, group in by_method(trials).items():
         for mode in MODES:
@@ -243,7 +243,7 @@ def result_columns(scores: Scores) -> list[str]:
 
 
 def result_rows(trials: Iterable[TrialResults], scores: Scores) -> list[dict[str, Any]]:
-    """A row for every evaluation point of every trial, then one for each mode of its final one.
+    """Makes a row for every evaluation point of every trial, then one for each mode of its final evaluation.
 
     ``evaluation`` is ``training`` or ``final``. The final evaluation is that of the published policy, whichever
     snapshot that is; its ``env_steps`` are those of the whole training, because choosing a snapshot took all of them.
