@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
@@ -44,6 +44,7 @@ __all__ = [
     "make",
     "observed_features",
     "register_environment",
+    "renders",
 ]
 
 GROUP = "spirl_ray.environments"
@@ -94,8 +95,7 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
         SpirlError: the id is unknown, the environment does not take an argument, or it refuses a value.
     """
     entry = _entry(env_id)
-    creator = load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make
-    parameters = inspect.signature(creator).parameters
+    parameters = inspect.signature(_creator(entry)).parameters
     accepted = set(parameters) | {"max_episode_steps"}
     unknown = sorted(set(kwargs) - accepted)
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -103,6 +103,19 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
             f"{env_id} takes no argument {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(accepted))}"
         )
     return gymnasium.make(_gymnasium_spec(entry), disable_env_checker=True, **kwargs)
+
+
+def renders(env_id: str) -> bool:
+    """True where an environment can be filmed: it takes ``render_mode``, and rgb_array is not missing from its modes.
+
+    Raises:
+        SpirlError: the id is unknown.
+    """
+    creator = _creator(_entry(env_id))
+    parameters = inspect.signature(creator).parameters
+    takes = "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
+    return takes and (modes is None or "rgb_array" in modes)
 
 
 def observed_features(env: gymnasium.Env) -> dict[str, Feature]:
@@ -146,6 +159,11 @@ def episode_limit(env: gymnasium.Env) -> int:
     """The number of primitive steps after which an environment ends its episode; its arguments may change it."""
     assert env.spec is not None
     return env.spec.max_episode_steps or environment(env.spec.id).max_episode_steps
+
+
+def _creator(entry: EnvironmentEntry) -> Callable[..., gymnasium.Env]:
+    found = load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make
+    return cast("Callable[..., gymnasium.Env]", found)
 
 
 def _entry(env_id: str) -> EnvironmentEntry:

@@ -78,7 +78,8 @@ def run_episodes(
     agent = plan.agent()
     rows = []
     with ExitStack() as stack:
-        env = envs.make(plan.env_id, **plan.env_kwargs, render_mode="rgb_array" if video else None)
+        rendering = {"render_mode": "rgb_array"} if video else {}
+        env = envs.make(plan.env_id, **plan.env_kwargs, **rendering)
         stack.callback(env.close)
         writer = stack.enter_context(VideoWriter(video, fps)) if video else None
         for number in episodes:

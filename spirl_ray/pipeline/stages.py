@@ -8,6 +8,7 @@ from typing import Any
 
 from spirl_ray.config import EnvSettings, EvaluateSettings, Experiment
 from spirl_ray.datasets.importing import import_dataset
+from spirl_ray.envs import renders
 from spirl_ray.envs.metrics import MODES, Mode
 from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.validation import file_digest
@@ -254,7 +255,7 @@ def _evaluate(
     Returns:
         True where there was anything to do, and the contents of ``summary.json``.
     """
-    wanted = _missing_videos(out, settings) if videos else []
+    wanted = _missing_videos(out, settings) if videos and _rendered(plans) else []
     done = (out / layout.SUMMARY).exists()
     if done and not wanted:
         return False, read_json(out / layout.SUMMARY)
@@ -294,6 +295,11 @@ def _evaluate(
 
 def _video_settings(settings: EvaluateSettings) -> Row:
     return {"episodes": settings.videos, "fps": settings.video_fps}
+
+
+def _rendered(plans: dict[Mode, RolloutPlan]) -> bool:
+    """True where the environment can render; the others have no videos."""
+    return all(renders(plan.env_id) for plan in plans.values())
 
 
 def _missing_videos(out: Path, settings: EvaluateSettings) -> list[Mode]:

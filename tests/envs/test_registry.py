@@ -174,3 +174,11 @@ def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, Any], mess
 
 def test_a_spec_can_be_varied() -> None:
     assert dataclasses.replace(spec(), max_episode_steps=9).max_episode_steps == 9
+
+
+def test_videos_are_recorded_where_the_environment_can_render() -> None:
+    envs.register_environment(spec("mine/Dark-v0"), lambda things=2: Still())
+    envs.register_environment(spec("mine/Bright-v0"), lambda render_mode=None: Still())
+    assert not envs.renders("mine/Dark-v0")
+    assert envs.renders("mine/Bright-v0")
+    assert envs.renders("spirl/PointPads-v0")

@@ -15,7 +15,8 @@ from spirl_ray.pipeline.events import silent
 from spirl_ray.pipeline.rollouts import EpisodeRow, RolloutPlan
 from spirl_ray.pipeline.stages import check_files
 
-PLANS: Any = {mode: RolloutPlan("agent", "env", {}, mode) for mode in ("deterministic", "sampled")}  # type: ignore[arg-type]
+ENV = "spirl/PointPads-v0"
+PLANS: Any = {mode: RolloutPlan("agent", ENV, {}, mode) for mode in ("deterministic", "sampled")}  # type: ignore[arg-type]
 
 
 class Rollouts:
@@ -88,6 +89,14 @@ def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(
     assert (later.asked, later.filmed) == ([], ["deterministic", "sampled"])
     evaluate(tmp_path, videos=True, video_fps=10)
     assert later.filmed == ["deterministic", "sampled"] * 2
+
+
+def test_an_environment_that_cannot_be_filmed_has_no_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = Rollouts(monkeypatch)
+    monkeypatch.setattr("spirl_ray.pipeline.stages.renders", lambda env_id: env_id != ENV)
+    assert evaluate(tmp_path, videos=True)[0]
+    assert rollouts.asked
+    assert rollouts.filmed == []
 
 
 def test_data_files_are_compared_with_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
