@@ -51,7 +51,7 @@ class NumbersCamera:
         self._mujoco = load_mujoco()
 
     def frame(self, observation: Observation) -> NDArray[np.uint8]:
-        """uint8 [32, 32, 1] of one observation."""
+        """Renders one observation, uint8 [32, 32, 1]."""
         qpos, gripper = self.world.data.qpos, observation["gripper"]
         qpos[:3], qpos[3], qpos[4:6] = observation["hand"], gripper[4], gripper[5] * FINGER_TRAVEL
         qpos[6:].reshape(DATA_BLOCKS, 7)[:, :3] = observation["blocks"]
@@ -61,7 +61,7 @@ class NumbersCamera:
 
 
 def generated(count: int, *, frames: bool) -> list[Episode]:
-    """The first successful episodes of seed 0."""
+    """Generates the first successful episodes of seed 0."""
     world = BlockWorld(DATA_BLOCKS)
     camera = AgentCamera(world) if frames else None
     attempts = (demonstrate(world, camera, np.random.default_rng((0, i)), f"e{i}", *_NOISE) for i in range(count))
@@ -72,14 +72,14 @@ def generated(count: int, *, frames: bool) -> list[Episode]:
 
 
 def written(episodes: list[Episode], file: Path, kept: Features) -> float:
-    """Writes as the import does; bytes for each step."""
+    """Writes episodes as the import does, and returns the bytes for each step."""
     table = episodes_to_table(episodes, kept, SPEC.action_dim)
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.stat().st_size / sum(episode.length for episode in episodes)
 
 
 def measure(count: int) -> list[Row]:
-    """A row for each way."""
+    """Measures each way, and returns a row for each."""
     rows: list[Row] = []
     kept: dict[str, list[NDArray[np.uint8]]] = {}
     for way in ("stored", "rendered"):

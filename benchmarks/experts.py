@@ -26,7 +26,7 @@ from spirl_ray.pipeline.provenance import commit, hardware
 
 SEED = 77
 _PER_ORDER = 5
-"""Episodes for each order of a chain."""
+"""The number of episodes for each order of a chain."""
 Row = dict[str, Any]
 
 
@@ -45,7 +45,7 @@ def _row(environment: str, task: str, attempts: int, started: float, solved: Seq
 
 
 def kitchen(chain: Iterable[str], attempts: int) -> Row:
-    """First attempts at a chain, `_PER_ORDER` for each of as many random orders as are needed."""
+    """Makes first attempts at a chain, `_PER_ORDER` for each of as many random orders as are needed."""
     names = sorted(chain)
     rng = np.random.default_rng(SEED)
     started, solved = time.process_time(), list[Episode]()
@@ -58,7 +58,7 @@ def kitchen(chain: Iterable[str], attempts: int) -> Row:
 
 
 def blocks(attempts: int) -> Row:
-    """Attempts at random tower tasks."""
+    """Makes attempts at random tower tasks."""
     started = time.process_time()
     solved = [episode for episode in blocks_expert.generate(range(attempts), SEED) if episode is not None]
     return _row("blocks", "two more blocks", attempts, started, solved)

@@ -35,19 +35,20 @@ _WARM_ROUNDS = 3
 
 @dataclass(frozen=True)
 class LearningPlan:
-    """How much is measured."""
+    """The amount of measurement."""
 
     pairs: int = 12
-    """Alternations of the algorithm and the bare loop."""
+    """The number of alternations of the algorithm and the bare loop."""
     updates: int = 96
-    """Updates in each of them; the algorithm makes them in calls of one round's size."""
+    """The number of updates in each of them; the algorithm makes them in calls of one round's size."""
     rounds: int = 20
-    """Rounds of sampling and learning."""
+    """The number of rounds of sampling and learning."""
     replay_rows: int = 20_000
 
 
 class BareLoop:
-    """Prior-regularised SAC without RLlib: copies of the algorithm's networks, its losses, one fixed batch."""
+    """A bare loop of prior-regularised SAC without RLlib: copies of the algorithm's networks, its losses, one fixed
+    batch."""
 
     def __init__(self, module: SkillPriorModule, batch: dict[str, Tensor], train: TrainSettings, target: float) -> None:
         assert module.prior is not None
@@ -66,7 +67,7 @@ class BareLoop:
         self._targets: list[Tensor] = list(self.targets.parameters())
 
     def step(self) -> None:
-        """One update: losses, one backward pass, Adam, Polyak."""
+        """Makes one update: losses, one backward pass, Adam, Polyak."""
         loss = self.loss()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -153,7 +154,7 @@ def measure_learning(folder: Path, plan: LearningPlan) -> dict[str, float | None
 def _against_loop(
     algorithm: SkillPriorSAC, loop: BareLoop, plan: LearningPlan, per_call: int
 ) -> dict[str, float | None]:
-    """The runner has no request yet, so nothing else runs meanwhile."""
+    """Times algorithm and bare loop in turn, before the runner has a request, so that nothing else runs meanwhile."""
 
     def learn() -> None:
         for _ in range(max(1, plan.updates // per_call)):

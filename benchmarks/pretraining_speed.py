@@ -28,21 +28,21 @@ from spirl_ray.skills.spec import SkillSpec
 
 ENVIRONMENT = "spirl/Kitchen-v0"
 BATCH = 128
-"""Windows per worker and update."""
+"""The number of windows per worker and update."""
 _SHARDS = 2
 _WARM_UPDATES = 50
 
 
 @dataclass(frozen=True)
 class PretrainingPlan:
-    """How much is measured."""
+    """The amount of measurement."""
 
     rounds: int = 3
-    """Alternations of bare loop, one worker, two workers."""
+    """The number of alternations of bare loop, one worker, two workers."""
     updates: int = 500
-    """Measured updates of one pipeline, after the first 50."""
+    """The number of measured updates of one pipeline, after the first 50."""
     loop_updates: int = 150
-    """Measured updates of the bare loop, each time it has its turn."""
+    """The number of measured updates of the bare loop in each alternation."""
     episodes: int = 19
     steps: int = 200
 
@@ -132,7 +132,7 @@ def _median(values: list[float]) -> float | None:
 
 
 def _settings(updates: int, *, workers: int, batch: int) -> PretrainSettings:
-    """Those of the kitchen's demonstrations, logged and saved as often as by default."""
+    """The settings of the kitchen's demonstrations, logged and saved as often as by default."""
     return PretrainSettings(
         updates=updates,
         batch_size=batch,
@@ -146,7 +146,7 @@ def _settings(updates: int, *, workers: int, batch: int) -> PretrainSettings:
 
 
 def _pipeline(dataset: Path, out: Path, plan: PretrainingPlan, *, workers: int, batch: int) -> tuple[float, float]:
-    """Windows/s from update 50 on, and seconds from the call to the first update.
+    """Measures windows/s from update 50 on, and the seconds from the call to the first update.
 
     The worker's own clock counts: a row has windows/s since the first update, so windows divided by it is the time.
     """
@@ -163,7 +163,7 @@ def _pipeline(dataset: Path, out: Path, plan: PretrainingPlan, *, workers: int, 
 
 
 def bare_loop(updates: int) -> float:
-    """Windows/s of forward, backward and optimiser on one fixed batch, with nothing around them."""
+    """Measures windows/s of forward, backward and optimiser on one fixed batch, with nothing around them."""
     model, batch = _model_and_batch()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 

@@ -25,7 +25,7 @@ _NODE_IP = "127.0.0.2"
 
 
 def session_members(leader: int) -> list[int]:
-    """Living processes of a session that a child leads; whatever Ray starts for it is in it."""
+    """Lists the living processes of a session that a child leads; whatever Ray starts for it is in it."""
     members = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -40,7 +40,7 @@ def session_members(leader: int) -> list[int]:
 
 
 def kill_session(leader: subprocess.Popen[Any]) -> None:
-    """SIGKILL for a child that leads a session, and for all processes in it."""
+    """Sends SIGKILL to a child that leads a session, and to all processes in it."""
     for member in session_members(leader.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
@@ -54,7 +54,8 @@ def free_port() -> int:
 
 
 class RayNodes:
-    """A head and its workers on loopback; every port and folder is their own, so other Rays go on beside them."""
+    """A head and its workers on loopback; every port and folder is their own, so other Ray clusters can run beside
+    them."""
 
     def __init__(self) -> None:
         # Short, because Ray's socket paths must fit in 107 bytes.
@@ -64,7 +65,7 @@ class RayNodes:
         self.gcs_port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
         self.started = 0
-        """Nodes so far, those that ended included; they count in the names of logs and folders."""
+        """The number of nodes so far, ended ones included; they count in the names of logs and folders."""
 
     @property
     def address(self) -> str:
@@ -76,7 +77,7 @@ class RayNodes:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For the nodes, and for programs that use them."""
+        """The environment variables for the nodes, and for programs that use them."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return {
             **inherited,
@@ -160,7 +161,7 @@ class RayNodes:
             time.sleep(0.5)
 
     def kill(self, number: int) -> None:
-        """The sudden end of a node, by the order in which they were started: SIGKILL for all of its processes."""
+        """Kills a node, by the order in which they were started, with SIGKILL for all of its processes."""
         kill_session(self.processes.pop(number))
 
     def stop(self) -> None:

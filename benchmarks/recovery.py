@@ -62,7 +62,7 @@ EXPERIMENT: dict[str, Any] = {
 
 
 class Run:
-    """``spirl train`` as a process, and how far it is."""
+    """A process of ``spirl train``, with its progress."""
 
     def __init__(self, folder: Path, metrics: str, column: str, environment: Mapping[str, str]) -> None:
         self.folder, self.metrics, self.column, self.environment = folder, metrics, column, environment
@@ -80,7 +80,7 @@ class Run:
         )
 
     def reached(self) -> float:
-        """Steps (or updates) in the last row of the metrics; 0 before there is one."""
+        """The number of steps (or updates) in the last row of the metrics; 0 before there is one."""
         for file in (self.folder / "out").glob(self.metrics):
             with contextlib.suppress(OSError, ValueError, KeyError), file.open(newline="") as opened:
                 if rows := list(csv.DictReader(opened)):
@@ -102,14 +102,14 @@ class Run:
         return lowest
 
     def repeats(self, steps: float, lowest: float, since: float) -> float:
-        """How much of what had been reached is done once more: a driver that restarts notes from where it goes on."""
+        """The share of progress that is repeated: a driver that restarts records the step from which it resumes."""
         for file in (self.folder / "out").glob("policy/*/provenance.json"):
             if file.stat().st_mtime > since:
                 return max(0.0, steps - json.loads(file.read_text())["processes"][-1]["from_env_steps"])
         return steps - lowest
 
     def kill_one(self, title: str) -> None:
-        """SIGKILL for a process of this run whose title begins like this."""
+        """Sends SIGKILL to a process of this run whose title begins like this."""
         for member in session_members(self.process.pid):
             if _title(member).startswith(title):
                 os.kill(member, signal.SIGKILL)
@@ -147,14 +147,14 @@ def _local(folder: Path, stage: tuple[str, str], **changes: Any) -> Iterator[Run
 
 @contextlib.contextmanager
 def env_runner(folder: Path) -> Victim:
-    """The only env runner, while training."""
+    """The victim is the only env runner, while training."""
     with _local(folder, _STAGE_2) as run:
         yield run, lambda: run.kill_one("ray::SingleAgentEnvRunner")
 
 
 @contextlib.contextmanager
 def training_worker(folder: Path) -> Victim:
-    """The only worker of stage 1."""
+    """The victim is the only worker of stage 1."""
     pretrain = {**EXPERIMENT["pretrain"], "updates": _LONG}
     with _local(folder, _STAGE_1, pretrain=pretrain) as run:
         yield run, lambda: run.kill_one("ray::RayTrainWorker")
@@ -162,7 +162,7 @@ def training_worker(folder: Path) -> Victim:
 
 @contextlib.contextmanager
 def driver(folder: Path) -> Victim:
-    """The command itself with its local Ray; given again at once."""
+    """The victim is the command itself with its local Ray instance; the command is given again at once."""
     with _local(folder, _STAGE_2) as run:
 
         def kill() -> None:
@@ -174,7 +174,7 @@ def driver(folder: Path) -> Victim:
 
 @contextlib.contextmanager
 def _cluster(folder: Path) -> Iterator[tuple[Run, RayNodes]]:
-    """The driver on the head's machine, all CPUs on a worker node."""
+    """A cluster with the driver on the head's machine, and all CPUs on a worker node."""
     _write(folder)
     nodes = RayNodes()
     try:
@@ -191,7 +191,7 @@ def _cluster(folder: Path) -> Iterator[tuple[Run, RayNodes]]:
 
 @contextlib.contextmanager
 def worker_node(folder: Path) -> Victim:
-    """The node with the env runner; another one joins at once."""
+    """The victim is the node with the env runner; another one joins at once."""
     with _cluster(folder) as (run, nodes):
 
         def kill() -> None:
@@ -203,7 +203,7 @@ def worker_node(folder: Path) -> Victim:
 
 @contextlib.contextmanager
 def head(folder: Path) -> Victim:
-    """The head, and with it the cluster and the driver; all are started again."""
+    """The victim is the head, and with it the cluster and the driver; all are restarted."""
     with _cluster(folder) as (run, nodes):
 
         def kill() -> None:
@@ -227,7 +227,7 @@ KINDS = {
 
 
 def measure(kind: str, kills: int) -> dict[str, Any]:
-    """Kills a kind of victim so often, each time after the run got further than at the last kill."""
+    """Kills a kind of victim repeatedly, each time after the run got further than at the last kill."""
     seconds, repeated = [], []
     with tempfile.TemporaryDirectory(prefix="spirl-recovery-") as name, KINDS[kind](Path(name)) as (run, kill):
         run.wait_beyond(0.0)

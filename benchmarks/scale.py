@@ -48,7 +48,7 @@ def _sample_bytes(runner: Any) -> int:
 
 
 def measure(skills: Path, runners: int) -> Row:
-    """One row for a number of env runners; updates are made before, not between, the rounds that are timed."""
+    """Measures one row for a number of env runners; updates are made before, not between, the rounds that are timed."""
     train = kitchen_training().model_copy(update={"env_runners": runners})
     experiment = Experiment(name="scale", env=EnvSettings(id=ENVIRONMENT), train=train)
     method = method_config("spirl_cl", experiment.train, kitchen_skills())
@@ -93,7 +93,7 @@ def measure(skills: Path, runners: int) -> Row:
 
 
 def predict(measured: Row, runners: int, *, learns: bool) -> Row:
-    """Fragments a second of the slowest part, in primitive steps."""
+    """Returns the fragments a second of the slowest part, in primitive steps."""
     limits = {
         "env runners": runners / measured["runner_s"],
         "driver": 1.0 / measured["driver_s"],

@@ -46,7 +46,7 @@ Measured = dict[str, float | None]
 
 
 def matrix_peak(repeats: int) -> float:
-    """Best GFLOP/s of float32 ``torch.mm`` on one thread, over the shapes."""
+    """Measures the best GFLOP/s of float32 ``torch.mm`` on one thread, over the shapes."""
     best = 0.0
     for rows, inner, columns in _SHAPES:
         left, right, out = torch.randn(rows, inner), torch.randn(inner, columns), torch.empty(rows, columns)
@@ -59,7 +59,7 @@ def matrix_peak(repeats: int) -> float:
 
 
 def measure(pretraining: PretrainingPlan, learning: LearningPlan, repeats: int) -> Measured:
-    """Everything, in a Ray session and a temporary folder of its own."""
+    """Measures everything, in its own Ray session and temporary folder."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     peaks = [matrix_peak(repeats)]

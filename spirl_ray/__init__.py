@@ -48,7 +48,7 @@ _MODULES = {
     "run": "spirl_ray.api",
     "train": "spirl_ray.api",
 }
-"""Where each public name is defined."""
+"""The module in which each public name is defined."""
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray of this test session's own, with three CPUs and its files in a folder that goes away with it."""
+    """The local Ray instance of this test session, with three CPUs, and its files in a folder that is removed with
+    it."""
     import ray
 
     # Short, because Ray's socket paths must fit in 107 bytes.

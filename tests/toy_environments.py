@@ -36,7 +36,7 @@ GOAL_FEATURES: Features = {"position": Feature(shape=(2,)), "goal": Feature(shap
 
 
 def object_features(things: int) -> Features:
-    """Those of `Objects` with so many things."""
+    """The features of `Objects` with this many things."""
     return {
         "hand": Feature(shape=(3,)),
         "speed": Feature(shape=(3,), role="proprioception"),
@@ -45,7 +45,7 @@ def object_features(things: int) -> Features:
 
 
 class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
-    """The point moves by 0.2 · action; 1 is the reward at the target, where the episode ends as a success."""
+    """A point that moves by 0.2 · action; the reward is 1 at the target, where the episode ends as a success."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium declares it so
 
@@ -84,7 +84,7 @@ class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         return None if self.render_mode is None else self.image()
 
     def image(self) -> NDArray[np.uint8]:
-        """The target red and the point green, uint8 [64, 64, 3]."""
+        """Draws the target red and the point green, uint8 [64, 64, 3]."""
         image = np.zeros((SIDE, SIDE, 3), np.uint8)
         _draw(image, self.target, RED)
         _draw(image, self.position, GREEN)
@@ -92,7 +92,8 @@ class _Reach(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
 
 
 class Cameras(_Reach):
-    """Where the target is, the cameras alone tell: "front" sees target and point, "wrist" the target from the point."""
+    """A reach whose target only cameras show: "front" shows target and point, "wrist" the target relative to the
+    point."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(CAMERA_FEATURES, 2, render_mode)
@@ -110,7 +111,7 @@ class Cameras(_Reach):
 
 
 class Objects(_Reach):
-    """The target is the highest of some things, listed in random order."""
+    """A reach whose target is the highest of some things, listed in random order."""
 
     def __init__(self, things: int = 3, render_mode: str | None = None) -> None:
         super().__init__(object_features(things), 3, render_mode)
@@ -125,7 +126,7 @@ class Objects(_Reach):
 
 
 class Goal(_Reach):
-    """The target is another one in each episode, and the observation says where."""
+    """A reach whose target differs between episodes, and is part of the observation."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(GOAL_FEATURES, 2, render_mode)
@@ -140,22 +141,22 @@ def _draw(image: NDArray[np.uint8], place: NDArray[np.float64], colour: tuple[in
 
 
 def demonstrate_cameras(indices: Iterable[int], seed: int, *, noise: float = 0.1) -> Iterator[Episode]:
-    """Demonstrations of `Cameras`, see `_demonstrations`."""
+    """Generates demonstrations of `Cameras`, see `_demonstrations`."""
     return _demonstrations(Cameras(), "cameras", indices, seed, noise)
 
 
 def demonstrate_objects(indices: Iterable[int], seed: int, *, noise: float = 0.1) -> Iterator[Episode]:
-    """Demonstrations of `Objects` with three things, see `_demonstrations`."""
+    """Generates demonstrations of `Objects` with three things, see `_demonstrations`."""
     return _demonstrations(Objects(), "objects", indices, seed, noise)
 
 
 def demonstrate_goal(indices: Iterable[int], seed: int, *, noise: float = 0.1) -> Iterator[Episode]:
-    """Demonstrations of `Goal`, see `_demonstrations`."""
+    """Generates demonstrations of `Goal`, see `_demonstrations`."""
     return _demonstrations(Goal(), "goal", indices, seed, noise)
 
 
 def _demonstrations(env: _Reach, name: str, indices: Iterable[int], seed: int, noise: float) -> Iterator[Episode]:
-    """Episodes of 16 steps that go straight to the target, and then to random places."""
+    """Generates episodes of 16 steps that go straight to the target, and then to random places."""
     for index in indices:
         rng = np.random.default_rng((seed, index))
         observation, _ = env.reset(seed=int(rng.integers(2**31)))

@@ -40,7 +40,7 @@ def toy_spec(
 def toy_model(
     decoder: str = "closed_loop", features: Features = STATE, action_dim: int = 2, **settings: Any
 ) -> SkillModel:
-    """A small model whose statistics are no trivial ones."""
+    """A small model whose statistics are not trivial."""
     torch.manual_seed(0)
     model = SkillModel(toy_spec(decoder, features, action_dim, **settings))
     numbers = [name for name, feature in features.items() if not feature.is_image]

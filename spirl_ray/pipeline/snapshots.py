@@ -118,7 +118,7 @@ class SnapshotEvaluations:
 
 
 def snapshot_folder(out: Path, env_steps: int) -> Path:
-    """Where the policy of a run's folder is kept as it was after so many steps."""
+    """The folder of a run's policy as it was after this many steps."""
     return layout.step_folder(out / layout.SNAPSHOTS, env_steps)
 
 
@@ -148,7 +148,7 @@ def _in_one_row(results: list[Row], scores: Scores) -> Row:
 
 
 def best_and_last(results: dict[tuple[int, str], Row], scores: Scores) -> dict[str, Row]:
-    """What is known of the best and of the last snapshot that was evaluated in every mode.
+    """Summarizes the best and the last snapshot that were evaluated in every mode.
 
     The best one has the best mean of the score over both modes, because twice the episodes choose with less luck than
     those of one mode; of equals, it is the later one.

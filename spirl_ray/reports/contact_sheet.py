@@ -40,7 +40,7 @@ def _rows(dataset: Path) -> Iterator[np.ndarray]:
     card = read_card(dataset)
     spec = environment(card.environment)
     if spec.render_recorded is None:
-        raise SpirlError(f"{dataset}: {card.environment} cannot draw recorded episodes, so there is no contact sheet.")
+        raise SpirlError(f"{dataset}: {card.environment} cannot render recorded episodes, so there is no sheet.")
     for episode in spread_episodes(dataset, EPISODES):
         steps = np.linspace(0, episode.length, COLUMNS).round().astype(int).tolist()
         captions = [f"step {step} of {episode.length}" for step in steps]

@@ -51,7 +51,7 @@ VIDEO_LIMIT_BYTES = 40 * 1024 * 1024
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a report lies."""
+    """The files of a report."""
 
     html: Path
     csv: Path
@@ -129,7 +129,7 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
 
 
 def _highest(score: EpisodeMetric) -> str:
-    """What stands behind a value of the score: the highest one, where it counts up to that, or the unit."""
+    """The text after a value of the score: the highest value, where it counts up to that, or the unit."""
     low, high = score.range
     if low == 0.0 and high is not None and not score.is_share:
         return f"of {high:g}"

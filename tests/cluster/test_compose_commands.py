@@ -61,7 +61,7 @@ def test_doctor_finds_the_composed_cluster_fit(composed: RayNodes, tmp_path: Pat
         env=composed.environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All 3 node(s) are fit" in done.stdout
+    assert "All 3 node(s) are ready" in done.stdout
 
 
 def test_the_health_check_of_the_head_passes(services: dict[str, Any], composed: RayNodes) -> None:

@@ -148,7 +148,7 @@ def test_doctor_finds_every_node_fit(nodes: RayNodes, tmp_path: Path) -> None:
     places = ("--set", f"output={tmp_path / 'shared'}", "--set", f"storage={(tmp_path / 'bucket').as_uri()}")
     done = spirl(nodes, "doctor", "--address", nodes.address, *places)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All 2 node(s) are fit" in done.stdout
+    assert "All 2 node(s) are ready" in done.stdout
     assert list((tmp_path / "shared").iterdir()) == []
 
 

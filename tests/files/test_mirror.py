@@ -1,4 +1,4 @@
-"""A storage holds what a folder held, at any moment; another folder goes on from it; nothing is overwritten."""
+"""A storage holds what a folder held, at any moment; another folder resumes from it; nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def test_names_that_lead_out_of_the_folder_are_refused(
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("s3:/bucket", "is no URI"),
-        ("/shared/folder", r"is no URI.*it is file:///folder"),
+        ("s3:/bucket", "s3://bucket/folder"),
+        ("/shared/folder", r"'/shared/folder'.*file:///folder"),
     ],
 )
 def test_a_storage_is_a_uri(uri: str, message: str) -> None:

@@ -19,7 +19,7 @@ STEPS = 30
 
 
 class Reach(gymnasium.Env[Any, Any]):
-    """Moves up to 0.1 in a step; the episode ends within 0.1 of the target."""
+    """A point that moves up to 0.1 in a step; the episode ends within 0.1 of the target."""
 
     def __init__(self, size: float = 1.0) -> None:
         self.size = size
@@ -44,14 +44,14 @@ class Reach(gymnasium.Env[Any, Any]):
 
 
 def generate(indices: Iterable[int], seed: int) -> Iterator[Episode]:
-    """Demonstrations that go straight to the target."""
+    """Generates demonstrations that go straight to the target."""
     env = Reach()
     for index in indices:
         yield walk(env, seed * 100_003 + index, f"reach-{seed}-{index:05d}")
 
 
 def walk(env: Reach, seed: int, name: str) -> Episode:
-    """One of them, with a little noise."""
+    """Generates one demonstration, with a little noise."""
     rng = np.random.default_rng(seed)
     seen, _ = env.reset(seed=seed)
     observations, ended = [seen], False

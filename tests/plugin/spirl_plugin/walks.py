@@ -13,7 +13,7 @@ from spirl_ray.episodes.episode import Episode
 
 @dataclass(frozen=True)
 class Walks:
-    """Walks to the target."""
+    """The source of walks to the target."""
 
     number: int
     attempts = 0
