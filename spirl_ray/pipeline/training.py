@@ -86,9 +86,10 @@ def train_policy(
         result = read_json(run.out / layout.TRAINED)
         return result if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), result)
     torch.set_num_threads(1)
+    config = algorithm_config(run)
+    config.validate()  # before the run's folder: nothing is left of a run whose skills or settings are refused
     attempt = Attempt.begin(run.out)
     saved = checkpoints(run.out)
-    config = algorithm_config(run)
     if saved:
         # Episodes that start after a restore must not repeat those from before.
         config.debugging(seed=run.seed + 1000 * (1 + layout.steps_of(saved[-1])))
