@@ -15,7 +15,6 @@ It compares two ways from nothing to images in memory, in seconds of one core (`
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Features, Observation
 from spirl_ray.episodes.table import episodes_to_table, table_to_episodes
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.provenance import commit, hardware
 
 TRAININGS = 3
@@ -134,10 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         print(row)
     if options.out is not None:
-        with options.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.out, rows)
     return 0
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import signal
@@ -33,7 +32,8 @@ import yaml
 
 from benchmarks.collect import with_others
 from benchmarks.ray_nodes import RayNodes, kill_session, session_members
-from spirl_ray.files.tables import write_csv
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.provenance import commit, hardware
 
 _LONG = 10**9
@@ -82,9 +82,9 @@ class Run:
     def reached(self) -> float:
         """The number of steps (or updates) in the last row of the metrics; 0 before there is one."""
         for file in (self.folder / "out").glob(self.metrics):
-            with contextlib.suppress(OSError, ValueError, KeyError), file.open(newline="") as opened:
-                if rows := list(csv.DictReader(opened)):
-                    return float(rows[-1][self.column])
+            with contextlib.suppress(SpirlError):
+                if rows := read_csv(file):
+                    return rows[-1].number(self.column)
         return 0.0
 
     def wait_beyond(self, steps: float) -> float:

@@ -23,7 +23,6 @@ It needs no data: episodes, skills and the first decisions in the replay are ran
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -37,6 +36,7 @@ from benchmarks.learning_speed import LearningPlan, kitchen_training, measure_le
 from benchmarks.pretraining_speed import BATCH, PretrainingPlan, measure_pretraining
 from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.provenance import commit, hardware, versions
 from spirl_ray.pipeline.session import ray_session
 
@@ -108,15 +108,10 @@ def append_row(path: Path, values: Measured, quick: bool) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+", newline="", encoding="utf-8") as file:
-            file.seek(0)
-            header = next(csv.reader(file), None)
-            if header is not None and header != list(row):
-                raise SpirlError(f"{path} has other columns than this benchmark writes: choose another --out.")
-            writer = csv.DictWriter(file, list(row))
-            if header is None:
-                writer.writeheader()
-            writer.writerow(row)
+        earlier = [before.cells for before in read_csv(path)]
+        if any(list(cells) != list(row) for cells in earlier):
+            raise SpirlError(f"{path} has other columns than this benchmark writes: choose another --out.")
+        write_csv(path, [*earlier, row])
     except OSError as error:
         raise SpirlError(f"Cannot write {path}: {error.strerror}.") from error
 

@@ -55,15 +55,15 @@ def run(experiment: Experiment, *, on_event: Listener = ignore, command: str = _
     with _at_work(experiment, on_event) as running:
         data = running.data()
         running.demonstrations()
-        filmed = experiment.seeds[0]
+        seed_of_videos = experiment.seeds[0]
         for trial in running.trials:
             skills.append(running.skills(trial))
             if trial.has_prior and experiment.evaluate.prior_episodes:
-                priors.append(running.prior(trial, videos=trial.seed == filmed))
+                priors.append(running.prior(trial, videos=trial.seed == seed_of_videos))
         exploration = running.explore() if experiment.explore.in_run else None
         for trial in running.trials:
             policies.append(running.train(trial))
-            evaluations.append(running.evaluate(trial, videos=trial.seed == filmed))
+            evaluations.append(running.evaluate(trial, videos=trial.seed == seed_of_videos))
         files = _report(running, command)
     folder = running.workspace.folder
     return ExperimentResult(folder, data, skills, priors, policies, evaluations, exploration, files)

@@ -25,7 +25,7 @@ class SweepTable:
         self.title, self.keys, self.metric = title, list(keys), metric
         self.records = {record.number: record for record in records}
         self.stages: dict[int, dict[str, Any]] = {}
-        self._said: dict[int, str] = {}
+        self._printed: dict[int, str] = {}
         self._live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> SweepTable:
@@ -47,8 +47,8 @@ class SweepTable:
         if console.is_terminal:
             return
         text = f"{record.status} {len(record.reports)}" if record.status == "running" else record.status
-        if self._said.get(record.number) != text:
-            self._said[record.number] = text
+        if self._printed.get(record.number) != text:
+            self._printed[record.number] = text
             console.print(f"  {self._line(record)}", markup=False)
 
     def progress(self, stages: dict[int, dict[str, Any]]) -> None:

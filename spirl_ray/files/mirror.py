@@ -79,7 +79,7 @@ class Storage:
         Raises:
             SpirlError: another folder has taken the storage, or it cannot be used.
         """
-        with self._said("used"):
+        with self._named_errors("used"):
             here, there = (self.folder / mark).exists(), self._info(mark) is not None
             if here and there and self._owner() != self._id():
                 raise SpirlError(
@@ -132,7 +132,7 @@ class Storage:
         Raises:
             SpirlError: the storage cannot be written to, or another folder has taken it.
         """
-        with self._said("written"), contextlib.suppress(_Gone):  # then the next copy will be complete
+        with self._named_errors("written"), contextlib.suppress(_Gone):  # then the next copy will be complete
             if (owner := self._owner()) is None:
                 self._take()
             elif owner != self._id():
@@ -262,7 +262,7 @@ class Storage:
         partial.rmdir()
 
     @contextlib.contextmanager
-    def _said(self, what: str) -> Iterator[None]:
+    def _named_errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError) as error:

@@ -61,7 +61,7 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         priors=[record for records in priors.values() for record in records],
         trials=trials,
         exploration=_exploration(workspace),
-        demonstrations=[film for film in (workspace.demonstrations / layout.DEMONSTRATIONS_VIDEO,) if film.exists()],
+        demonstrations=[path for path in (workspace.demonstrations / layout.DEMONSTRATIONS_VIDEO,) if path.exists()],
     )
 
 
@@ -137,10 +137,10 @@ def _trial(trial: Trial) -> TrialRecord:
         evaluations_csv=trial.policy / layout.EVALUATIONS,
         selection={key: result[key] for key in ("publish", "best", "last") if key in result},
         final_episodes_csv=trial.evaluation / layout.EPISODES if evaluated else None,
-        videos=[film for mode in trial.experiment.evaluate.modes for film in _videos(trial.evaluation, mode)],
+        videos=[path for mode in trial.experiment.evaluate.modes for path in _videos(trial.evaluation, mode)],
     )
 
 
 def _videos(folder: Path, mode: str) -> list[Path]:
-    film = layout.video(folder, mode)
-    return [film] if film.exists() else []
+    path = layout.video(folder, mode)
+    return [path] if path.exists() else []

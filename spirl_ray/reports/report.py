@@ -68,7 +68,7 @@ class Video:
 
 
 def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int = VIDEO_LIMIT_BYTES) -> ReportFiles:
-    """Writes report.html, results.csv and results.json; whatever is missing is said in the page.
+    """Writes report.html, results.csv and results.json; the page names whatever is missing.
 
     Args:
         out: Folder of the three files, made if need be.
@@ -153,7 +153,7 @@ def verdict_in_words(
         return f"{begun}, so there is no result. {bare_words}"
     best = scores[0]
     rows = {row.mode: row for row in scores if row.method == best.method}
-    said = [
+    results = [
         f"{row.mean:.2f}{highest}{_interval_words(row)} with "
         + ("its deterministic policy" if mode == "deterministic" else "sampled actions")
         for mode, row in rows.items()
@@ -162,7 +162,7 @@ def verdict_in_words(
     count = f"{_seeds(len(best.seeds))}, {best.episodes} episodes" + " for each policy" * (len(rows) > 1)
     others = [row for row in scores if row.method != best.method and row.mode == best.mode]
     opening = f"{best.method} scores best" if others else f"{best.method} scores"
-    words = [f"{opening}: {score.label} {' and '.join(said)}, after {short_count(steps)} {ENV_STEPS} ({count})."]
+    words = [f"{opening}: {score.label} {' and '.join(results)}, after {short_count(steps)} {ENV_STEPS} ({count})."]
     if others:
         words.append(f"Next comes {others[0].method} with {others[0].mean:.2f}.")
         (low, high), (rival_low, rival_high) = best.mean_interval, others[0].mean_interval
