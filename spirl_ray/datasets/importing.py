@@ -294,10 +294,10 @@ def _refuse_foreign(out: Path, environment: str) -> None:
     except OSError as error:
         raise SpirlError(f"Cannot write {out}: {error.strerror}") from error
     if not out.is_dir():
-        raise SpirlError(f"{out}: there is a file; choose another folder for the dataset or remove it")
+        raise SpirlError(f"{out}: this is a file; choose a folder for the dataset or remove the file")
     if not (out / layout.DATASET_CARD).exists():
         raise SpirlError(
-            f"{out}: there is a folder without {layout.DATASET_CARD}, no dataset; choose another one or remove it"
+            f"{out}: the folder has no {layout.DATASET_CARD}, so it is not a dataset; choose another one or remove it"
         )
     card = read_card(out)
     if card.environment != environment:

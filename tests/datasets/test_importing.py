@@ -224,9 +224,9 @@ def test_another_dataset_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_foreign_folder_or_file_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("1")
-    with pytest.raises(SpirlError, match="thesis: there is a folder that is not a dataset"):
+    with pytest.raises(SpirlError, match=r"thesis: the folder has no card\.json"):
         import_dataset(MadeSource(1), tmp_path / "thesis", environment="spirl/Test-v0")
-    with pytest.raises(SpirlError, match="there is a file"):
+    with pytest.raises(SpirlError, match="this is a file"):
         import_dataset(MadeSource(1), tmp_path / "thesis" / "chapter.txt", environment="spirl/Test-v0")
     with pytest.raises(SpirlError, match=r"chapter\.txt.*(Not a directory|File exists)"):
         import_dataset(MadeSource(1), tmp_path / "thesis" / "chapter.txt" / "x", environment="spirl/Test-v0")
