@@ -26,7 +26,7 @@ def test_results_come_as_tasks_finish_and_a_failure_cancels_those_that_have_not(
 
     task: Any = ray.remote(num_cpus=1, max_retries=0)(work)
     quick, endless = task.remote(0), task.remote(1_000_000)
-    results = finished_tasks([endless, task.remote(0, quick), quick])
+    results = finished_tasks([endless, quick, task.remote(0, quick)])
     assert next(results) == (quick, 0)
     with pytest.raises(SpirlError, match="the culprit"):
         next(results)
