@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,22 +17,29 @@ from spirl_ray.pipeline.session import finished_tasks, interruptible, readable_c
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_results_come_as_tasks_finish_and_a_failure_cancels_those_that_have_not() -> None:
-    def work(steps: int, earlier: Any = None) -> int:
+def test_results_come_as_tasks_finish_and_a_failure_cancels_those_that_have_not(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def work(steps: int) -> int:
         for _ in range(steps):
+            begun.touch()
             time.sleep(0.01)  # a cancellation takes effect between two of them
-        if earlier is not None:
-            raise SpirlError("the culprit")
         return steps
 
+    def fail(earlier: int) -> None:
+        while not begun.exists():  # Ray may lose the cancellation of a task whose process is still starting
+            time.sleep(0.01)
+        raise SpirlError("the culprit")
+
     task: Any = ray.remote(num_cpus=1, max_retries=0)(work)
-    quick, endless = task.remote(0), task.remote(1_000_000)
-    results = finished_tasks([endless, quick, task.remote(0, quick)])
+    # The long one ends by itself, because otherwise a failure here would take a CPU from the tests that come after.
+    quick, long = task.remote(0), task.remote(6000)
+    results = finished_tasks([long, quick, ray.remote(num_cpus=1, max_retries=0)(fail).remote(quick)])
     assert next(results) == (quick, 0)
     with pytest.raises(SpirlError, match="the culprit"):
         next(results)
     with pytest.raises(TaskCancelledError):
-        ray.get(endless, timeout=60.0)
+        ray.get(long, timeout=120.0)
 
 
 @pytest.mark.parametrize("cause", [SpirlError("the culprit"), OSError(28, "No space left on device", "/out/culprit")])
