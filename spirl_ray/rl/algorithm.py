@@ -27,13 +27,7 @@ from spirl_ray.envs import environment
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import learner_columns
-from spirl_ray.rl.checkpoint import (
-    RestoreRandomState,
-    cuda_random_state,
-    random_state,
-    read_state,
-    write_state,
-)
+from spirl_ray.rl.checkpoint import RestoreRandomState, cuda_random_state, random_state, read_state, write_state
 from spirl_ray.rl.config import SKILL_ENV, TrainingArguments, make_skill_env, method_and_policy
 from spirl_ray.rl.learner import SkillPriorSACLearner
 from spirl_ray.rl.methods import METHODS, MethodConfig
