@@ -30,7 +30,8 @@ MakeSkills = Callable[..., Path]
 
 def run(script: str, *arguments: object) -> list[str]:
     """The lines that a script prints; it must succeed."""
-    clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # Other tests have set Ray's variables in this process, such as RAY_ENABLE_AUTO_CONNECT; a user has not.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = os.pathsep.join([str(EXAMPLES.parent), clean.get("PYTHONPATH", "")])
     # Short, because Ray's socket paths must fit in 107 bytes; patient, for busy machines.
     with tempfile.TemporaryDirectory(prefix="spirl-", dir="/tmp", ignore_cleanup_errors=True) as folder:
