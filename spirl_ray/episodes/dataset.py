@@ -8,14 +8,13 @@ from typing import Annotated, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature, FeatureName
 from spirl_ray.episodes.table import check_schema, table_to_episodes
 from spirl_ray.errors import SpirlError
-from spirl_ray.files import layout
-from spirl_ray.files.untrusted import CARD_LIMIT_BYTES, parse_json, read_plain_file
+from spirl_ray.files import layout, untrusted
 
 FORMAT_VERSION = 2
 _ROWS_AT_A_TIME = 64
@@ -94,20 +93,14 @@ def read_card(path: str | Path) -> DatasetCard:
         raise SpirlError(f"{folder}: no such dataset folder; import or generate the data first")
     if not file.exists():
         raise SpirlError(f"{folder}: not a dataset, it has no {layout.DATASET_CARD}")
-    values = parse_json(read_plain_file(file, CARD_LIMIT_BYTES), file)
+    values = untrusted.read_card(file)
     if values.get("format_version") != FORMAT_VERSION:
         raise SpirlError(
             f"{file}: format_version is {values.get('format_version')!r}, this version of spirl-ray reads "
             f"{FORMAT_VERSION}; import the data again or use the version that wrote it "
             f"({values.get('created_by', 'unknown')})"
         )
-    try:
-        return DatasetCard.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()
-        )
-        raise SpirlError(f"{file}: {faults}") from error
+    return untrusted.validate_card(values, DatasetCard, str(file))
 
 
 def dataset_files(path: str | Path) -> list[str]:

@@ -7,9 +7,13 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from spirl_ray.errors import SpirlError
+
+Card = TypeVar("Card", bound=BaseModel)
 
 CARD_LIMIT_BYTES = 16 * 2**20
 """The most bytes of a card; those of real datasets and artifacts are a thousand times smaller."""
@@ -84,3 +88,44 @@ def read_card(path: Path) -> dict[str, Any]:
         SpirlError: see `read_plain_file` and `parse_json`; the message names the file.
     """
     return parse_json(read_plain_file(path, CARD_LIMIT_BYTES), path)
+
+
+def validate_card(raw: dict[str, Any], card: type[Card], what: str) -> Card:
+    """Makes the card from the JSON object that `read_card` returns.
+
+    Args:
+        raw: the JSON object.
+        card: the model of the card.
+        what: the beginning of an error's message, which names the file.
+
+    Raises:
+        SpirlError: a field is missing, unknown or impossible; the message names each.
+    """
+    try:
+        return card.model_validate(raw)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise SpirlError(f"{what}: {faults}") from error
+
+
+def read_artifact_card(path: Path, card: type[Card], version: int, *, kind: str, remedy: str) -> Card:
+    """Reads and checks the card of trained skills or of a policy.
+
+    Args:
+        path: the card.
+        card: the model of the card.
+        version: the only format version that this program reads.
+        kind: the kind of artifact, such as "policy".
+        remedy: what replaces an artifact of another version, such as "Train the policy again with spirl train".
+
+    Raises:
+        SpirlError: the card is missing, damaged, or of another version; see `read_card` and `validate_card`.
+    """
+    raw = read_card(path)
+    if raw.get("format_version") != version:
+        writer = f" ({raw['package_version']})" if "package_version" in raw else ""
+        raise SpirlError(
+            f"{path} has format version {raw.get('format_version')!r}; this program reads {version}. {remedy}, or use "
+            f"the version of spirl-ray that wrote it{writer}."
+        )
+    return validate_card(raw, card, f"{path} is not a {kind} card")

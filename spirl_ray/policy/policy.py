@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from spirl_ray.config import Settings
@@ -16,7 +16,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically, write_json
 from spirl_ray.files.tensors import build_module, load_tensors, save_tensors
-from spirl_ray.files.untrusted import read_card
+from spirl_ray.files.untrusted import read_artifact_card
 from spirl_ray.rl.policy_network import PolicyNetwork, PolicyObserver, PolicySpec, check_observation
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import Array, Observation, SkillExecution
@@ -37,7 +37,7 @@ class PolicyCard(Settings):
     seed: int
     latent_limit: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     policy: PolicySpec
-    """What the policy observes, and how its network is built."""
+    """The features that the policy observes, and the sizes of its network."""
     env_steps: int
     skills: str
     """The folder of the skill artifact, relative to the policy's."""
@@ -154,16 +154,8 @@ def read_policy_card(folder: Path) -> PolicyCard:
     Raises:
         SpirlError: the card is missing, damaged, or of another version.
     """
-    raw = read_card(folder / layout.POLICY_CARD)
-    if raw.get("format_version") != FORMAT_VERSION:
-        raise SpirlError(
-            f"{folder / layout.POLICY_CARD} has format version {raw.get('format_version')!r}; this program reads "
-            f"{FORMAT_VERSION}. Train the policy again with spirl train, or use the version of spirl-ray that wrote it."
-        )
-    try:
-        return PolicyCard.model_validate(raw)
-    except ValidationError as error:
-        raise SpirlError(f"{folder / layout.POLICY_CARD} is not a policy card: {error}") from error
+    remedy = "Train the policy again with spirl train"
+    return read_artifact_card(folder / layout.POLICY_CARD, PolicyCard, FORMAT_VERSION, kind="policy", remedy=remedy)
 
 
 def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0) -> Policy:

@@ -12,15 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from spirl_ray.config import Settings
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_json
 from spirl_ray.files.tensors import build_module, load_tensors, save_tensors
-from spirl_ray.files.untrusted import read_card
+from spirl_ray.files.untrusted import read_artifact_card
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.spec import SkillSpec
 
@@ -88,18 +86,8 @@ def read_skill_card(folder: Path) -> SkillCard:
     Raises:
         SpirlError: the card is missing, damaged, or of another version.
     """
-    raw = read_card(folder / layout.SKILL_CARD)
-    if raw.get("format_version") != FORMAT_VERSION:
-        raise SpirlError(
-            f"{folder / layout.SKILL_CARD} has format version {raw.get('format_version')!r}; this program reads "
-            f"{FORMAT_VERSION}. Train the skills again with spirl pretrain, or use the version of spirl-ray that wrote "
-            f"them ({raw.get('package_version', 'unknown')})."
-        )
-    try:
-        return SkillCard.model_validate(raw)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise SpirlError(f"{folder / layout.SKILL_CARD} is not a skill card: {faults}") from error
+    remedy = "Train the skills again with spirl pretrain"
+    return read_artifact_card(folder / layout.SKILL_CARD, SkillCard, FORMAT_VERSION, kind="skill", remedy=remedy)
 
 
 def load_skills(folder: str | Path) -> SkillModel:
