@@ -95,10 +95,10 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
         SpirlError: the id is unknown, the environment does not take an argument, or it refuses a value.
     """
     entry = _entry(env_id)
-    parameters = inspect.signature(_creator(entry)).parameters
-    accepted = set(parameters) | {"max_episode_steps"}
+    parameters, takes_any = _arguments(_creator(entry))
+    accepted = parameters | {"max_episode_steps"}
     unknown = sorted(set(kwargs) - accepted)
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if unknown and not takes_any:
         raise SpirlError(
             f"{env_id} takes no argument {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(accepted))}"
         )
@@ -112,10 +112,9 @@ def renders(env_id: str) -> bool:
         SpirlError: the id is unknown.
     """
     creator = _creator(_entry(env_id))
-    parameters = inspect.signature(creator).parameters
-    takes = "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    parameters, takes_any = _arguments(creator)
     modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
-    return takes and (modes is None or "rgb_array" in modes)
+    return ("render_mode" in parameters or takes_any) and (modes is None or "rgb_array" in modes)
 
 
 def observed_features(env: gymnasium.Env) -> dict[str, Feature]:
@@ -164,6 +163,12 @@ def episode_limit(env: gymnasium.Env) -> int:
 def _creator(entry: EnvironmentEntry) -> Callable[..., gymnasium.Env]:
     found = load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make
     return cast("Callable[..., gymnasium.Env]", found)
+
+
+def _arguments(creator: Callable[..., gymnasium.Env]) -> tuple[set[str], bool]:
+    """The names of what a maker takes, and True where it takes any other name as well."""
+    parameters = inspect.signature(creator).parameters
+    return set(parameters), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _entry(env_id: str) -> EnvironmentEntry:

@@ -151,9 +151,32 @@ def _checked(metrics: tuple[EpisodeMetric, ...], preferred: tuple[str, ...]) -> 
     return Scores(metrics, preferred)
 
 
+def checked_subtasks(subtasks: Sequence[str] | str, known: Iterable[str], kind: str) -> tuple[str, ...]:
+    """Returns the names of an environment's target subtasks as a tuple.
+
+    Args:
+        subtasks: names, or one name.
+        known: the names that the environment has.
+        kind: what the messages call one of them, such as "kitchen subtask".
+
+    Raises:
+        SpirlError: there is no name, an unknown one, or one given twice.
+    """
+    names, plural = _names(subtasks), f"{kind.split()[-1]}s"
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SpirlError(f"unknown {kind} {', '.join(map(repr, unknown))}; known {plural}: {', '.join(known)}")
+    if not names or len(set(names)) != len(names):
+        raise SpirlError(f"tasks: one or more different {plural} are needed, not {list(names)}")
+    return names
+
+
+def _names(subtasks: Sequence[str] | str) -> tuple[str, ...]:
+    return (subtasks,) if isinstance(subtasks, str) else tuple(subtasks)
+
+
 def subtask_metrics(subtasks: Sequence[str] | str) -> tuple[EpisodeMetric, ...]:
     """One metric, 0 or 1, for each subtask that ``info["completed"]`` may name."""
-    names = (subtasks,) if isinstance(subtasks, str) else subtasks
     return tuple(
         EpisodeMetric(
             name=_identifier(name),
@@ -163,13 +186,13 @@ def subtask_metrics(subtasks: Sequence[str] | str) -> tuple[EpisodeMetric, ...]:
             more_is_better=True,
             of=_Completed(name),
         )
-        for name in names
+        for name in _names(subtasks)
     )
 
 
 def count_of_subtasks(subtasks: Sequence[str] | str) -> EpisodeMetric:
     """The number of these subtasks that ``info["completed"]`` names, as a metric called ``subtasks``."""
-    names = (subtasks,) if isinstance(subtasks, str) else tuple(subtasks)
+    names = _names(subtasks)
     return EpisodeMetric(
         name="subtasks",
         meaning=f"Number of target subtasks that the episode has completed: {', '.join(names)}",

@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from spirl_ray.envs.metrics import subtask_scores
+from spirl_ray.envs.metrics import checked_subtasks, subtask_scores
 from spirl_ray.envs.offscreen import OffscreenCamera, load_mujoco
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
 from spirl_ray.episodes.features import Feature, Observation
@@ -295,10 +295,4 @@ def scene_path() -> Path:
 
 def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     """Returns names of subtasks as a tuple; raises `SpirlError` for none, an unknown one, or one given twice."""
-    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    unknown = [name for name in names if name not in GOALS]
-    if unknown:
-        raise SpirlError(f"unknown kitchen subtask {', '.join(map(repr, unknown))}; known subtasks: {', '.join(GOALS)}")
-    if not names or len(set(names)) != len(names):
-        raise SpirlError(f"kitchen tasks must be one or more different subtasks, not {list(names)}")
-    return names
+    return checked_subtasks(tasks, GOALS, "kitchen subtask")

@@ -22,7 +22,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from spirl_ray.envs.metrics import subtask_scores
+from spirl_ray.envs.metrics import checked_subtasks, subtask_scores
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature, Observation, stack_observations
@@ -78,7 +78,7 @@ class PointPadsEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
         position_noise: float = 0.01,
         render_mode: str | None = None,
     ) -> None:
-        self.tasks = _checked_tasks(tasks)
+        self.tasks = checked_subtasks(tasks, PADS, "pad")
         if position_noise < 0:
             raise SpirlError(f"point pads position_noise must not be negative: {position_noise}")
         if render_mode not in (None, "rgb_array"):
@@ -181,16 +181,6 @@ def _blocked(x: float, y: float) -> bool:
         left - AGENT_RADIUS < x < right + AGENT_RADIUS and bottom - AGENT_RADIUS < y < top + AGENT_RADIUS
         for left, bottom, right, top in WALLS
     )
-
-
-def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
-    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    unknown = [name for name in names if name not in PADS]
-    if unknown:
-        raise SpirlError(f"unknown pad {', '.join(map(repr, unknown))}; known pads: {', '.join(PADS)}")
-    if not names or len(set(names)) != len(names):
-        raise SpirlError(f"point pads tasks must be one or more different pads, not {list(names)}")
-    return names
 
 
 # Way-points on a ring around the pillar, clockwise from north. The odd ones are the four corners (outside the
