@@ -6,6 +6,7 @@ drawn from a flat action prior, and uniform random actions.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,12 +83,12 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> Explor
     spec = envs.environment(env.id)
     if spec.floor_plan is None:
         raise SpirlError(f"{env.id} declares no floor plan, on which exploration is drawn; spirl/Maze-v0 does.")
-    made = envs.make(env.id, **env.kwargs)
-    plan, limit = spec.floor_plan(made), envs.episode_limit(made)
     with workspace.locked(out):
         if (out / layout.SUMMARY).exists():
             rows = read_json(out / layout.SUMMARY)["rows"]
             return ExplorationResult(folder=out, ran=False, figure=out / layout.EXPLORATION_FIGURE, rows=rows)
+        with contextlib.closing(envs.make(env.id, **env.kwargs)) as made:
+            plan, limit = spec.floor_plan(made), envs.episode_limit(made)
         episodes = math.ceil(settings.env_steps / limit)
         chunks = [
             range(first, min(episodes, first + _EPISODES_A_TASK)) for first in range(0, episodes, _EPISODES_A_TASK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
@@ -70,11 +71,8 @@ def method_and_policy(
         SpirlError: the skills do not fit the environment or the method.
     """
     skills = load_skills(skills_folder)
-    made = envs.make(env_id, **env_kwargs)
-    try:
+    with contextlib.closing(envs.make(env_id, **env_kwargs)) as made:
         features, actions = envs.observed_features(made), made.action_space.shape
-    finally:
-        made.close()
     assert actions is not None
     check_fit(skills.spec, features, actions[0], f"The skills in {skills_folder} and {env_id}")
     if isinstance(method, dict):
