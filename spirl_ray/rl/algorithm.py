@@ -101,7 +101,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
 
     @property
     def policy(self) -> PolicySpec:
-        """What the policy observes; it is known once the config has been validated, as building does."""
+        """The spec of the policy; it is known once the config has been validated, as building does."""
         return PolicySpec.model_validate(self.env_config["policy"])
 
     def skills(

@@ -28,7 +28,7 @@ def _try_to_sample(runner: EnvRunner) -> Sampled | str:
     """Returns samples, or the traceback of an error in the environment, which RLlib would hide behind restarts."""
     try:
         return _sample_and_measure(runner)
-    except Exception:
+    except Exception:  # whatever a user's environment raises; the driver reports it
         return traceback.format_exc()
 
 
