@@ -87,7 +87,7 @@ def test_a_job_and_the_nodes_it_runs_on_can_be_watched(nodes: RayNodes, signed_i
     dom = words(browse(f"{signed_in}/#/jobs/{job}", tmp_path / "job", "--dump-dom"))
     assert job in dom
     assert "SUCCEEDED" in dom
-    assert "spirl_ray.cli.main run experiment.yaml" in dom
+    assert "spirl_ray.cli run experiment.yaml" in dom
     picture = Path(os.environ.get("SPIRL_TEST_SCREENSHOT", tmp_path / "page.png")).absolute()
     browse(f"{signed_in}/#/jobs/{job}", tmp_path / "picture", f"--screenshot={picture}")
     assert picture.stat().st_size > 20_000
