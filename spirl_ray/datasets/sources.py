@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from spirl_ray.config import DataSettings
+from pydantic import Field
+
+from spirl_ray.config import DataSettings, Settings
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
@@ -67,6 +69,14 @@ class EpisodeSource(Protocol):
     @property
     def attempts(self) -> int:
         """The number of indices that are attempts of an expert, which may give up; 0 for recorded data."""
+
+
+class RecordingSettings(Settings):
+    """The options that the entries of ``data.sources`` of all recorded formats have in common."""
+
+    columns: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """The recorded key of a feature, where it has another name there; several keys are joined to one vector. ``action``
+    and ``reward`` can be named as well."""
 
 
 MakeSource = Callable[[DataSettings, str], EpisodeSource]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import PurePath
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel
@@ -43,3 +43,18 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(f"a key cannot be made of {type(value).__name__}; give its plain data")
+
+
+def files_identity(files: Iterable[Path], root: Path) -> list[list[str | int]]:
+    """Plain data that change when one of these files changes: the names below ``root``, sizes and times of change.
+
+    Contents are not hashed, because recordings can be larger than one would read at the start of every command.
+
+    Raises:
+        OSError: a file is missing; ``filename`` names it.
+    """
+    found = []
+    for file in sorted(files):
+        state = file.stat()
+        found.append([file.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns])
+    return found
