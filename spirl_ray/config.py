@@ -10,56 +10,46 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from spirl_ray.config_file import read_mapping, split_override
+from spirl_ray.config_environment import EnvironmentSettings, EnvSettings, InterfaceSettings, Settings
+from spirl_ray.config_file import assign, read_mapping, readable_problems, split_override
 from spirl_ray.errors import SpirlError
 
 _OVERRIDABLE = ("skills", "pretrain", "train")
 
 
-class Settings(BaseModel):
-    """A group of settings: immutable, unknown keys refused."""
+def _as_list(raw: Any) -> Any:
+    """Takes a single mapping where a list of one is meant."""
+    return [raw] if isinstance(raw, Mapping) else raw
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
 
+class SourceSettings(Settings):
+    """One source of episodes; the kind of source that ``type`` names has settings of its own."""
 
-class EnvSettings(Settings):
-    id: str = "spirl/Kitchen-v0"
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    """The arguments of the environment's constructor, such as ``tasks``. ``env.tasks`` is short for
-    ``env.kwargs.tasks``."""
+    model_config = ConfigDict(frozen=True, extra="allow")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _constructor_arguments(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or not isinstance(raw.get("kwargs", {}), dict):
-            return raw
-        own = {name: value for name, value in raw.items() if name in cls.model_fields}
-        short = {name: value for name, value in raw.items() if name not in cls.model_fields}
-        if twice := sorted(set(short) & set(raw.get("kwargs", {}))):
-            raise ValueError(f"{twice[0]} is given twice, as env.{twice[0]} and as env.kwargs.{twice[0]}")
-        return {**own, "kwargs": {**raw.get("kwargs", {}), **short}}
+    type: str
+    """``generated`` (a scripted expert's), ``minari``, ``npz``, ``hdf5``, ``lerobot``, ``parquet``, ``python``,
+    ``folder`` (a dataset of ours), or a name given to `spirl_ray.datasets.sources.register_source`."""
 
 
 class DataSettings(Settings):
-    source: str = "minari"
-    """``minari`` for recorded demonstrations, ``generated`` for a scripted expert's, ``both`` in one dataset, or a name
-    given to `spirl_ray.datasets.sources.register_source`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of a source that has been registered from outside."""
-    dataset: str | None = None
-    """Minari id, e.g. ``D4RL/kitchen/complete-v2``."""
-    minari_root: Path | None = None
-    """A local Minari root; None downloads (or uses Minari's own cache)."""
-    episodes: int = Field(default=100, ge=1)
-    """The number of episodes to generate."""
-    seed: int = 0
-    generate: dict[str, Any] = Field(default_factory=dict)
-    """Options of the environment's scripted expert."""
+    sources: Annotated[tuple[SourceSettings, ...], BeforeValidator(_as_list)] = ()
+    """The sources of the episodes, which become one dataset."""
+    actions_outside: Literal["refuse", "clip", "rescale"] = "refuse"
+    """What happens to actions outside the range of the environment's actions: an error, the nearest one in the range,
+    or the range becomes that of the data."""
     shards: int = Field(default=8, ge=1)
     """The number of Parquet files; at least as many as training workers."""
     skip_bad: bool = False
@@ -249,6 +239,7 @@ class Experiment(Settings):
     """``spirl``, ``spirl_cl``, ``ssp``, ``flat_prior``, ``bc_sac``, ``sac``, or those that a plugin has registered."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     env: EnvSettings = EnvSettings()
+    interface: InterfaceSettings = InterfaceSettings()
     data: DataSettings = DataSettings()
     skills: SkillSettings = SkillSettings()
     pretrain: PretrainSettings = PretrainSettings()
@@ -284,6 +275,16 @@ class Experiment(Settings):
         return values
 
     @property
+    def environment(self) -> EnvironmentSettings:
+        """The environment: ``env`` and ``interface`` together."""
+        return EnvironmentSettings(
+            id=self.env.id,
+            kwargs=self.env.kwargs,
+            max_episode_steps=self.env.max_episode_steps,
+            interface=self.interface,
+        )
+
+    @property
     def folder(self) -> Path:
         return self.output if self.output is not None else Path("runs") / self.name
 
@@ -298,7 +299,7 @@ class Experiment(Settings):
                 raise SpirlError(
                     f"overrides.{method}: {key} cannot differ between methods, only {', '.join(_OVERRIDABLE)} can."
                 )
-            assign(raw, key, value, f"overrides.{method}")
+            assign(raw, key, value, f"overrides.{method}", Experiment)
         return parse_experiment(raw, f"overrides.{method}")
 
 
@@ -327,7 +328,7 @@ def load_experiment(
     else:
         changes = [(*split_override(override), f"--set {override}") for override in overrides]
     for key, value, where in changes:
-        assign(raw, key, value, where)
+        assign(raw, key, value, where, Experiment)
     experiment = parse_experiment(raw, origin)
     for method in experiment.overrides:
         experiment.for_method(method)
@@ -340,49 +341,3 @@ def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
         return Experiment.model_validate(raw)
     except ValidationError as error:
         raise readable_problems(error, origin, Experiment) from error
-
-
-def readable_problems(error: ValidationError, origin: str, settings: type[Settings]) -> SpirlError:
-    """Makes the error about a file of these settings, with a line for each wrong key."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "together"
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1], settings)
-            lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
-        elif problem["type"] == "missing":
-            lines.append(f"  {key}: is missing")
-        elif isinstance(problem["input"], Mapping):
-            lines.append(f"  {key}: {problem['msg']}")
-        else:
-            lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
-    return SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines))
-
-
-def to_yaml(settings: Settings) -> str:
-    """The exact settings as YAML that `load_experiment` reads back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def assign(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: type[Settings] | None = None) -> None:
-    """Sets one key, or several of a group: ``train: {a: 1}`` leaves the other settings of train alone."""
-    *parents, last = dotted.split(".")
-    if isinstance(value, Mapping) and _known_keys([*parents, last], settings or Experiment):
-        for key, inner in value.items():
-            assign(raw, f"{dotted}.{key}", inner, origin, settings)
-        return
-    node = raw
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise SpirlError(f"{origin}: {parent} is a single value, it has no key {last}.")
-        node = child
-    node[last] = value
-
-
-def _known_keys(location: Sequence[int | str], settings: type[Settings]) -> list[str]:
-    model: Any = settings
-    for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field is not None else None
-    return sorted(getattr(model, "model_fields", {}))

@@ -1,11 +1,13 @@
-"""The files of the configuration language: YAML, names of shipped experiments, ``key=value`` overrides."""
+"""The files of the configuration language: YAML, names of shipped experiments, ``key=value`` overrides, messages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from spirl_ray.errors import SpirlError
 
@@ -49,3 +51,63 @@ def split_override(override: str) -> tuple[str, Any]:
         return key.strip(), yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SpirlError(f"--set {override}: the value is not valid YAML: {error}") from error
+
+
+def readable_problems(error: ValidationError, origin: str, settings: type[BaseModel]) -> SpirlError:
+    """Makes the error about a file of these settings, with a line for each wrong key."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "together"
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1], settings)
+            lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {key}: is missing")
+        elif isinstance(problem["input"], Mapping):
+            lines.append(f"  {key}: {problem['msg']}")
+        else:
+            lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
+    return SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines))
+
+
+def to_yaml(settings: BaseModel) -> str:
+    """The exact settings as YAML that `load_experiment` reads back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def assign(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: type[BaseModel]) -> None:
+    """Sets one key, or several of a group: ``train: {a: 1}`` leaves the other settings of train alone.
+
+    A number is a place in a list, as in ``data.sources.0.episodes``.
+
+    Raises:
+        SpirlError: there is no such place, or a single value where a group should be.
+    """
+    *parents, last = dotted.split(".")
+    if isinstance(value, Mapping) and _known_keys([*parents, last], settings):
+        for key, inner in value.items():
+            assign(raw, f"{dotted}.{key}", inner, origin, settings)
+        return
+    node: Any = raw
+    for parent, following in zip(parents, [*parents[1:], last], strict=True):
+        node = node[_index(node, parent, origin)] if isinstance(node, list) else node.setdefault(parent, {})
+        if not isinstance(node, dict | list):
+            raise SpirlError(f"{origin}: {parent} is a single value, it has no key {following}.")
+    if isinstance(node, list):
+        node[_index(node, last, origin)] = value
+    else:
+        node[last] = value
+
+
+def _index(values: list[Any], text: str, origin: str) -> int:
+    if not text.isdecimal() or int(text) >= len(values):
+        raise SpirlError(f"{origin}: {text} is no place in this list; its places are 0 to {len(values) - 1}.")
+    return int(text)
+
+
+def _known_keys(location: Sequence[int | str], settings: type[BaseModel]) -> list[str]:
+    model: Any = settings
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field is not None else None
+    return sorted(getattr(model, "model_fields", {}))

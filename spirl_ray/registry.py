@@ -57,7 +57,7 @@ class Registry(Generic[Entry]):
         self._entries[name] = entry
         return entry
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str | None) -> Entry:
         """The entry with this name.
 
         Raises:

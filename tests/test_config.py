@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from spirl_ray.config import Experiment, load_experiment, parse_experiment, to_yaml
+from spirl_ray.config import Experiment, load_experiment, parse_experiment
+from spirl_ray.config_file import to_yaml
 from spirl_ray.errors import SpirlError
 
 

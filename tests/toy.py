@@ -11,7 +11,7 @@ TOY: dict[str, Any] = {
     "name": "toy",
     "methods": ["spirl_cl"],
     "env": {"id": "spirl/PointPads-v0"},
-    "data": {"source": "generated", "episodes": 6, "shards": 2},
+    "data": {"sources": [{"type": "generated", "episodes": 6}], "shards": 2},
     "skills": {"horizon": 10, "latent_dim": 2, "width": 8, "decoder_layers": 1, "prior_layers": 1},
     "pretrain": {"updates": 40, "batch_size": 16, "log_every": 10, "checkpoint_every": 10, "warmup_updates": 0},
     "train": {

@@ -5,6 +5,7 @@ The commands are thin: they read the config, call `spirl_ray.api`, and show what
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -202,7 +203,7 @@ def import_data(config: ConfigFile, set: Overrides = None) -> None:
 @data_app.command("generate")
 def generate_data(
     config: ConfigFile,
-    episodes: Annotated[int | None, typer.Option(help="How many; the config's data.episodes if not given.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="How many; the config's number if not given.")] = None,
     tasks: Annotated[
         str | None,
         typer.Option(help="Subtasks of every episode, in order, as in 'microwave,kettle'; else the expert chooses."),
@@ -215,15 +216,19 @@ def generate_data(
     """Generates the experiment's trajectories with the environment's scripted expert, on all CPUs of the Ray cluster.
 
     The same seed gives the same episodes whatever the number of workers; an interrupted generation is resumed. Other
-    options of the expert, and the seed: --set data.generate.action_noise=0.1 --set data.seed=1.
+    options of the expert, and the seed: --set data.sources.0.options.action_noise=0.1 --set data.sources.0.seed=1.
     """
-    chosen = ["data.source=generated"]
+    with readable_errors():
+        known = load_experiment(config, set or []).data.sources
+    source = next((dict(s.model_extra or {}) for s in known if s.type == "generated"), {})
+    options = dict(source.get("options") or {})
     if episodes is not None:
-        chosen.append(f"data.episodes={episodes}")
+        source["episodes"] = episodes
     if tasks is not None:
-        chosen.append(f"data.generate.tasks={[name.strip() for name in tasks.split(',')]}")
+        options["tasks"] = [name.strip() for name in tasks.split(",")]
     if keep_failures:
-        chosen.append("data.generate.keep_failures=true")
+        options["keep_failures"] = True
+    chosen = [f"data.sources={json.dumps([{'type': 'generated', **source, 'options': options}])}"]
     with _command(config, [*(set or []), *chosen]) as command:
         dataset = api.import_data(command.experiment, on_event=command.show).folder
         from spirl_ray.episodes.summary import summarize

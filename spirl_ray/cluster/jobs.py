@@ -22,6 +22,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from spirl_ray.cluster.shipping import stage
 from spirl_ray.config import Experiment
+from spirl_ray.datasets.sources import source_options
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 
@@ -163,9 +164,12 @@ def check_output(experiment: Experiment) -> Path:
             f"output: {experiment.folder} is relative, and a job's folder is removed when it ends. Name a folder "
             "that every node of the cluster sees under the same path: --set output=/shared/folder."
         )
-    root = experiment.data.minari_root
-    if root is not None and not root.is_absolute():
-        raise SpirlError(f"data.minari_root: {root} is relative. Name the folder as the nodes of the cluster see it.")
+    for place, source in enumerate(experiment.data.sources):
+        for name, value in source_options(source, place):
+            if isinstance(value, Path) and not value.expanduser().is_absolute():
+                raise SpirlError(
+                    f"data.sources.{place}.{name}: {value} is relative. Name it as the nodes of the cluster see it."
+                )
     return experiment.output
 
 

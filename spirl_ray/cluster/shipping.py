@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import spirl_ray
-from spirl_ray.config import Experiment, to_yaml
+from spirl_ray.config import Experiment
+from spirl_ray.config_file import to_yaml
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.pipeline.provenance import SHIPPED_COMMIT, commit

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from spirl_ray.config import DataSettings
+from spirl_ray.config import Settings
+from spirl_ray.datasets.mapping import fitting_features
 from spirl_ray.datasets.sources import Chunk, Description, Identity, register_source
-from spirl_ray.envs import environment
+from spirl_ray.envs.spec import EnvironmentSpec
+from spirl_ray.episodes.actions import described
 from spirl_ray.episodes.dataset import DatasetCard, dataset_files, read_card, read_tables
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import stored_features
@@ -17,27 +19,19 @@ from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.errors import SpirlError
 
 
+class FolderSettings(Settings):
+    """The options of ``type: folder``."""
+
+    path: Path
+    """The folder of a dataset."""
+
+
 @dataclass(frozen=True)
 class FolderSource:
-    """The source of episodes in a dataset folder. On a cluster, every node must be able to read it.
-
-    Raises:
-        SpirlError: there is no such folder, or the dataset's features or actions are not those of the environment.
-    """
+    """The source of episodes in a dataset folder. On a cluster, every node must be able to read it."""
 
     path: str
     """The absolute path of the folder."""
-    environment: str
-    """The id of the environment."""
-
-    def __post_init__(self) -> None:
-        spec, card = environment(self.environment), self.card
-        found = (stored_features(card.features), card.action_dim)
-        if found != (stored_features(spec.features), spec.action_dim):
-            raise SpirlError(
-                f"data.options.path: {self.path} holds episodes of {card.environment} with "
-                f"{_listed(card.features, card.action_dim)}; {spec.id} has {_listed(spec.features, spec.action_dim)}."
-            )
 
     @cached_property
     def card(self) -> DatasetCard:
@@ -86,13 +80,23 @@ def _listed(features: object, action_dim: int) -> str:
     return f"{named} and {action_dim} actions"
 
 
-def make(data: DataSettings, env_id: str) -> FolderSource:
-    """Makes the source of the dataset in the folder ``data.options.path``."""
-    if set(data.options) != {"path"}:
-        raise SpirlError(
-            "data.source: folder needs data.options.path, the folder of a dataset, and takes no other option."
-        )
-    return FolderSource(str(Path(data.options["path"]).absolute()), env_id)
+def make(options: FolderSettings, spec: EnvironmentSpec | None) -> FolderSource:
+    """Makes the source of the dataset in the folder ``path``."""
+    source = FolderSource(str(options.path.expanduser().absolute()))
+    card = source.card
+    if spec is not None:
+        found = (fitting_features(stored_features(card.features), spec), card.action_dim)
+        if found != (stored_features(card.features), spec.action_dim):
+            raise SpirlError(
+                f"data.sources: {source.path} holds episodes of {card.environment or 'no environment'} with "
+                f"{_listed(card.features, card.action_dim)}; {spec.id} has {_listed(spec.features, spec.action_dim)}."
+            )
+        if card.actions != spec.actions:
+            raise SpirlError(
+                f"data.sources: {source.path} has {described(card.actions, card.action_dim)} in units of its own; "
+                f"{spec.id} has {described(spec.actions, spec.action_dim)}. Set interface.action to the former."
+            )
+    return source
 
 
-register_source("folder", make)
+register_source("folder", FolderSettings, make)

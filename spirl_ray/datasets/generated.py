@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field
+
 from spirl_ray import __version__
-from spirl_ray.config import DataSettings
-from spirl_ray.datasets.sources import Chunk, Description, Identity, refuse_options, register_source
-from spirl_ray.envs import environment
+from spirl_ray.config import Settings
+from spirl_ray.datasets.sources import Chunk, Description, Identity, register_source
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
+
+
+class GeneratedSettings(Settings):
+    """The options of ``type: generated``."""
+
+    episodes: int = Field(default=100, ge=1)
+    """The number of episodes to generate."""
+    seed: int = 0
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the environment's scripted expert."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,8 @@ class GeneratedSource:
 
     environment: str
     """The id of the environment."""
+    expert: str
+    """The expert, as "module:function"."""
     episodes: int
     """The number of attempts; the expert may give up on some."""
     seed: int = 0
@@ -29,7 +44,7 @@ class GeneratedSource:
     """The keyword arguments of the environment's ``generate``."""
 
     def __post_init__(self) -> None:
-        generate = environment(self.environment).generate
+        generate = self._generate
         if self.episodes < 1:
             raise SpirlError(f"generated data for {self.environment!r}: episodes must be ≥ 1, not {self.episodes}")
         parameters = inspect.signature(generate).parameters
@@ -46,7 +61,7 @@ class GeneratedSource:
         return [(index,) for index in range(self.episodes)]
 
     def read(self, chunk: Chunk) -> Iterator[Episode]:
-        for episode in environment(self.environment).generate(chunk, self.seed, **self.kwargs):
+        for episode in self._generate(chunk, self.seed, **self.kwargs):
             if episode is not None:
                 yield episode
 
@@ -66,11 +81,18 @@ class GeneratedSource:
     def attempts(self) -> int:
         return self.episodes
 
+    @property
+    def _generate(self) -> Callable[..., Iterator[Episode | None]]:
+        found: Callable[..., Iterator[Episode | None]] = pkgutil.resolve_name(self.expert)
+        return found
 
-def make(data: DataSettings, env_id: str) -> GeneratedSource:
-    """Makes the source of ``data.episodes`` attempts of the environment's expert."""
-    refuse_options(data)
-    return GeneratedSource(env_id, data.episodes, data.seed, data.generate)
+
+def make(options: GeneratedSettings, spec: EnvironmentSpec | None) -> GeneratedSource:
+    """Makes the source of attempts of the environment's expert."""
+    if spec is None or spec.expert is None:
+        named = "there is no environment" if spec is None else f"environment {spec.id!r} has no scripted expert"
+        raise SpirlError(f"data.sources: type generated needs a scripted expert, and {named}. Name recorded data.")
+    return GeneratedSource(spec.id, spec.expert, options.episodes, options.seed, options.options)
 
 
-register_source("generated", make)
+register_source("generated", GeneratedSettings, make)

@@ -15,8 +15,9 @@ import ray.data
 from ray.exceptions import RayError
 
 from spirl_ray import __version__
+from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, EpisodeSource
-from spirl_ray.envs import environment as environment_spec
+from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.dataset import FORMAT_VERSION, DatasetCard, FileEntry, read_card
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Features
@@ -51,13 +52,14 @@ class _Shard:
     file: Path
     features: Features
     action_dim: int
+    actions: ActionRange | None
     skip_bad: bool
 
     @property
     def key(self) -> str:
         """A key that is equal for shards of equal content."""
         features = {name: feature.model_dump(mode="json") for name, feature in self.features.items()}
-        parts = (self.source.identity().settings, self.indices, features, self.action_dim, self.skip_bad)
+        parts = (self.source.identity().settings, self.indices, features, self.action_dim, self.actions, self.skip_bad)
         return fingerprint(FORMAT_VERSION, __version__, *parts)
 
     @property
@@ -67,24 +69,24 @@ class _Shard:
 
 
 def import_dataset(
-    source: EpisodeSource,
+    data: OpenedData,
     out: Path,
     *,
-    environment: str,
+    environment: str | None,
     skip_bad: bool = False,
     shards: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
-    """Reads every episode of ``source``, checks it, and writes a dataset to the folder ``out``.
+    """Reads every episode of a source, checks it, and writes a dataset to the folder ``out``.
 
     Episode chunk i goes to file i modulo ``min(shards, chunks)``; the result is the same for any number of
     workers. The dataset appears at `out` complete or not at all. Ray must be initialised; on a cluster `out`
     must be on storage that all nodes share.
 
     Args:
-        source: source of the episodes.
+        data: source of the episodes, and what they hold.
         out: folder to create. If it already is a dataset of the same content, that one is returned.
-        environment: id of the environment, which determines the features and the width of actions.
+        environment: id of the environment, for the card; None for data alone.
         skip_bad: leave bad episodes out and report them, instead of refusing the import.
         shards: number of Parquet files and of tasks, each of one CPU.
         progress: called with (episodes read, episodes in all) whenever a file is done.
@@ -96,12 +98,13 @@ def import_dataset(
         raise SpirlError(f"data import: shards must be ≥ 1, not {shards}")
     out = Path(out).absolute()
     _refuse_foreign(out, environment)
+    source = data.source
     chunks = source.chunks()
     if not chunks:
         raise SpirlError(f"{source.description().source}: the source holds no episode")
     try:
         with partial_folder(out, resume=True) as partial:
-            report = _write_dataset(partial, source, chunks, environment, skip_bad, shards, progress)
+            report = _write_dataset(partial, data, chunks, environment, skip_bad, shards, progress)
     except FolderExists:
         return replace(report, card=_same_dataset(out, report.card))
     return report
@@ -109,23 +112,24 @@ def import_dataset(
 
 def _write_dataset(
     partial: Path,
-    source: EpisodeSource,
+    data: OpenedData,
     chunks: list[Chunk],
-    environment: str,
+    environment: str | None,
     skip_bad: bool,
     shards: int,
     progress: Callable[[int, int], None] | None,
 ) -> ImportReport:
     """Writes the files of a dataset and its card to a folder, which may hold shards of an interrupted import."""
-    spec, description = environment_spec(environment), source.description()
+    description = data.source.description()
     count = min(shards, len(chunks))
     tasks = [
         _Shard(
-            source=source,
+            source=data.source,
             indices=tuple(index for chunk in chunks[number::count] for index in chunk),
             file=partial / f"shard-{number:05d}",
-            features=spec.features,
-            action_dim=spec.action_dim,
+            features=data.features,
+            action_dim=data.action_dim,
+            actions=data.actions,
             skip_bad=skip_bad,
         )
         for number in range(count)
@@ -147,8 +151,10 @@ def _write_dataset(
     _refuse_twins(description.source, [identifier for identifier, _ in digests])
     card = DatasetCard(
         environment=environment,
-        features=dict(spec.features),
-        action_dim=spec.action_dim,
+        features=data.features,
+        action_dim=data.action_dim,
+        actions=data.actions,
+        rewards=data.rewards,
         episodes=len(digests),
         steps=sum(result["steps"] for result in results),
         source=description.source,
@@ -237,7 +243,9 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
     ):
         waiting: list[Episode] = []
         for episode in shard.source.read(shard.indices):
-            found = check_episode(episode, *kind)
+            if episode.terminated and episode.truncated:
+                episode = replace(episode, truncated=False)  # a time limit in the step in which the task ended
+            found = check_episode(episode, *kind, shard.actions)
             if found:
                 problems += [(episode.id, name, what) for name, what in found]
                 if not shard.skip_bad and len(problems) >= _SHOWN_PROBLEMS:
@@ -286,7 +294,7 @@ def _name_files(partial: Path, tasks: list[_Shard], results: list[dict[str, Any]
     return files
 
 
-def _refuse_foreign(out: Path, environment: str) -> None:
+def _refuse_foreign(out: Path, environment: str | None) -> None:
     """Refuses early what can never be the same dataset; the content itself is compared at the end."""
     try:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
@@ -321,7 +329,7 @@ def _same_dataset(out: Path, card: DatasetCard) -> DatasetCard:
 
 def _occupied(out: Path, card: DatasetCard) -> str:
     return (
-        f"{out}: there is another dataset ({card.episodes} episodes of {card.environment} from "
+        f"{out}: there is another dataset ({card.episodes} episodes of {card.environment or 'no environment'} from "
         f"{card.source}); choose another folder or remove it"
     )
 
@@ -338,6 +346,6 @@ def _refusal(source: str, problems: list[Problem]) -> str:
     shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS])
     more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} or more" if len(problems) > _SHOWN_PROBLEMS else ""
     return (
-        f"{source}: bad episodes; repair the source, or leave them out with skip_bad "
-        f"(which needs at least one good episode):\n{shown}{more}"
+        f"{source}: bad episodes; repair the source, or leave them out with data.skip_bad (at least one must be "
+        f"good; for actions outside their range there are data.actions_outside and interface.action):\n{shown}{more}"
     )

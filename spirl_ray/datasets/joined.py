@@ -7,9 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from spirl_ray.config import DataSettings
-from spirl_ray.datasets import generated, minari
-from spirl_ray.datasets.sources import Chunk, Description, EpisodeSource, Identity, register_source
+from spirl_ray.datasets.sources import Chunk, Description, EpisodeSource, Identity
 from spirl_ray.episodes.episode import Episode
 
 
@@ -48,11 +46,3 @@ class JoinedSource:
         """The index of each part's first episode."""
         counts = [sum(map(len, part.chunks())) for part in self.parts[:-1]]
         return list(itertools.accumulate(counts, initial=0))
-
-
-def make(data: DataSettings, env_id: str) -> JoinedSource:
-    """Makes the source of the expert's demonstrations, and then the recorded ones of ``data.dataset``."""
-    return JoinedSource((generated.make(data, env_id), minari.make(data, env_id)))
-
-
-register_source("both", make)

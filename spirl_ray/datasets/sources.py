@@ -1,28 +1,38 @@
-"""Sources of episodes: the interface of a source, and the table of those that ``data.source`` can name.
+"""Sources of episodes: the interface of a source, and the table of those that ``data.sources`` can name.
 
-Another package adds a source by ``register_source``, or by an entry point of the group ``spirl_ray.sources``
-whose name is what ``data.source`` says, and whose object is a `MakeSource`. Options of its own come from
-``data.options``::
+A kind of source has a model of its options, and a function that makes a source of them: either an `EpisodeSource`,
+whose episodes have the features of the environment, or a `RecordingReader`, whose recordings
+`spirl_ray.datasets.mapping` maps to episodes. Another package adds a kind by ``register_source``, or by an entry point
+of the group ``spirl_ray.sources`` whose name is what ``type`` says, and whose object is a `SourceKind`::
 
     # my_package/tapes.py
-    def make(data: DataSettings, env_id: str) -> EpisodeSource:
-        return Tapes(Path(data.options["folder"]))
+    class TapeOptions(RecordingSettings):
+        folder: Path
+
+    def make(options: TapeOptions, spec: EnvironmentSpec | None) -> Tapes: ...
+
+    KIND = SourceKind(TapeOptions, make)
 
     # pyproject.toml
     [project.entry-points."spirl_ray.sources"]
-    tapes = "my_package.tapes:make"
+    tapes = "my_package.tapes:KIND"
+
+A config chooses it with ``data: {sources: [{type: tapes, folder: /data/tapes}]}``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from spirl_ray.config import DataSettings, Settings
+from spirl_ray.config import Settings, SourceSettings
+from spirl_ray.config_file import readable_problems
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.recording import RecordingReader
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
 
@@ -50,6 +60,7 @@ class Identity:
     folder."""
 
 
+@runtime_checkable
 class EpisodeSource(Protocol):
     """The interface of a source: episodes by index, picklable, and read in any number of processes with the same
     result."""
@@ -79,40 +90,73 @@ class RecordingSettings(Settings):
     and ``reward`` can be named as well."""
 
 
-MakeSource = Callable[[DataSettings, str], EpisodeSource]
-"""A function from the data settings and the environment's id to the source; it raises SpirlError where they do not
-fit."""
-SOURCES: Registry[MakeSource] = Registry(
+@dataclass(frozen=True)
+class SourceKind:
+    """A kind of source."""
+
+    settings: type[Settings]
+    """The model of its options: what an entry of ``data.sources`` holds besides ``type``."""
+    make: Callable[[Any, EnvironmentSpec | None], EpisodeSource | RecordingReader]
+    """A function from the options and the environment (None: there is none) to the source; it raises `SpirlError` where
+    they do not fit, and does not read data."""
+
+
+SOURCES: Registry[SourceKind] = Registry(
     "data source",
-    modules=tuple(f"spirl_ray.datasets.{name}" for name in ("generated", "minari", "joined", "folder")),
+    modules=tuple(f"spirl_ray.datasets.{name}" for name in ("generated", "folder")),
     group="spirl_ray.sources",
 )
 
 
-def register_source(name: str, make: MakeSource, *, replace: bool = False) -> None:
-    """Adds a source of episodes to this process.
+def register_source(
+    name: str,
+    settings: type[Settings],
+    make: Callable[[Any, EnvironmentSpec | None], EpisodeSource | RecordingReader],
+    *,
+    replace: bool = False,
+) -> None:
+    """Adds a kind of source to this process.
 
     Args:
-        name: the value of ``data.source``.
-        make: function that makes it from the data settings and the environment's id.
-        replace: True to replace a source that has this name already.
+        name: the ``type`` of an entry of ``data.sources``.
+        settings: model of the options of an entry.
+        make: function that makes the source from its options and the environment.
+        replace: True to replace a kind that has this name already.
 
     Raises:
-        SpirlError: another source has the name.
+        SpirlError: another kind has the name.
     """
-    SOURCES.register(name, make, replace=replace)
+    SOURCES.register(name, SourceKind(settings, make), replace=replace)
 
 
-def episode_source(data: DataSettings, env_id: str) -> EpisodeSource:
-    """Makes the source that the data settings name.
+def source_options(source: SourceSettings, place: int) -> Settings:
+    """The options of an entry of ``data.sources``, checked by the model of its kind.
 
     Raises:
-        SpirlError: nobody has registered it, or the settings do not fit it.
+        SpirlError: nobody has registered the kind, or an option is unknown, missing or wrong.
     """
-    return SOURCES[data.source](data, env_id)
+    kind = SOURCES[source.type]
+    try:
+        return kind.settings.model_validate(source.model_extra or {})
+    except ValidationError as error:
+        raise readable_problems(error, f"data.sources.{place} ({source.type})", kind.settings) from error
 
 
-def refuse_options(data: DataSettings) -> None:
-    """Raises `SpirlError` if there are ``data.options``, which the package's own sources do not have."""
-    if data.options:
-        raise SpirlError(f"data.options: {', '.join(data.options)}: data.source {data.source!r} takes no such options.")
+def make_sources(
+    sources: Sequence[SourceSettings], spec: EnvironmentSpec | None
+) -> list[tuple[EpisodeSource | RecordingReader, Settings]]:
+    """Makes the sources that the settings name, each with its options.
+
+    Raises:
+        SpirlError: there is none, or one of them is unknown or does not fit.
+    """
+    if not sources:
+        raise SpirlError(
+            "data.sources names no source. Write, for example, data: {sources: [{type: minari, "
+            "id: D4RL/kitchen/complete-v2}]}."
+        )
+    made = []
+    for place, source in enumerate(sources):
+        options = source_options(source, place)
+        made.append((SOURCES[source.type].make(options, spec), options))
+    return made

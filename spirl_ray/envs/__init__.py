@@ -1,7 +1,8 @@
 """Environments: what is known about each, and one way to make them.
 
-Another package adds an environment by ``register_environment``, or by an entry point of the group
-``spirl_ray.environments`` whose name is the environment's id and whose object is an `EnvironmentEntry`::
+Any Gymnasium environment can be used by its id (`spirl_ray.envs.adapter`). One that says more of itself than its
+spaces do is registered: by ``register_environment``, or by an entry point of the group ``spirl_ray.environments`` whose
+name is the environment's id and whose object is an `EnvironmentEntry`, or a class or function that makes it::
 
     # my_package/reach.py
     ENTRY = EnvironmentEntry(SPEC, "my_package.reach:ReachEnv")
@@ -17,21 +18,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from spirl_ray.config_environment import ActionSettings, EnvironmentSettings, InterfaceSettings
+from spirl_ray.envs.adapter import MakeRaw, describe_adapted, import_modules, make_adapted
 from spirl_ray.envs.blocks import env as blocks
+from spirl_ray.envs.interface import action_range
 from spirl_ray.envs.kitchen import env as kitchen
 from spirl_ray.envs.maze import env as maze
 from spirl_ray.envs.point_pads import env as point_pads
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget
 from spirl_ray.episodes.features import Feature
+from spirl_ray.episodes.recording import KeyLayout
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.registry import Registry
 
 __all__ = [
@@ -40,7 +48,6 @@ __all__ = [
     "FloorPlan",
     "PositionTarget",
     "environment",
-    "episode_limit",
     "make",
     "observed_features",
     "register_environment",
@@ -53,84 +60,172 @@ GROUP = "spirl_ray.environments"
 class EnvironmentEntry(NamedTuple):
     """An entry of the table of environments: the description of an environment, and what makes it."""
 
-    spec: EnvironmentSpec
+    spec: EnvironmentSpec | None
+    """None: the environment is described by making it once, as any of Gymnasium's."""
     make: str | Callable[..., gymnasium.Env]
     """A class or function that makes the environment, or its name as "module:Class", which is imported when needed."""
 
 
 ENVIRONMENTS: Registry[EnvironmentEntry] = Registry("environment", group=GROUP)
+_described: dict[str, EnvironmentSpec] = {}
+_can_render: dict[str, bool] = {}
 
 
 def register_environment(
-    spec: EnvironmentSpec, make: str | Callable[..., gymnasium.Env], *, replace: bool = False
+    spec: EnvironmentSpec | str, make: str | Callable[..., gymnasium.Env], *, replace: bool = False
 ) -> None:
     """Adds an environment to this process, and to Gymnasium's own registry.
 
     Args:
-        spec: description of the environment; its ``id`` is the name in configs, datasets and messages.
-        make: class or function that makes the environment from keyword arguments; its observation space is a
-            `gymnasium.spaces.Dict` that holds a Box of `Feature.observed_shape` for each of ``spec.features``.
+        spec: description of the environment, whose observation space is then a `gymnasium.spaces.Dict` that holds a Box
+            of `Feature.observed_shape` for each of ``spec.features``; or its id alone, for any environment.
+        make: class or function that makes the environment from keyword arguments.
         replace: True to replace an environment that has this id already.
 
     Raises:
         SpirlError: another environment has the id, or Gymnasium refuses the id.
     """
-    entry = ENVIRONMENTS.register(spec.id, EnvironmentEntry(spec, make), replace=replace)
-    gymnasium.registry[spec.id] = _gymnasium_spec(entry)
+    entry = EnvironmentEntry(None, make) if isinstance(spec, str) else EnvironmentEntry(spec, make)
+    env_id = spec if isinstance(spec, str) else spec.id
+    ENVIRONMENTS.register(env_id, entry, replace=replace)
+    gymnasium.registry[env_id] = _gymnasium_spec(env_id, entry)
+    for cache in (_described, _can_render):
+        cache.clear()
 
 
-def environment(env_id: str) -> EnvironmentSpec:
-    """The description of an environment.
+def environment(env: EnvironmentSettings | str) -> EnvironmentSpec:
+    """The description of an environment; one that does not describe itself is made once in each process.
+
+    Args:
+        env: settings of the environment, or its id.
 
     Raises:
-        SpirlError: nobody has registered the id, or the entry point of that name holds something else.
+        SpirlError: nobody knows the id, the environment cannot be made, or it cannot be used; the message says what to
+            write.
     """
-    return _entry(env_id).spec
+    settings = _settings(env)
+    key = fingerprint(settings)
+    if key not in _described:
+        _described[key] = _describe(settings)
+    return _described[key]
 
 
-def make(env_id: str, **kwargs: Any) -> gymnasium.Env:
-    """Makes an environment, wrapped in its time limit; ``kwargs`` go to its constructor.
+def _describe(settings: EnvironmentSettings) -> EnvironmentSpec:
+    import_modules(settings.interface)
+    entry = _entry(settings)
+    if entry is None or entry.spec is None:
+        return describe_adapted(settings, None if entry is None else _creator(entry))
+    own = settings.interface.model_copy(update={"imports": (), "action": ActionSettings()})
+    if own != InterfaceSettings():
+        changed = [name for name, value in own if value != getattr(InterfaceSettings(), name)]
+        raise SpirlError(
+            f"interface.{changed[0]}: {settings.id} says this itself, being registered with its features. Leave it out."
+        )
+    spec, actions = entry.spec, settings.interface.action
+    if actions != ActionSettings():
+        box = KeyLayout((spec.action_dim,), np.dtype(np.float32))
+        spec = replace(spec, actions=action_range(box, *_ends(spec), actions, spec.id))
+    limit = settings.max_episode_steps
+    return spec if limit is None else replace(spec, max_episode_steps=limit)
+
+
+def _ends(spec: EnvironmentSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least and the greatest actions in the environment's own units."""
+    ones = np.ones(spec.action_dim)
+    return (-ones, ones) if spec.actions is None else (np.array(spec.actions.low), np.array(spec.actions.high))
+
+
+def make(env: EnvironmentSettings | str, *, render_mode: str | None = None, **kwargs: Any) -> gymnasium.Env:
+    """Makes an environment, wrapped in its time limit: observations are features by name, actions are in [-1, 1].
+
+    Args:
+        env: settings of the environment, or its id.
+        render_mode: render mode, such as ``rgb_array``.
+        kwargs: arguments of the constructor, for an id.
 
     Raises:
         SpirlError: the id is unknown, the environment does not take an argument, or it refuses a value.
     """
-    entry = _entry(env_id)
+    settings = _settings(env, kwargs)
+    import_modules(settings.interface)
+    entry = _entry(settings)
+    if entry is None or entry.spec is None:
+        return make_adapted(settings, None if entry is None else _creator(entry), render_mode)
+    spec = environment(settings)
+    arguments = settings.kwargs if render_mode is None else {**settings.kwargs, "render_mode": render_mode}
     parameters, takes_any = _arguments(_creator(entry))
-    accepted = parameters | {"max_episode_steps"}
-    unknown = sorted(set(kwargs) - accepted)
+    unknown = sorted(set(settings.kwargs) - parameters)
     if unknown and not takes_any:
         raise SpirlError(
-            f"{env_id} takes no argument {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(accepted))}"
+            f"{settings.id} takes no argument {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(parameters))}"
         )
-    return gymnasium.make(_gymnasium_spec(entry), disable_env_checker=True, **kwargs)
+    made = gymnasium.make(
+        _gymnasium_spec(spec.id, entry, spec.max_episode_steps), disable_env_checker=True, **arguments
+    )
+    return made if spec.actions is None else _OwnUnits(made, spec)
 
 
-def renders(env_id: str) -> bool:
-    """True where an environment can be filmed: it takes ``render_mode``, and rgb_array is not missing from its modes.
+class _OwnUnits(gymnasium.ActionWrapper):
+    """An environment that takes actions in [-1, 1] in place of its own units."""
+
+    def __init__(self, env: gymnasium.Env, spec: EnvironmentSpec) -> None:
+        super().__init__(env)
+        assert isinstance(env.action_space, spaces.Box)
+        self._box, self._range = env.action_space, spec.actions
+        self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+
+    def action(self, action: NDArray[np.float32]) -> NDArray[Any]:
+        assert self._range is not None
+        return np.clip(self._range.restored(action), self._box.low, self._box.high).astype(self._box.dtype)
+
+
+def renders(env: EnvironmentSettings | str) -> bool:
+    """True where an environment can be filmed: it can be made with the render mode rgb_array.
 
     Raises:
         SpirlError: the id is unknown.
     """
-    creator = _creator(_entry(env_id))
-    parameters, takes_any = _arguments(creator)
-    modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
-    return ("render_mode" in parameters or takes_any) and (modes is None or "rgb_array" in modes)
+    settings = _settings(env)
+    key = fingerprint(settings)
+    if key not in _can_render:
+        entry = _entry(settings)
+        if entry is None or entry.spec is None:
+            _can_render[key] = _renders_adapted(settings, None if entry is None else _creator(entry))
+        else:
+            creator = _creator(entry)
+            parameters, takes_any = _arguments(creator)
+            modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
+            takes = "render_mode" in parameters or takes_any
+            _can_render[key] = takes and (modes is None or "rgb_array" in modes)
+    return _can_render[key]
 
 
-def observed_features(env: gymnasium.Env) -> dict[str, Feature]:
+def _renders_adapted(settings: EnvironmentSettings, create: MakeRaw | None) -> bool:
+    try:
+        made = make_adapted(settings, create, "rgb_array")
+    except SpirlError:
+        return False
+    made.close()
+    return made.render_mode == "rgb_array"
+
+
+def observed_features(env: gymnasium.Env, spec: EnvironmentSpec) -> dict[str, Feature]:
     """The features of the observations of a made environment: those of its spec, with the shapes of its own spaces.
 
     For instance, a set of objects may have more of them than in the data.
+
+    Args:
+        env: the made environment.
+        spec: its description.
 
     Raises:
         SpirlError: a declared feature is missing from the observation space, or has another rank, dtype or number of
             frames there.
     """
-    assert env.spec is not None  # `make` gives one to whatever it makes
     found = env.observation_space
     if not isinstance(found, spaces.Dict):
-        raise SpirlError(f"{env.spec.id}: the observation space must be a Dict of features, not {found}")
-    return {name: _observed(env.spec.id, name, f, found) for name, f in environment(env.spec.id).features.items()}
+        raise SpirlError(f"{spec.id}: the observation space must be a Dict of features, not {found}")
+    return {name: _observed(spec.id, name, f, found) for name, f in spec.features.items()}
 
 
 def _observed(env_id: str, name: str, feature: Feature, found: spaces.Dict) -> Feature:
@@ -154,12 +249,6 @@ def _observed(env_id: str, name: str, feature: Feature, found: spaces.Dict) -> F
         raise SpirlError(f"{env_id}: the space of the feature {name!r}: {error.errors()[0]['msg']}") from error
 
 
-def episode_limit(env: gymnasium.Env) -> int:
-    """The number of primitive steps after which an environment ends its episode; its arguments may change it."""
-    assert env.spec is not None
-    return env.spec.max_episode_steps or environment(env.spec.id).max_episode_steps
-
-
 def _creator(entry: EnvironmentEntry) -> Callable[..., gymnasium.Env]:
     found = load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make
     return cast("Callable[..., gymnasium.Env]", found)
@@ -171,21 +260,43 @@ def _arguments(creator: Callable[..., gymnasium.Env]) -> tuple[set[str], bool]:
     return set(parameters), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
-def _entry(env_id: str) -> EnvironmentEntry:
-    found: object = ENVIRONMENTS[env_id]
-    if not isinstance(found, EnvironmentEntry) or found.spec.id != env_id:
+def _settings(env: EnvironmentSettings | str, kwargs: dict[str, Any] | None = None) -> EnvironmentSettings:
+    if isinstance(env, EnvironmentSettings):
+        if kwargs:
+            raise TypeError(f"the settings of {env.id} hold the arguments of its constructor already")
+        return env
+    return EnvironmentSettings(id=env, kwargs=kwargs or {})
+
+
+def _entry(settings: EnvironmentSettings) -> EnvironmentEntry | None:
+    """The entry of an id; None where it is not registered with us, so that Gymnasium or an import must know it."""
+    if settings.id is None:
         raise SpirlError(
-            f"The entry point {env_id!r} of {GROUP} must be an EnvironmentEntry whose spec has that id, not {found!r}."
+            "env.id is missing: without an environment, there are data alone. Name a Gymnasium id, module:Id, or "
+            "package.module:callable."
         )
-    return found
+    if settings.id not in ENVIRONMENTS:
+        return None
+    found: object = ENVIRONMENTS[settings.id]
+    if isinstance(found, EnvironmentEntry):
+        if found.spec is None or found.spec.id == settings.id:
+            return found
+    elif callable(found):
+        return EnvironmentEntry(None, cast("Callable[..., gymnasium.Env]", found))
+    raise SpirlError(
+        f"The entry point {settings.id!r} of {GROUP} must be a class or function that makes the environment, or an "
+        f"EnvironmentEntry whose spec has that id, not {found!r}."
+    )
 
 
-def _gymnasium_spec(entry: EnvironmentEntry) -> EnvSpec:
+def _gymnasium_spec(env_id: str, entry: EnvironmentEntry, limit: int | None = None) -> EnvSpec:
     """The spec with which Gymnasium makes the environment, its time limit included."""
+    if limit is None and entry.spec is not None:
+        limit = entry.spec.max_episode_steps
     try:
-        return EnvSpec(entry.spec.id, entry_point=entry.make, max_episode_steps=entry.spec.max_episode_steps)
+        return EnvSpec(env_id, entry_point=entry.make, max_episode_steps=limit)
     except gymnasium.error.Error as error:
-        raise SpirlError(f"{entry.spec.id!r} is not an environment id that Gymnasium accepts: {error}") from error
+        raise SpirlError(f"{env_id!r} is not an environment id that Gymnasium accepts: {error}") from error
 
 
 register_environment(blocks.SPEC, "spirl_ray.envs.blocks.env:BlockStackingEnv")

@@ -139,6 +139,14 @@ def undeclared() -> Scores:
     return _checked(tuple(EPISODE[name] for name in (*_ALWAYS, "success")), ("success", "return"))
 
 
+def adapted_scores(*, subtasks: bool) -> Scores:
+    """The metrics of an environment that somebody else wrote: those of `undeclared`, success at the end of the episode,
+    and the number of completed subtasks where the settings say what completes them."""
+    names = (*_ALWAYS, "success", "success_at_end", *(("completed",) if subtasks else ()))
+    preferred = (*(("completed",) if subtasks else ()), "success", "return")
+    return _checked(tuple(EPISODE[name] for name in names), preferred)
+
+
 def _checked(metrics: tuple[EpisodeMetric, ...], preferred: tuple[str, ...]) -> Scores:
     names = [metric.name for metric in metrics]
     taken = _RESERVED | {metric.name for stage in ("pretrain", "train") for metric in training_metrics(stage)}
@@ -251,5 +259,23 @@ register_metric(
         range=(0.0, 1.0),
         more_is_better=True,
         of=_success,
+    )
+)
+register_metric(
+    EpisodeMetric(
+        name="success_at_end",
+        meaning="1 where the last step of the episode is one with success, else 0",
+        range=(0.0, 1.0),
+        more_is_better=True,
+        of=lambda outcome: float(outcome.info.get("success_now", math.nan)),
+    )
+)
+register_metric(
+    EpisodeMetric(
+        name="completed",
+        meaning="Number of subtasks that the episode has completed",
+        range=(0.0, None),
+        more_is_better=True,
+        of=lambda outcome: len(outcome.info["completed"]) if "completed" in outcome.info else math.nan,
     )
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from spirl_ray.envs.metrics import Scores, undeclared
-from spirl_ray.episodes.features import Feature, FeatureName, Features, Observation
+from spirl_ray.episodes.actions import ActionRange
+from spirl_ray.episodes.features import Array, Feature, FeatureName, Features, Observation
 from spirl_ray.errors import SpirlError
 
 
@@ -27,8 +28,8 @@ class PositionTarget:
 
     feature: str
     """The name of the vector feature that holds q."""
-    positions: tuple[int, ...]
-    """The entries of that feature that the action moves, one for each action dimension."""
+    positions: tuple[int | None, ...]
+    """The entry of that feature that each action dimension moves; None for an action that moves none."""
     gain: tuple[float, ...]
     """The distance (position units) by which an action of 1 moves the target, one for each action dimension."""
     objects: tuple[str, ...] = ()
@@ -43,6 +44,15 @@ MakeRenderer = Callable[[Sequence[Mapping[str, Any]]], Renderer]
 RenderRecorded = Callable[[Mapping[str, Any], Observation, Sequence[int]], list[NDArray[np.uint8]]]
 """A function from the metadata of an episode, its stored features [T+1, ...] by name, and some of its steps to a
 rendered image of each of these steps, uint8 [height, width, 3]."""
+
+
+class FromRecordings(NamedTuple):
+    """What turns somebody else's recordings into the features of an environment."""
+
+    keys: tuple[str, ...]
+    """The keys of a recording that it reads."""
+    features: Callable[[Mapping[str, Array]], Observation]
+    """A function from the values of these keys, each [T+1, ...], to the stored features by name, each [T+1, *shape]."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +81,12 @@ class EnvironmentSpec:
     """The features of an observation by name, with their shapes in datasets. An environment made with other
     arguments may have another number of objects, see `spirl_ray.envs.observed_features`."""
     action_dim: int
-    """The width of an action; actions are float32 in [-1, 1]."""
+    """The width of an action."""
     max_episode_steps: int
     """The time limit of an episode in primitive steps."""
+    actions: ActionRange | None = None
+    """The range of the actions in the environment's own units; None is [-1, 1]. Agents act in [-1, 1], and
+    `spirl_ray.envs.make` sees to the rest."""
     metrics: Callable[[Mapping[str, Any]], Scores] | None = None
     """A function from the constructor's arguments to the metrics of an episode and the score, see
     `spirl_ray.envs.metrics.declare`. None: the score is the return, or success where the environment reports it."""
@@ -86,9 +99,10 @@ class EnvironmentSpec:
     """A function that renders recorded episodes for people, in contact sheets and videos."""
     floor_plan: Callable[[Any], FloorPlan] | None = None
     """A function from a made environment to its floor plan, on which exploration is drawn."""
-    minari_observations: Callable[[Any], Observation] | None = None
-    """A function from the observations of a Minari episode (array [T+1, ·] or dict of them) to the stored features by
-    name, each [T+1, *shape]."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """The key of each feature in the observations of the environment and of recordings, where it is not the name."""
+    from_recordings: FromRecordings | None = None
+    """What turns recordings whose keys are not those of the environment into features."""
     completed: Callable[[Observation], list[str]] | None = None
     """A function from recorded features [T+1, ...] by name to the subtasks completed along them, in order. It is needed
     where the source of the data does not report them."""
@@ -108,7 +122,11 @@ class EnvironmentSpec:
             if feature.objects is not None:
                 self._vector("objects.agent of " + name, feature.objects.agent, feature.shape[1])
         if (target := self.position_target) is not None:
-            self._vector("position_target.feature", target.feature, 1 + max(target.positions, default=0))
+            self._vector(
+                "position_target.feature",
+                target.feature,
+                1 + max((p for p in target.positions if p is not None), default=0),
+            )
             for name in target.objects:
                 if name not in self.features or self.features[name].is_image:
                     raise self._wrong(f"position_target.objects: {name!r} is not the name of a feature of numbers")

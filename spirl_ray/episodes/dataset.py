@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature, FeatureName
 from spirl_ray.episodes.table import check_schema, table_to_episodes
@@ -38,11 +39,15 @@ class DatasetCard(_Frozen):
     """The contents of ``card.json``: what a dataset holds, where it comes from and what its files must hash to."""
 
     format_version: int = FORMAT_VERSION
-    environment: str
-    """The id of the environment that the episodes belong to."""
+    environment: str | None
+    """The id of the environment that the episodes belong to; None for data alone."""
     features: Annotated[dict[FeatureName, Feature], Field(min_length=1)]
     """The features of the environment, by name; episodes hold those that are stored."""
     action_dim: int = Field(gt=0, le=_LARGEST)
+    actions: ActionRange | None = None
+    """The range in units of the source that the actions, which are stored in [-1, 1], stand for; None is [-1, 1]."""
+    rewards: bool = True
+    """False where the source has no rewards; those in the files are 0 then."""
     episodes: int
     steps: int
     """The number of actions in all episodes together."""

@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spirl_ray.episodes.dataset import (
-    read_card,
-    read_tables,
-)
+from spirl_ray.episodes.actions import ActionRange
+from spirl_ray.episodes.dataset import read_card, read_tables
 from spirl_ray.episodes.episode import Episode, metadata_json
 from spirl_ray.episodes.features import Array, Features, stored_features
 from spirl_ray.episodes.table import table_to_episodes
@@ -38,11 +36,19 @@ class Problem(NamedTuple):
         return ": ".join(part for part in (self.file, self.episode, self.field, self.message) if part)
 
 
-def check_episode(episode: Episode, features: Features, action_dim: int) -> list[tuple[str, str]]:
+def check_episode(
+    episode: Episode, features: Features, action_dim: int, actions: ActionRange | None = None
+) -> list[tuple[str, str]]:
     """Lists the problems of an episode as pairs (field, problem); the list of a good one is empty.
 
     It checks that T ≥ 1; T + 1 values of each stored feature and of no other, T actions and rewards; shapes and types;
-    finiteness (first bad row and column); actions within [-1, 1] up to 1e-6; not both terminated and truncated.
+    finiteness (first bad row and column); actions within [-1, 1] up to 1e-6.
+
+    Args:
+        episode: the episode to check.
+        features: features of the dataset.
+        action_dim: width of an action.
+        actions: range of the actions in units of the source, in which problems are told.
     """
     problems: list[tuple[str, str]] = []
     steps = len(episode.actions)
@@ -74,15 +80,16 @@ def check_episode(episode: Episode, features: Features, action_dim: int) -> list
         outside = np.argwhere(np.abs(episode.actions.astype(np.float64)) > 1 + ACTION_TOLERANCE)
         outside = outside[np.isfinite(episode.actions[tuple(outside.T)])]
         if len(outside):
-            value = episode.actions[tuple(outside[0])]
-            problems.append(
-                (
-                    "actions",
-                    f"{_place(outside[0])} is {value:g}, outside [-1, 1] ({len(outside)} such values)",
+            row, column = outside[0]
+            value, low, high = episode.actions[row, column], -1.0, 1.0
+            if actions is not None:
+                value, low, high = (
+                    actions.restored(episode.actions[row])[column],
+                    actions.low[column],
+                    actions.high[column],
                 )
-            )
-    if episode.terminated and episode.truncated:
-        problems.append(("terminated", "both terminated and truncated are set"))
+            where = f"{_place(outside[0])} is {value:g}, outside [{low:g}, {high:g}]"
+            problems.append(("actions", f"{where} ({len(outside)} such values)"))
     return problems
 
 
@@ -136,7 +143,7 @@ def validate_dataset(path: str | Path) -> list[Problem]:
                 lengths = table["length"].to_pylist()
                 episodes = table_to_episodes(table, card.features, card.action_dim, where=file)
                 for episode, length in zip(episodes, lengths, strict=True):
-                    found = check_episode(episode, card.features, card.action_dim)
+                    found = check_episode(episode, card.features, card.action_dim, card.actions)
                     problems += [Problem(file, episode.id, field, what) for field, what in found]
                     if length != episode.length:
                         what = f"column says {length}, there are {episode.length} actions"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from spirl_ray import __version__
+from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.dataset import DatasetCard, FileEntry
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, Feature, FeatureName, stored_features
@@ -49,7 +50,7 @@ class DatasetWriter:
         ...             terminated=trajectory.solved,
         ...         )
 
-    An experiment reads it with ``data: {source: folder, options: {path: data/mine}}``. An exception within the block
+    An experiment reads it with ``data: {sources: [{type: folder, path: data/mine}]}``. An exception within the block
     removes what has been written.
 
     Args:
@@ -57,7 +58,8 @@ class DatasetWriter:
         features: features of the environment by name, as `Feature` or as its fields in a dict. Features that the
             environment renders (``stored=False``) are declared as well, but episodes leave them out.
         action_dim: width of an action.
-        environment: id of the environment that the episodes belong to.
+        environment: id of the environment that the episodes belong to; None for data alone.
+        actions: range of the actions as pairs (low, high), one for each entry; None is [-1, 1].
         source: origin of the episodes, for the card.
         licence: licence of the episodes, for the card.
         attribution: people or papers to name, for the card.
@@ -73,7 +75,8 @@ class DatasetWriter:
         *,
         features: Mapping[str, Feature | Mapping[str, Any]],
         action_dim: int,
-        environment: str,
+        environment: str | None = None,
+        actions: Sequence[tuple[float, float]] | None = None,
         source: str = "DatasetWriter",
         licence: str = "unknown",
         attribution: str = "unknown",
@@ -92,6 +95,8 @@ class DatasetWriter:
             if value < 1:
                 raise SpirlError(f"{self._where}: {name} must be ≥ 1, not {value}")
         self.action_dim = action_dim
+        self.actions = self._range(actions)
+        self._rewards = True
         self.environment = environment
         self._source, self._licence, self._attribution = source, licence, attribution
         self._shards = shards
@@ -102,6 +107,18 @@ class DatasetWriter:
         self._digests: dict[str, str] = {}
         self._steps = 0
         self._entered = False
+
+    def _range(self, ends: Sequence[tuple[float, float]] | None) -> ActionRange | None:
+        if ends is None:
+            return None
+        if len(ends) != self.action_dim:
+            raise SpirlError(
+                f"{self._where}: actions has {len(ends)} ranges for {self.action_dim} entries of an action"
+            )
+        try:
+            return ActionRange.around([low for low, _ in ends], [high for _, high in ends])
+        except ValidationError as error:
+            raise SpirlError(f"{self._where}: actions: {error.errors()[0]['msg']}") from error
 
     @property
     def episodes(self) -> int:
@@ -132,10 +149,11 @@ class DatasetWriter:
         Args:
             observations: [T + 1, *shape] for each stored feature by name, the last row after the last action: integers
                 from 0 to 255 for images, else numbers, which are kept as float32.
-            actions: [T, action_dim] in [-1, 1].
-            rewards: [T]; None is zeros.
+            actions: [T, action_dim] in the range of the writer's ``actions``.
+            rewards: [T]; None where there are none.
             terminated: the task ended the episode.
-            truncated: a time limit or the recording ended it; None is the opposite of ``terminated``.
+            truncated: a time limit or the recording ended it; None is the opposite of ``terminated``, which wins where
+                both are set.
             id: unique in the dataset; None numbers the episodes.
             metadata: JSON-able information; ``completed`` lists the subtasks in the order of completion.
 
@@ -149,6 +167,9 @@ class DatasetWriter:
         if identifier in self._digests:
             raise SpirlError(f"{self._where}: there is an episode {identifier!r} already; ids must be unique")
         acted = self._numbers(identifier, "actions", actions)
+        if self.actions is not None and acted.ndim == 2 and acted.shape[1] == self.action_dim:
+            acted = self.actions.normalised(acted)
+        self._rewards &= rewards is not None
         episode = Episode(
             id=identifier,
             observations={name: self._observed(identifier, name, values) for name, values in observations.items()},
@@ -157,10 +178,10 @@ class DatasetWriter:
             if rewards is None
             else self._numbers(identifier, "rewards", rewards),
             terminated=bool(terminated),
-            truncated=not terminated if truncated is None else bool(truncated),
+            truncated=not terminated if truncated is None else bool(truncated) and not terminated,
             metadata=dict(metadata or {}),
         )
-        if problems := check_episode(episode, self.features, self.action_dim):
+        if problems := check_episode(episode, self.features, self.action_dim, self.actions):
             listing = "\n".join(f"  {field}: {what}" for field, what in problems[:_SHOWN_PROBLEMS])
             raise SpirlError(f"{self._where}: episode {identifier!r} is not valid:\n{listing}")
         try:
@@ -247,6 +268,8 @@ class DatasetWriter:
             environment=self.environment,
             features=self.features,
             action_dim=self.action_dim,
+            actions=self.actions,
+            rewards=self._rewards,
             episodes=self.episodes,
             steps=self._steps,
             source=self._source,

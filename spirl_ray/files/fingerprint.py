@@ -53,7 +53,7 @@ def files_identity(files: Iterable[Path], root: Path) -> list[list[str | int]]:
     Raises:
         OSError: a file is missing; ``filename`` names it.
     """
-    found = []
+    found: list[list[str | int]] = []
     for file in sorted(files):
         state = file.stat()
         found.append([file.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from spirl_ray.envs import environment
+from spirl_ray.envs.recorded import recorded_images
 from spirl_ray.episodes.dataset import read_card, read_episodes
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
@@ -43,16 +43,16 @@ def render_demonstrations(dataset: Path, video: Path, episodes: int, fps: float)
     Raises:
         SpirlError: the dataset cannot be read, or its environment cannot render recorded episodes.
     """
-    spec = environment(read_card(dataset).environment)
-    if spec.render_recorded is None:
-        raise SpirlError(f"{dataset}: {spec.id} cannot render recorded episodes, so there is no video.")
+    render = recorded_images(read_card(dataset))
+    if render is None:
+        raise SpirlError(f"{dataset}: nothing renders its episodes, and they hold no images, so there is no video.")
     shown = spread_episodes(dataset, episodes)
     stride = math.ceil(max(episode.length for episode in shown) / MOST_FRAMES)
     with VideoWriter(video, fps / stride) as writer:
         for episode in shown:
             steps = list(range(0, episode.length + 1, stride))
             done = " > ".join(map(str, episode.metadata.get("completed", ())))
-            images = spec.render_recorded(episode.metadata, episode.observations, steps)
+            images = render(episode.metadata, episode.observations, steps)
             for step, image in zip(steps, images, strict=True):
                 writer.add(image, f"{episode.id} · step {step} of {episode.length} · {done}")
 

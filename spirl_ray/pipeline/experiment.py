@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from spirl_ray import envs
 from spirl_ray.config import EnvSettings, Experiment
+from spirl_ray.envs.recorded import recorded_images
+from spirl_ray.episodes.dataset import read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.fingerprint import fingerprint
@@ -97,7 +99,7 @@ class ExperimentRun:
     def demonstrations(self) -> DemonstrationsResult | None:
         """Records a video of the dataset; None where no videos are wanted, or the environment cannot render
         episodes."""
-        if not self.experiment.evaluate.videos or envs.environment(self.experiment.env.id).render_recorded is None:
+        if not self.experiment.evaluate.videos or recorded_images(read_card(self.workspace.dataset)) is None:
             return None
         return self.stage("demonstrations", lambda _: stages.show_demonstrations(self.workspace))
 
@@ -195,13 +197,15 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
     made: set[str] = set()
     for experiment in experiments:
         check_kinds(experiment)
-        env = experiment.env
-        spec = envs.environment(env.id)
+        if experiment.env.id is None:
+            continue  # the data say what their features are
+        env = experiment.environment
+        spec = envs.environment(env)
         for method in experiment.methods:
             skill_spec(experiment.for_method(method).skills, method, spec.features, spec.action_dim)
         if make and (key := fingerprint(env)) not in made:
             made.add(key)
-            envs.make(env.id, **env.kwargs).close()
+            envs.make(env).close()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import spirl_ray.envs as envs
+from spirl_ray.config import EnvironmentSettings
 from spirl_ray.envs.spec import FloorPlan
 from spirl_ray.episodes.features import Array, stack_observations
 from spirl_ray.errors import SpirlError
@@ -79,16 +80,16 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> Explor
         SpirlError: the environment has no floor plan.
     """
     experiment, out = workspace.experiment, exploration_folder(workspace)
-    env, settings = experiment.env, experiment.explore
-    spec = envs.environment(env.id)
+    env, settings = experiment.environment, experiment.explore
+    spec = envs.environment(env)
     if spec.floor_plan is None:
         raise SpirlError(f"{env.id} declares no floor plan, on which exploration is drawn; spirl/Maze-v0 does.")
     with workspace.locked(out):
         if (out / layout.SUMMARY).exists():
             rows = read_json(out / layout.SUMMARY)["rows"]
             return ExplorationResult(folder=out, ran=False, figure=out / layout.EXPLORATION_FIGURE, rows=rows)
-        with contextlib.closing(envs.make(env.id, **env.kwargs)) as made:
-            plan, limit = spec.floor_plan(made), envs.episode_limit(made)
+        with contextlib.closing(envs.make(env)) as made:
+            plan, limit = spec.floor_plan(made), spec.max_episode_steps
         episodes = math.ceil(settings.env_steps / limit)
         chunks = [
             range(first, min(episodes, first + _EPISODES_A_TASK)) for first in range(0, episodes, _EPISODES_A_TASK)
@@ -96,9 +97,7 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> Explor
         acting = explorers(*(trial.skills for trial in exploring_trials(workspace)))
         task: Any = ray.remote(num_cpus=1, max_retries=3)(explore)
         started = {
-            task.remote(explorer, env.id, env.kwargs, chunk, settings.seed): explorer.label
-            for explorer in acting
-            for chunk in chunks
+            task.remote(explorer, env, chunk, settings.seed): explorer.label for explorer in acting for chunk in chunks
         }
         paths: dict[str, list[NDArray[np.float32]]] = {explorer.label: [] for explorer in acting}
         done = 0
@@ -166,35 +165,32 @@ def _figure(paths: dict[str, list[NDArray[np.float32]]], rows: list[dict[str, An
     return buffer.getvalue()
 
 
-def explore(
-    explorer: Explorer, env_id: str, env_kwargs: dict[str, Any], episodes: Sequence[int], seed: int
-) -> NDArray[np.float32]:
+def explore(explorer: Explorer, env: EnvironmentSettings, episodes: Sequence[int], seed: int) -> NDArray[np.float32]:
     """Runs whole episodes at the same time, so that networks get batches; returns positions [episodes, T + 1, 2].
 
     Episode i has environment seed ``seed + i``; the result depends on the episodes that share the call.
     """
     model = load_skills(explorer.skills) if explorer.skills is not None else None
-    return explore_with(model, explorer.latents, env_id, env_kwargs, episodes, seed)
+    return explore_with(model, explorer.latents, env, episodes, seed)
 
 
 @torch.inference_mode()
 def explore_with(
     model: SkillModel | None,
     latents: Latents,
-    env_id: str,
-    env_kwargs: dict[str, Any],
+    env: EnvironmentSettings,
     episodes: Sequence[int],
     seed: int,
 ) -> NDArray[np.float32]:
     """Runs `explore` with a model in memory; None acts at random."""
     torch.set_num_threads(1)
-    spec = envs.environment(env_id)
+    spec = envs.environment(env)
     generator = torch.Generator().manual_seed(seed + 7919 * episodes[0])
-    running = [envs.make(env_id, **env_kwargs) for _ in episodes]
+    running = [envs.make(env) for _ in episodes]
     assert spec.floor_plan is not None
     place = spec.floor_plan(running[0]).feature
     pairs = zip(running, episodes, strict=True)
-    observations = stack_observations([env.reset(seed=seed + number)[0] for env, number in pairs])
+    observations = stack_observations([made.reset(seed=seed + number)[0] for made, number in pairs])
     execution = SkillExecution(model) if model is not None else None
     positions, ended = [observations[place][:, :2]], False
     actions: NDArray[np.float32]
@@ -205,12 +201,12 @@ def explore_with(
             if len(positions) == 1 or execution.finished:
                 execution.begin(_latents(model, latents, observations, generator))
             actions = execution.action(observations)
-        steps = [env.step(action) for env, action in zip(running, actions, strict=True)]
+        steps = [made.step(action) for made, action in zip(running, actions, strict=True)]
         observations = stack_observations([step[0] for step in steps])
         positions.append(observations[place][:, :2])
         ended = any(step[2] or step[3] for step in steps)
-    for env in running:
-        env.close()
+    for made in running:
+        made.close()
     return np.stack(positions, axis=1).astype(np.float32)
 
 

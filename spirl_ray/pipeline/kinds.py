@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from spirl_ray.config import Experiment
 from spirl_ray.datasets.sources import SOURCES
-from spirl_ray.envs import ENVIRONMENTS
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import EPISODE
 from spirl_ray.registry import Registry
@@ -40,8 +39,8 @@ def check_kinds(experiment: Experiment, origin: str = "") -> None:
 
 def _names(experiment: Experiment) -> Iterator[tuple[str, str, Registry]]:
     """Key, value and table of every name of a kind."""
-    yield "env.id", experiment.env.id, ENVIRONMENTS
-    yield "data.source", experiment.data.source, SOURCES
+    for place, source in enumerate(experiment.data.sources):
+        yield f"data.sources.{place}.type", source.type, SOURCES
     for method in experiment.methods:
         yield "methods", method, METHODS
     for method in experiment.overrides:

@@ -13,6 +13,7 @@ import ray
 import torch
 
 import spirl_ray.envs as envs
+from spirl_ray.config import EnvironmentSettings
 from spirl_ray.envs.metrics import EpisodeOutcome, Mode, Scores, undeclared
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.tables import read_csv, write_csv
@@ -30,8 +31,7 @@ class RolloutPlan:
 
     folder: str
     """The folder of a policy artifact, or of a skill artifact if ``prior``."""
-    env_id: str
-    env_kwargs: dict[str, Any]
+    env: EnvironmentSettings
     mode: Mode
     prior: bool = False
     seed: int = 0
@@ -43,10 +43,10 @@ class RolloutPlan:
         deterministic = self.mode == "deterministic"
         if self.prior:
             return prior_policy(self.folder, deterministic=deterministic)
-        trained_for = read_policy_card(Path(self.folder)).environment
-        if trained_for != self.env_id:
+        trained_for = read_policy_card(Path(self.folder)).environment.id
+        if trained_for != self.env.id:
             raise SpirlError(
-                f"The policy in {self.folder} was trained for {trained_for}, this experiment uses {self.env_id}. "
+                f"The policy in {self.folder} was trained for {trained_for}, this experiment uses {self.env.id}. "
                 "Evaluate it with the experiment that it belongs to, or train one for this environment."
             )
         return load_policy(self.folder, deterministic=deterministic)
@@ -78,8 +78,7 @@ def run_episodes(
     agent = plan.agent()
     rows = []
     with ExitStack() as stack:
-        rendering = {"render_mode": "rgb_array"} if video else {}
-        env = envs.make(plan.env_id, **plan.env_kwargs, **rendering)
+        env = envs.make(plan.env, render_mode="rgb_array" if video else None)
         stack.callback(env.close)
         writer = stack.enter_context(VideoWriter(video, fps)) if video else None
         for number in episodes:

@@ -14,8 +14,8 @@ def experiment_scores(experiment: Experiment) -> Scores:
     Raises:
         SpirlError: a metric is not registered, or the score is not among the metrics.
     """
-    env, evaluate = experiment.env, experiment.evaluate
-    declared = environment(env.id).scores(env.kwargs)
+    env, evaluate = experiment.environment, experiment.evaluate
+    declared = environment(env).scores(env.kwargs)
     try:
         return declared.adding(evaluate.metrics, evaluate.score)
     except SpirlError as error:

@@ -61,8 +61,7 @@ class SnapshotEvaluations:
                 algorithm.policy_state(),
                 run.skills,
                 policy=algorithm.config.policy,
-                environment=run.experiment.env.id,
-                env_kwargs=run.experiment.env.kwargs,
+                environment=run.experiment.environment,
                 method=run.method.name,
                 seed=run.seed,
                 latent_limit=run.method.latent_limit,
@@ -73,14 +72,13 @@ class SnapshotEvaluations:
         self._start(env_steps)
 
     def _start(self, env_steps: int) -> None:
-        env = self.run.experiment.env
+        env = self.run.experiment.environment
         for mode in MODES:
             if (env_steps, mode) in self.results or (env_steps, mode) in self.pending:
                 continue
             plan = RolloutPlan(
                 str(snapshot_folder(self.run.out, env_steps).absolute()),
-                env.id,
-                env.kwargs,
+                env,
                 mode,
                 seed=1_000_000 + env_steps,
                 scores=self.scores,

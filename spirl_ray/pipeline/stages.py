@@ -56,14 +56,14 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResul
             card = read_card(out)
             return DataResult(folder=out, ran=False, episodes=card.episodes, steps=card.steps)
         report = import_dataset(
-            workspace.source,
+            workspace.data,
             out,
             environment=workspace.experiment.env.id,
             skip_bad=data.skip_bad,
             shards=data.shards,
             progress=lambda done, total: progress(done, total, {}),
         )
-    attempts = workspace.source.attempts
+    attempts = workspace.data.source.attempts
     return DataResult(
         folder=out,
         ran=True,
@@ -99,7 +99,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
         if (out / layout.SKILL_CARD).exists():
             return _skills(trial, False, read_skill_card(out).metrics)
         data, settings = trial.experiment.data, trial.experiment.pretrain
-        dataset = trial.workspace.dataset
+        dataset, described = trial.workspace.dataset, trial.workspace.data.spec
         check_files(dataset)
         job = PretrainJob(
             dataset=str(dataset),
@@ -108,6 +108,8 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
             seed=trial.seed,
             validation=held_out(dataset, data.validation_fraction, trial.seed),
             in_memory_limit_mb=data.in_memory_limit_mb,
+            renderers=described.renderers,
+            position_target=described.position_target,
         )
         rows = [row.cells for row in read_csv(out / layout.METRICS)]
         monitor = Monitor(trial.experiment.name, f"{trial.method}-s{trial.seed}", "pretrain")
@@ -235,9 +237,9 @@ def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row) -> EvaluationR
 
 
 def _plans(experiment: Experiment, agent: Path, *, prior: bool) -> dict[Mode, RolloutPlan]:
-    env, settings, scores = experiment.env, experiment.evaluate, experiment_scores(experiment)
+    env, settings, scores = experiment.environment, experiment.evaluate, experiment_scores(experiment)
     return {
-        mode: RolloutPlan(str(agent), env.id, env.kwargs, mode, prior=prior, seed=settings.seed, scores=scores)
+        mode: RolloutPlan(str(agent), env, mode, prior=prior, seed=settings.seed, scores=scores)
         for mode in settings.modes
     }
 
@@ -299,7 +301,7 @@ def _video_settings(settings: EvaluateSettings) -> Row:
 
 def _rendered(plans: dict[Mode, RolloutPlan]) -> bool:
     """True where the environment can render; the others have no videos."""
-    return all(renders(plan.env_id) for plan in plans.values())
+    return all(renders(plan.env) for plan in plans.values())
 
 
 def _missing_videos(out: Path, settings: EvaluateSettings) -> list[Mode]:

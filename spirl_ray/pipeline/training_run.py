@@ -26,9 +26,10 @@ class TrainingRun:
 
 def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
     """The RLlib config of a run."""
-    train, env = run.experiment.train, run.experiment.env
+    train, env = run.experiment.train, run.experiment.environment
     config = SkillPriorSACConfig().skills(run.skills, method=run.method, dataset=run.dataset).with_settings(train)
     config.environment(env.id, env_config=env.kwargs)
+    config.reading(max_episode_steps=env.max_episode_steps, **env.interface.model_dump(mode="json"))
     config.env_runners(
         num_env_runners=train.env_runners,
         num_envs_per_env_runner=train.envs_per_runner,

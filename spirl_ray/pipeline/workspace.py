@@ -16,7 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spirl_ray.config import EnvSettings, Experiment
-from spirl_ray.datasets.sources import EpisodeSource, episode_source
+from spirl_ray.config_environment import ActionSettings
+from spirl_ray.datasets.opened import OpenedData, open_data
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import FORMAT_VERSION, read_card
 from spirl_ray.errors import SpirlError
@@ -126,15 +127,19 @@ class Workspace:
     # --- data ---
 
     @cached_property
-    def source(self) -> EpisodeSource:
-        """The source of the dataset's episodes."""
-        return episode_source(self.experiment.data, self.experiment.env.id)
+    def data(self) -> OpenedData:
+        """The source of the dataset's episodes, and what they hold."""
+        experiment = self.experiment
+        spec = None if experiment.env.id is None else environment(experiment.environment)
+        return open_data(experiment.data, experiment.interface, spec)
 
     @property
     def dataset(self) -> Path:
         """The folder of the imported dataset."""
-        identity = self.source.identity()
-        key = fingerprint(FORMAT_VERSION, self.experiment.env.id, identity.settings, self.experiment.data.skip_bad)
+        data, identity = self.data, self.data.source.identity()
+        features = {name: feature.model_dump(mode="json") for name, feature in data.features.items()}
+        parts = (features, data.action_dim, data.actions, identity.settings, self.experiment.data.skip_bad)
+        key = fingerprint(FORMAT_VERSION, *parts)
         return self.folder / layout.DATA / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', identity.name)}-{key}"
 
     @property
@@ -145,14 +150,21 @@ class Workspace:
     def exploration(self, skills: Sequence[Path]) -> Path:
         """The folder of an exploration with these skill artifacts."""
         explore = self.experiment.explore.model_dump(mode="json", exclude={"in_run"})
-        key = fingerprint(self.experiment.env, explore, [folder.name for folder in skills])
+        key = fingerprint(self.experiment.environment, explore, [folder.name for folder in skills])
         return self.folder / layout.EXPLORATION / key
 
     # --- one method with one seed ---
 
     def trial(self, method: str, seed: int) -> Trial:
         """The paths and settings of a method with a seed. The dataset must exist."""
-        return Trial(self, self.experiment.for_method(method), method, seed)
+        experiment = self.experiment.for_method(method)
+        if experiment.data.actions_outside == "rescale":
+            found = read_card(self.dataset).actions
+            if found is not None:
+                action = ActionSettings(low=found.low, high=found.high)
+                interface = experiment.interface.model_copy(update={"action": action})
+                experiment = experiment.model_copy(update={"interface": interface})
+        return Trial(self, experiment, method, seed)
 
     def trials(self) -> list[Trial]:
         """All methods with all seeds, in the order in which they run."""
@@ -172,8 +184,8 @@ class Trial:
 
     @cached_property
     def spec(self) -> SkillSpec:
-        environment_spec = environment(self.experiment.env.id)
-        return skill_spec(self.experiment.skills, self.method, environment_spec.features, environment_spec.action_dim)
+        card = read_card(self.workspace.dataset)
+        return skill_spec(self.experiment.skills, self.method, card.features, card.action_dim, card.actions)
 
     @cached_property
     def method_config(self) -> MethodConfig:
@@ -212,7 +224,7 @@ class Trial:
                 "policy_init",
             },
         )
-        return fingerprint(self.skills_key, self.experiment.env, train, self.method_config)
+        return fingerprint(self.skills_key, self.experiment.environment, train, self.method_config)
 
     @cached_property
     def policy(self) -> Path:
@@ -244,7 +256,10 @@ class Trial:
     def prior_rollouts(self) -> Path:
         """The folder of the episodes of the bare prior."""
         key = fingerprint(
-            self.skills_key, self.experiment.env, self.experiment.evaluate.prior_episodes, self._episode_settings
+            self.skills_key,
+            self.experiment.environment,
+            self.experiment.evaluate.prior_episodes,
+            self._episode_settings,
         )
         return self.workspace.folder / layout.PRIOR / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
 

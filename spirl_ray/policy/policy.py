@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spirl_ray.config import Settings
+from spirl_ray.config import EnvironmentSettings, Settings
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -23,16 +23,15 @@ from spirl_ray.skills.execution import Array, Observation, SkillExecution
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.priors import LatentDistribution
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class PolicyCard(Settings):
     """The contents of ``policy.json``."""
 
     format_version: int
-    environment: str
-    """The id of the environment in which the policy was trained."""
-    env_kwargs: dict[str, Any]
+    environment: EnvironmentSettings
+    """The environment in which the policy was trained."""
     method: str
     seed: int
     latent_limit: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spirl_ray.envs import environment
+from spirl_ray.envs.recorded import recorded_images
 from spirl_ray.episodes.dataset import read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import write_atomically
@@ -38,16 +38,16 @@ def write_contact_sheet(datasets: Sequence[Path], path: Path) -> None:
 
 def _rows(dataset: Path) -> Iterator[np.ndarray]:
     card = read_card(dataset)
-    spec = environment(card.environment)
-    if spec.render_recorded is None:
-        raise SpirlError(f"{dataset}: {card.environment} cannot render recorded episodes, so there is no sheet.")
+    render = recorded_images(card)
+    if render is None:
+        raise SpirlError(f"{dataset}: nothing renders its episodes, and they hold no images, so there is no sheet.")
     for episode in spread_episodes(dataset, EPISODES):
         steps = np.linspace(0, episode.length, COLUMNS).round().astype(int).tolist()
         captions = [f"step {step} of {episode.length}" for step in steps]
         captions[0] = f"{dataset.name} · {episode.id}"
         captions[-1] = " > ".join(map(str, episode.metadata.get("completed", ()))) or captions[-1]
         images = []
-        drawn = spec.render_recorded(episode.metadata, episode.observations, steps)
+        drawn = render(episode.metadata, episode.observations, steps)
         for image, caption in zip(drawn, captions, strict=True):
             height = round(IMAGE_WIDTH * image.shape[0] / image.shape[1])
             small = np.asarray(Image.fromarray(image).resize((IMAGE_WIDTH, height)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spirl_ray.config import to_yaml
+from spirl_ray.config_file import to_yaml
 from spirl_ray.episodes.dataset import read_card
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json
@@ -50,7 +50,7 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
             trials.append(_trial(trial))
     return ExperimentRecord(
         name=experiment.name,
-        environment=experiment.env.id,
+        environment=experiment.env.id or "data alone",
         scores=experiment_scores(experiment),
         config_yaml=to_yaml(experiment),
         commands=[command],

@@ -22,7 +22,8 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 from ray.tune.registry import register_env
 
-from spirl_ray.config import TrainSettings, readable_problems
+from spirl_ray.config import EnvironmentSettings, InterfaceSettings, TrainSettings
+from spirl_ray.config_file import readable_problems
 from spirl_ray.envs import environment
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
@@ -68,6 +69,10 @@ class SkillPriorSACConfig(AlgorithmConfig):
         self.skills_folder: str | None = None
         self.method: dict[str, Any] | str | None = None
         """A `MethodConfig` as plain values, or the name of a method; None chooses one that fits the skills."""
+        self.max_episode_steps: int | None = None
+        """The time limit of an episode; None takes the environment's own."""
+        self.interface: dict[str, Any] = {}
+        """How the environment is read, see `spirl_ray.config.InterfaceSettings`."""
         self.dataset: str | None = None
         """The folder of the demonstrations, for methods that also learn from them."""
         self.metrics_every = 20
@@ -151,6 +156,16 @@ class SkillPriorSACConfig(AlgorithmConfig):
         super().training(**given)
         return self
 
+    def reading(self, *, max_episode_steps: int | None = None, **interface: Any) -> SkillPriorSACConfig:
+        """Sets how the environment is read; environments that are registered with their features need none of this.
+
+        Args:
+            max_episode_steps: time limit of an episode; None takes the environment's own.
+            interface: settings of `spirl_ray.config.InterfaceSettings`, such as ``success="info.solved"``.
+        """
+        self.max_episode_steps, self.interface = max_episode_steps, interface
+        return self
+
     def with_settings(self, settings: TrainSettings) -> SkillPriorSACConfig:
         """Sets a whole settings model, in place of single values of `training`."""
         self.train = settings.model_dump(mode="json")
@@ -173,11 +188,16 @@ class SkillPriorSACConfig(AlgorithmConfig):
                 "SkillPriorSACConfig needs skills: call .skills(FOLDER) with the folder of a skill artifact."
             )
         settings = self.settings
-        method, spec = method_and_policy(self.env, self.env_config, self.skills_folder, self.method, settings)
+        environment = EnvironmentSettings(
+            id=self.env,
+            kwargs=dict(self.env_config),
+            max_episode_steps=self.max_episode_steps,
+            interface=InterfaceSettings.model_validate(self.interface),
+        )
+        method, spec = method_and_policy(environment, self.skills_folder, self.method, settings)
         self.method, policy = method.model_dump(mode="json"), spec.model_dump(mode="json")
         self.env_config = {
-            "environment": self.env,
-            "kwargs": dict(self.env_config),
+            "environment": environment.model_dump(mode="json"),
             "skills": self.skills_folder,
             "latent_limit": method.latent_limit,
             "policy": policy,
@@ -224,8 +244,8 @@ class SkillPriorSAC(Algorithm):
         self.rows: RowSource = self.replay if rows is None else rows(self)
         """The source of the batches for updates."""
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
-        env = self.config.env_config
-        self.scores = environment(env["environment"]).scores(env["kwargs"])
+        env = EnvironmentSettings.model_validate(self.config.env_config["environment"])
+        self.scores = environment(env).scores(env.kwargs)
         """The metrics of the training episodes; a driver may set others before it trains."""
         self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
         """The metrics of the newest training episodes, by name."""

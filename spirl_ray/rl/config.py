@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 import torch
 
 import spirl_ray.envs as envs
-from spirl_ray.config import TrainSettings
+from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config
 from spirl_ray.rl.policy_network import PolicySpec, policy_spec
@@ -52,8 +51,7 @@ class TrainingArguments(TypedDict, total=False):
 
 
 def method_and_policy(
-    env_id: str,
-    env_kwargs: Mapping[str, Any],
+    environment: EnvironmentSettings,
     skills_folder: str,
     method: dict[str, Any] | str | None,
     settings: TrainSettings,
@@ -61,8 +59,7 @@ def method_and_policy(
     """Applies all settings to a method, and determines what its policy observes in an environment.
 
     Args:
-        env_id: id of the environment.
-        env_kwargs: arguments of its constructor.
+        environment: settings of the environment.
         skills_folder: folder of the skill artifact.
         method: a `MethodConfig` as plain values, the name of a method, or None for the first that fits the skills.
         settings: settings of stage 2.
@@ -71,10 +68,11 @@ def method_and_policy(
         SpirlError: the skills do not fit the environment or the method.
     """
     skills = load_skills(skills_folder)
-    with contextlib.closing(envs.make(env_id, **env_kwargs)) as made:
-        features, actions = envs.observed_features(made), made.action_space.shape
-    assert actions is not None
-    check_fit(skills.spec, features, actions[0], f"The skills in {skills_folder} and {env_id}")
+    described = envs.environment(environment)
+    with contextlib.closing(envs.make(environment)) as made:
+        features = envs.observed_features(made, described)
+    where = f"The skills in {skills_folder} and {described.id}"
+    check_fit(skills.spec, features, described.action_dim, described.actions, where)
     if isinstance(method, dict):
         resolved = MethodConfig.model_validate(method)
     else:
@@ -97,8 +95,7 @@ def make_skill_env(config: Any) -> SkillEnv:
     writes."""
     torch.set_num_threads(1)
     return SkillEnv(
-        config["environment"],
-        config["kwargs"],
+        EnvironmentSettings.model_validate(config["environment"]),
         load_skills(config["skills"]),
         PolicySpec.model_validate(config["policy"]),
         config["latent_limit"],

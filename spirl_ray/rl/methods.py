@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from spirl_ray.config import Settings, SkillSettings, TrainSettings
+from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
@@ -83,7 +84,9 @@ class MethodConfig(Settings):
         return self.regulariser == "prior" or self.policy_init == "prior"
 
 
-def skill_spec(settings: SkillSettings, method: str, features: Features, action_dim: int) -> SkillSpec:
+def skill_spec(
+    settings: SkillSettings, method: str, features: Features, action_dim: int, actions: ActionRange | None = None
+) -> SkillSpec:
     """The skill model that a method needs; flat methods share one, the action prior.
 
     Args:
@@ -91,6 +94,7 @@ def skill_spec(settings: SkillSettings, method: str, features: Features, action_
         method: name of the method.
         features: features of the data.
         action_dim: A, the width of an action.
+        actions: range of the actions in units of the environment; None is [-1, 1].
 
     Raises:
         SpirlError: the method is unknown, or a feature is a goal or not in the data.
@@ -103,6 +107,7 @@ def skill_spec(settings: SkillSettings, method: str, features: Features, action_
         features=_skill_features(settings, features),
         encoders=settings.encoders,
         action_dim=action_dim,
+        actions=actions,
         horizon=1 if kind.flat else settings.horizon,
         latent_dim=action_dim if kind.flat else settings.latent_dim,
         settings=settings,

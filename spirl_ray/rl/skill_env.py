@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 import spirl_ray.envs as envs
+from spirl_ray.config import EnvironmentSettings
 from spirl_ray.rl.policy_network import PolicyObserver, PolicySpec
 from spirl_ray.skills.artifact import check_fit
 from spirl_ray.skills.execution import Array, SkillExecution
@@ -25,8 +26,7 @@ class SkillEnv(gymnasium.Env[Array, Array]):
     from 0 to 1) added.
 
     Args:
-        env_id: the environment in which skills run.
-        env_kwargs: its constructor's arguments.
+        environment: settings of the environment in which skills run.
         skills: the skill model.
         policy: what the policy observes.
         latent_limit: bounds latents by ``limit * tanh(.)``; None leaves them as they are.
@@ -40,23 +40,21 @@ class SkillEnv(gymnasium.Env[Array, Array]):
 
     def __init__(
         self,
-        env_id: str,
-        env_kwargs: Mapping[str, Any],
+        environment: EnvironmentSettings,
         skills: SkillModel,
         policy: PolicySpec,
         latent_limit: float | None = None,
         render_mode: str | None = None,
     ) -> None:
-        shown = {} if render_mode is None else {"render_mode": render_mode}
-        self.env = envs.make(env_id, **env_kwargs, **shown)
+        described = envs.environment(environment)
+        self.env = envs.make(environment, render_mode=render_mode)
         self.render_mode = render_mode
         spec = skills.spec
-        actions = self.env.action_space.shape
-        assert actions is not None
-        check_fit(spec, envs.observed_features(self.env), actions[0], f"The skills and {env_id}")
+        features = envs.observed_features(self.env, described)
+        check_fit(spec, features, described.action_dim, described.actions, f"The skills and {described.id}")
         self.execution = SkillExecution(skills, latent_limit)
         self.observer = PolicyObserver(policy, skills)
-        self.limit = envs.episode_limit(self.env)
+        self.limit = described.max_episode_steps
         self.observation_space = Box(-np.inf, np.inf, (self.observer.size,), np.float32)
         self.action_space = Box(-np.inf, np.inf, (spec.latent_dim,), np.float32)
         self._observation: Mapping[str, Any] = {}

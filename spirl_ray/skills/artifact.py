@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import Settings
+from spirl_ray.episodes.actions import ActionRange, described
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -36,9 +37,9 @@ class SkillCard(Settings):
     """The contents of ``skill.json``."""
 
     format_version: int
-    environment: str
-    """The id of the environment that the data are from; the skills fit every environment with these features and
-    actions."""
+    environment: str | None
+    """The id of the environment that the data are from, None for data alone; the skills fit every environment with
+    these features and actions."""
     spec: SkillSpec
     dataset_sha256: str
     pretrain: dict[str, Any]
@@ -53,7 +54,7 @@ def save_skills(
     folder: Path,
     model: SkillModel,
     *,
-    environment: str,
+    environment: str | None,
     dataset_sha256: str,
     pretrain: dict[str, Any],
     seed: int,
@@ -106,17 +107,18 @@ def load_skills(folder: str | Path) -> SkillModel:
     return model.eval().requires_grad_(False)
 
 
-def check_fit(spec: SkillSpec, features: Features, action_dim: int, where: str) -> None:
+def check_fit(spec: SkillSpec, features: Features, action_dim: int, actions: ActionRange | None, where: str) -> None:
     """Compares the features and actions of skills with those of an environment.
 
     Args:
         spec: description of the skills.
         features: features of the made environment.
         action_dim: A, the width of the environment's actions.
+        actions: range of the environment's actions.
         where: what to call the two in an error, such as "the skills in FOLDER and spirl/Maze-v0".
 
     Raises:
-        SpirlError: a feature is missing or has another shape, or actions have another size.
+        SpirlError: a feature is missing or has another shape, or actions have another size or range.
     """
     for name, wanted in spec.observed.items():
         found = features.get(name)
@@ -132,4 +134,9 @@ def check_fit(spec: SkillSpec, features: Features, action_dim: int, where: str) 
     if action_dim != spec.action_dim:
         raise SpirlError(
             f"{where} do not fit: actions have {action_dim} dimensions, the skills were trained with {spec.action_dim}."
+        )
+    if actions != spec.actions:
+        raise SpirlError(
+            f"{where} do not fit: the environment has {described(actions, action_dim)}, the skills were trained with "
+            f"{described(spec.actions, spec.action_dim)}. Set interface.action to the range of the skills."
         )

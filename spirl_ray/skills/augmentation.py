@@ -21,8 +21,10 @@ class TargetPreserving:
     def __init__(self, target: PositionTarget, settings: AugmentationSettings) -> None:
         self.settings = settings
         self.feature, self.objects = target.feature, target.objects
-        self.positions = torch.tensor(target.positions)
-        self.gain = torch.tensor(target.gain)
+        moved = [action for action, position in enumerate(target.positions) if position is not None]
+        self.actions = torch.tensor(moved, dtype=torch.int64)
+        self.positions = torch.tensor([target.positions[action] for action in moved], dtype=torch.int64)
+        self.gain = torch.tensor([target.gain[action] for action in moved])
 
     def __call__(
         self, observations: Observations, actions: Tensor, generator: torch.Generator
@@ -34,7 +36,7 @@ class TargetPreserving:
         """
         s = self.settings
         steps = next(iter(observations.values())).shape[1]
-        shape = (actions.shape[0], steps, actions.shape[2])
+        shape = (actions.shape[0], steps, len(self.actions))
         displacement = s.position_normal * torch.randn(shape, generator=generator)
         displacement += s.position_uniform * (2.0 * torch.rand(shape, generator=generator) - 1.0)
         perturbed = dict(observations)
@@ -47,5 +49,6 @@ class TargetPreserving:
                 noise = torch.randn(perturbed[name].shape, generator=generator)
                 perturbed[name] = perturbed[name] + s.object_normal * noise
         relabelled = actions.clone()
-        relabelled[:, :steps] = (actions[:, :steps] - displacement / self.gain).clamp(-1.0, 1.0)
+        demonstrated = actions[:, :steps, self.actions]
+        relabelled[:, :steps, self.actions] = (demonstrated - displacement / self.gain).clamp(-1.0, 1.0)
         return perturbed, relabelled

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spirl_ray.config import PretrainSettings
 from spirl_ray.datasets.windows import WindowTable, stream_windows
-from spirl_ray.envs import environment
+from spirl_ray.envs.spec import MakeRenderer, PositionTarget
 from spirl_ray.episodes.dataset import read_card
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.table import table_to_episodes
@@ -41,6 +41,10 @@ class PretrainJob:
     validation: frozenset[str]
     """The ids of the held-out episodes."""
     in_memory_limit_mb: float
+    renderers: Mapping[str, MakeRenderer] = field(default_factory=dict)
+    """The renderers of the features that episodes do not store."""
+    position_target: PositionTarget | None = None
+    """What target-preserving augmentation needs."""
 
 
 Window = tuple[dict[str, Tensor], Tensor]
@@ -58,7 +62,7 @@ class Batches:
         self.job, self.files, self.batch_size = job, files, batch_size
         self._stream: Iterator[Window] = iter(())
         self._card = read_card(job.dataset)
-        self._renderers = environment(self._card.environment).renderers
+        self._renderers = job.renderers
         self._observed = DECODERS[job.spec.decoder].observed_steps(job.spec.horizon)
         self._numbers = [name for name, feature in job.spec.data_features.items() if not feature.is_image]
         kept: list[Episode] = []

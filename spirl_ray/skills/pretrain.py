@@ -23,7 +23,6 @@ from torch import Tensor
 
 from spirl_ray import __version__
 from spirl_ray.config import PretrainSettings
-from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
@@ -76,7 +75,7 @@ def pretrain(
     card = read_card(job.dataset)
     # Impossible settings raise here, because a worker that raises is restarted ``max_failures`` times.
     _check_shares(job)
-    _augmentation(job.settings, card.environment)
+    _augmentation(job)
     model = SkillModel(job.spec)
     if in_memory is None:
         stored = sum(f.size * np.dtype(f.dtype).itemsize for f in card.features.values() if f.stored)
@@ -128,7 +127,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     batch_size = math.ceil(settings.batch_size / world)
     batches = Batches(job, _share(job.dataset, rank, world), batch_size, in_memory=config["in_memory"])
-    augment = _augmentation(settings, read_card(job.dataset).environment)
+    augment = _augmentation(job)
     torch.manual_seed(job.seed)
     model = SkillModel(spec)
     model.load_pretrained()
@@ -217,16 +216,15 @@ def _check_shares(job: PretrainJob) -> None:
             )
 
 
-def _augmentation(settings: PretrainSettings, environment_id: str) -> TargetPreserving | None:
-    if settings.augmentation.kind == "none":
+def _augmentation(job: PretrainJob) -> TargetPreserving | None:
+    if job.settings.augmentation.kind == "none":
         return None
-    target = environment(environment_id).position_target
-    if target is None:
+    if job.position_target is None:
         raise SpirlError(
-            "pretrain.augmentation.kind: target_preserving needs an environment that turns actions into position "
-            f"targets; {environment_id} does not declare it. Use none."
+            "pretrain.augmentation.kind: target_preserving needs actions that are position targets, which nothing "
+            "declares here. Declare them in interface.position_target, or use none."
         )
-    return TargetPreserving(target, settings.augmentation)
+    return TargetPreserving(job.position_target, job.settings.augmentation)
 
 
 def _optimizer(model: SkillModel, settings: PretrainSettings) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from spirl_ray.config import EncoderSettings, Settings, SkillSettings
+from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.features import Feature
 from spirl_ray.skills.encoders import ObservationEncoder
 
@@ -21,6 +22,8 @@ class SkillSpec(Settings):
     """The names of the features that skills and prior observe."""
     encoders: dict[str, EncoderSettings] = Field(default_factory=dict)
     action_dim: int = Field(ge=1)
+    actions: ActionRange | None = None
+    """The range, in units of the environment, that actions in [-1, 1] stand for; None is [-1, 1]."""
     horizon: int = Field(ge=1)
     """H, the length of a skill in primitive steps; 1 for flat methods."""
     latent_dim: int = Field(ge=1)

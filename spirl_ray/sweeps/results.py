@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spirl_ray.config import to_yaml
+from spirl_ray.config_file import to_yaml
 from spirl_ray.envs.metrics import MODES
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically

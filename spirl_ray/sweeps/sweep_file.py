@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from spirl_ray.config import Experiment, Settings, assign, parse_experiment, readable_problems
-from spirl_ray.config_file import read_mapping, split_override
+from spirl_ray.config import Experiment, Settings, parse_experiment
+from spirl_ray.config_file import assign, read_mapping, readable_problems, split_override
 from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -254,7 +254,7 @@ class Sweep:
         raw = self.base.model_dump(mode="json")
         for key, value in parameters.items():
             listed = key in _ONE_EACH and not isinstance(value, list | tuple)
-            assign(raw, key, [value] if listed else value, self.origin)
+            assign(raw, key, [value] if listed else value, self.origin, Experiment)
         return parse_experiment(raw, f"{self.origin}, space: {_shown(parameters)}")
 
     def examples(self) -> list[Experiment]:
@@ -367,10 +367,10 @@ def _base(file: SweepFile, path: Path, overrides: Sequence[str]) -> Experiment:
     else:
         raw, origin = copy.deepcopy(file.base), f"{path}, base"
     for key, value in file.changes.items():
-        assign(raw, key, value, f"{path}, changes")
+        assign(raw, key, value, f"{path}, changes", Experiment)
     for override in overrides:
         key, value = split_override(override)
-        assign(raw, key, value, f"--set {override}")
+        assign(raw, key, value, f"--set {override}", Experiment)
     experiment = parse_experiment(raw, origin if not file.changes else f"{origin} with changes of {path}")
     for method in experiment.overrides:
         experiment.for_method(method)

@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from spirl_ray.config import to_yaml
+from spirl_ray.config_file import to_yaml
 from spirl_ray.envs.metrics import MODES
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout

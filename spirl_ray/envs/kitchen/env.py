@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from spirl_ray.envs.metrics import checked_subtasks, subtask_scores
 from spirl_ray.envs.offscreen import OffscreenCamera, load_mujoco
-from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
+from spirl_ray.envs.spec import EnvironmentSpec, FromRecordings, PositionTarget, observation_space
 from spirl_ray.episodes.features import Feature, Observation
 from spirl_ray.errors import SpirlError
 
@@ -71,12 +71,12 @@ INITIAL_POSITIONS = np.array([
 # fmt: on
 
 
-def minari_observations(observations: Any) -> Observation:
-    """Extracts the features of a Minari ``D4RL/kitchen`` episode.
+def recorded_features(observations: Mapping[str, NDArray[Any]]) -> Observation:
+    """Extracts the features from a recording of ``D4RL/kitchen``.
 
     Args:
-        observations: array [T+1, 59] or a mapping that holds it under "observation": robot positions 9, robot
-            velocities 9, object positions 21, object velocities 20.
+        observations: "observation" [T+1, 59]: robot positions 9, robot velocities 9, object positions 21, object
+            velocities 20.
 
     Returns:
         "robot" float32 [T+1, 9] and "objects" float32 [T+1, 21], the positions.
@@ -84,13 +84,7 @@ def minari_observations(observations: Any) -> Observation:
     Raises:
         SpirlError: the observations are not those of the Franka kitchen.
     """
-    if isinstance(observations, dict):
-        if "observation" not in observations:
-            raise SpirlError(
-                f"a kitchen episode needs an 'observation' entry; this one has {', '.join(map(str, observations))}"
-            )
-        observations = observations["observation"]
-    array = np.asarray(observations)
+    array = np.asarray(observations["observation"])
     if array.ndim != 2 or array.shape[1] != 59:
         raise SpirlError(f"kitchen observations must have the shape [T+1, 59], these have {list(array.shape)}")
     return split_joints(np.concatenate([array[:, :9], array[:, 18:39]], axis=1))
@@ -157,7 +151,7 @@ SPEC = EnvironmentSpec(
     ),
     expert="spirl_ray.envs.kitchen.experts:generate",
     render_recorded=render_recorded,
-    minari_observations=minari_observations,
+    from_recordings=FromRecordings(("observation",), recorded_features),
     completed=completed_subtasks,
 )
 
