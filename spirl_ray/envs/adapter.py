@@ -143,9 +143,9 @@ def _creator(settings: EnvironmentSettings) -> MakeRaw:
 def _constructor_failed(settings: EnvironmentSettings, error: Exception) -> str:
     if isinstance(error, gymnasium.error.UnregisteredEnv):
         return (
-            f"env.id: nobody has registered the environment {settings.id!r} ({error}). Name the module "
-            "that registers it, as module:Id or in interface.imports, or a callable as package.module:callable. Of our own "
-            "there are spirl/Kitchen-v0, spirl/Maze-v0, spirl/Blocks-v0 and spirl/PointPads-v0."
+            f"env.id: nobody has registered the environment {settings.id!r} ({error}). Name the module that registers "
+            "it, as module:Id or in interface.imports, or a callable as package.module:callable. Our own are "
+            "spirl/Kitchen-v0, spirl/Maze-v0, spirl/BlockStacking-v0 and spirl/PointPads-v0."
         )
     with tempfile.NamedTemporaryFile("w", prefix="spirl-traceback-", suffix=".txt", delete=False) as file:
         file.write("".join(traceback.format_exception(error)))
