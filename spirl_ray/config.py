@@ -219,6 +219,12 @@ class ExploreSettings(Settings):
     seed: int = 0
 
 
+class SubmitSettings(Settings):
+    ship: Annotated[tuple[Path, ...], BeforeValidator(lambda raw: (raw,) if isinstance(raw, str) else raw)] = ()
+    """Folders and files of the user's own code, importable by their names in every process: here, in Ray's workers, and
+    in jobs, to which they are uploaded."""
+
+
 class RaySettings(Settings):
     address: str | None = None
     """A running cluster; None uses the surrounding job's cluster or starts a local Ray instance."""
@@ -247,6 +253,7 @@ class Experiment(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     explore: ExploreSettings = ExploreSettings()
     ray: RaySettings = RaySettings()
+    submit: SubmitSettings = SubmitSettings()
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of skills, pretrain or train for one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
 

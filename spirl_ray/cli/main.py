@@ -18,6 +18,7 @@ import typer
 
 from spirl_ray import __version__, api
 from spirl_ray.cli import cluster as cli_cluster
+from spirl_ray.cli import door
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.data import data_app, print_expert
 from spirl_ray.cli.terminal import StageDisplay, console, print_next, print_scores, shown
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 cli_cluster.add_commands(app)
+door.add_commands(app)
 
 
 def _print_version(asked: bool) -> None:
@@ -193,8 +195,19 @@ def sweep(
 
 
 @data_app.command("import")
-def import_data(config: ConfigFile, set: Overrides = None) -> None:
+def import_data(
+    config: ConfigFile,
+    set: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is there, how it is mapped, what is refused; write nothing.")
+    ] = False,
+) -> None:
     """Imports (or generates) the experiment's trajectories into its folder, and validates them."""
+    if dry_run:
+        with readable_errors():
+            door.print_preview(load_experiment(config, set or []))
+            print_next(["spirl", "run", str(config)], "both stages")
+        return
     with _command(config, set) as command:
         data = api.import_data(command.experiment, on_event=command.show)
         print_next(["spirl", "data", "inspect", shown(data.folder)], "look at what is in it")

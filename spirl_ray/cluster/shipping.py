@@ -1,4 +1,5 @@
-"""The files that a job uploads to a cluster: this package and the resolved config, and nothing else."""
+"""The files that a job uploads to a cluster: this package, the user's own code and the resolved config, and nothing
+else."""
 
 from __future__ import annotations
 
@@ -7,28 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import spirl_ray
-from spirl_ray.config import Experiment
+from spirl_ray.config import Experiment, SubmitSettings
 from spirl_ray.config_file import to_yaml
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.pipeline.provenance import SHIPPED_COMMIT, commit
+from spirl_ray.pipeline.user_code import shipped_files, shipped_paths
 
 LIMIT_BYTES = 100 * 2**20
 """The size in bytes of the largest upload that Ray's dashboard accepts; it stores files in the package without
 compressing them."""
 _PACKAGE = Path(spirl_ray.__file__).parent
 _BIGGEST = 5
-_NEVER_SHIPPED = ("__pycache__",)
-
-
-def package_files(package: Path = _PACKAGE) -> list[Path]:
-    """The files of the installed package, sorted; without byte code and hidden files."""
-    return [
-        path
-        for path in sorted(package.rglob("*"))
-        if path.is_file()
-        and not any(part in _NEVER_SHIPPED or part.startswith(".") for part in path.relative_to(package).parts)
-    ]
 
 
 def check_size(files: Sequence[Path], limit: int = LIMIT_BYTES) -> None:
@@ -64,15 +55,19 @@ def stage(folder: Path, experiment: Experiment | None = None, package: Path = _P
     Raises:
         SpirlError: the upload is larger than Ray accepts; nothing is copied then.
     """
-    files = package_files(package)
-    check_size(files)
-    for file in files:
-        target = folder / "spirl_ray" / file.relative_to(package)
+    own = [] if experiment is None else shipped_paths(experiment.submit.ship)
+    places = {file: Path("spirl_ray") / file.relative_to(package) for file in shipped_files(package)}
+    places |= {file: file.relative_to(path.parent) for path in own for file in shipped_files(path)}
+    check_size(list(places))
+    for file, place in places.items():
+        target = folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     # There is no repository where the job runs, but its results name the commit.
     (folder / "spirl_ray" / SHIPPED_COMMIT).write_text(commit(), encoding="utf-8")
     if experiment is not None:
         # The job runs on the cluster that it was submitted to, whatever the config says.
-        here = experiment.model_copy(update={"ray": experiment.ray.model_copy(update={"address": None})})
+        here = experiment.model_copy(
+            update={"ray": experiment.ray.model_copy(update={"address": None}), "submit": SubmitSettings()}
+        )
         (folder / layout.JOB_CONFIG).write_text(to_yaml(here), encoding="utf-8")

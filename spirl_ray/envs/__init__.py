@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from spirl_ray.config_environment import ActionSettings, EnvironmentSettings, InterfaceSettings
-from spirl_ray.envs.adapter import MakeRaw, describe_adapted, import_modules, make_adapted
+from spirl_ray.envs.adapter import MakeRaw, author_error, describe_adapted, import_modules, make_adapted
 from spirl_ray.envs.blocks import env as blocks
 from spirl_ray.envs.interface import action_range
 from spirl_ray.envs.kitchen import env as kitchen
@@ -52,6 +52,7 @@ __all__ = [
     "observed_features",
     "register_environment",
     "renders",
+    "try_out",
 ]
 
 GROUP = "spirl_ray.environments"
@@ -163,6 +164,25 @@ def make(env: EnvironmentSettings | str, *, render_mode: str | None = None, **kw
         _gymnasium_spec(spec.id, entry, spec.max_episode_steps), disable_env_checker=True, **arguments
     )
     return made if spec.actions is None else _OwnUnits(made, spec)
+
+
+def try_out(env: EnvironmentSettings | str) -> None:
+    """Makes an environment, resets it and takes a step, so that what fails does so before any work.
+
+    Raises:
+        SpirlError: as `make`, or the environment raises an exception.
+    """
+    settings = _settings(env)
+    made = make(settings)
+    try:
+        made.reset(seed=0)
+        made.step(np.zeros(made.action_space.shape or (), np.float32))
+    except SpirlError:
+        raise
+    except Exception as error:
+        raise author_error(f"env: {settings.id} fails in its first step", error) from error
+    finally:
+        made.close()
 
 
 class _OwnUnits(gymnasium.ActionWrapper):

@@ -93,7 +93,7 @@ def make_raw(
     try:
         made = create(**settings.kwargs, **shown)
     except Exception as error:
-        raise SpirlError(_constructor_failed(settings, error)) from error
+        raise _constructor_failed(settings, error) from error
     if not isinstance(made, gymnasium.Env):
         raise SpirlError(f"env.id: {settings.id} made {type(made).__name__}, which is not a gymnasium.Env.")
     limit = settings.max_episode_steps
@@ -140,20 +140,25 @@ def _creator(settings: EnvironmentSettings) -> MakeRaw:
     return partial(gymnasium.make, attribute if colon else name, disable_env_checker=True, **limit)
 
 
-def _constructor_failed(settings: EnvironmentSettings, error: Exception) -> str:
+def _constructor_failed(settings: EnvironmentSettings, error: Exception) -> SpirlError:
     if isinstance(error, gymnasium.error.UnregisteredEnv):
-        return (
+        return SpirlError(
             f"env.id: nobody has registered the environment {settings.id!r} ({error}). Name the module that registers "
             "it, as module:Id or in interface.imports, or a callable as package.module:callable. Our own are "
             "spirl/Kitchen-v0, spirl/Maze-v0, spirl/BlockStacking-v0 and spirl/PointPads-v0."
         )
+    arguments = ", ".join(f"{name}={value!r}" for name, value in settings.kwargs.items())
+    return author_error(f"env: {settings.id} cannot be made with ({arguments})", error)
+
+
+def author_error(what: str, error: Exception) -> SpirlError:
+    """The error about code that somebody else wrote: its last line, and a file with the whole traceback."""
     with tempfile.NamedTemporaryFile("w", prefix="spirl-traceback-", suffix=".txt", delete=False) as file:
         file.write("".join(traceback.format_exception(error)))
-    arguments = ", ".join(f"{name}={value!r}" for name, value in settings.kwargs.items())
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"env: {settings.id} cannot be made with ({arguments}): {type(error).__name__}: {error} "
-        f"({Path(last.filename).name}, line {last.lineno}; the whole traceback is in {file.name}). Correct env.kwargs."
+    return SpirlError(
+        f"{what}: {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno}; the whole traceback "
+        f"is in {file.name}). Correct env.kwargs, or the code of the environment."
     )
 
 
@@ -233,6 +238,8 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         self._completed = _function(settings.interface.completed, "interface.completed")
         self._images: dict[str, deque[Array]] = {}
         self._return, self._succeeded = 0.0, False
+        self.info_keys: dict[str, None] = {}
+        """The keys that the infos of the environment have had so far."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -261,6 +268,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         return self._observe(raw), float(reward), bool(terminated), bool(truncated), self._told(dict(info), now)
 
     def _told(self, info: dict[str, Any], now: bool | None) -> dict[str, Any]:
+        self.info_keys |= dict.fromkeys(map(str, info))
         for key in ("success", "is_success"):
             info.pop(key, None)
         if now is not None:

@@ -105,10 +105,12 @@ def choose_features(keys: Mapping[str, KeyLayout], settings: InterfaceSettings, 
     if images is None:
         images = {feature_name(key): ImageSettings(key=key) for key, found in keys.items() if _is_image(found)}
     named = {image.key for image in images.values()}
-    goals = settings.goal if settings.goal is not None else tuple(key for key in (_GOAL,) if key in keys)
+    goals = settings.goal if settings.goal is not None else tuple(key for key in keys if _within(key, _GOAL))
     observed = settings.observation
     if observed is None:
-        left_out = {*goals, *named, *((_ACHIEVED,) if _GOAL in keys else ())}
+        # What has been achieved is in the rest of the observation as well.
+        achieved = [key for key in keys if _within(key, _ACHIEVED)] if any(_within(key, _GOAL) for key in keys) else []
+        left_out = {*goals, *named, *achieved}
         observed = tuple(key for key, found in keys.items() if key not in left_out and not _is_image(found))
     role: Role = "proprioception" if images else "state"
     found: dict[str, FeatureReader] = {}
@@ -128,6 +130,10 @@ def choose_features(keys: Mapping[str, KeyLayout], settings: InterfaceSettings, 
     if not any(reader.feature.role != "goal" for reader in found.values()):
         raise SpirlError(f"{where}: no key is left that could be observed; there are {', '.join(keys) or 'none'}.")
     return found
+
+
+def _within(key: str, group: str) -> bool:
+    return key == group or key.startswith(f"{group}.")
 
 
 def _add(found: dict[str, FeatureReader], name: str, key: str, feature: Feature) -> None:

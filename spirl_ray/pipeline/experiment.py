@@ -29,6 +29,7 @@ from spirl_ray.pipeline.results import (
     TrainingResult,
 )
 from spirl_ray.pipeline.session import ray_session, readable_cause
+from spirl_ray.pipeline.user_code import make_importable
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.rl.methods import skill_spec
 
@@ -180,7 +181,7 @@ def experiment_run(
             return
         variants = [experiment.for_method(method) for method in experiment.methods]
         workers = max(max(variant.pretrain.workers, variant.train.env_runners) for variant in variants)
-        with ray_session(experiment.ray, workers):
+        with ray_session(experiment.ray, workers, experiment.submit.ship):
             yield run
 
 
@@ -196,6 +197,7 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
     """
     made: set[str] = set()
     for experiment in experiments:
+        make_importable(experiment.submit.ship)
         check_kinds(experiment)
         if experiment.env.id is None:
             continue  # the data say what their features are
@@ -205,7 +207,7 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
             skill_spec(experiment.for_method(method).skills, method, spec.features, spec.action_dim)
         if make and (key := fingerprint(env)) not in made:
             made.add(key)
-            envs.make(env).close()
+            envs.try_out(env)
 
 
 @contextlib.contextmanager

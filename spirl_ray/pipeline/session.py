@@ -9,7 +9,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -17,6 +18,7 @@ from ray.data import DataContext
 
 from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.user_code import shipped_paths
 
 _MEGABYTE = 2**20
 TERMINATED = 128 + signal.SIGTERM
@@ -30,7 +32,7 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def ray_session(settings: RaySettings, workers: int = 1) -> Iterator[None]:
+def ray_session(settings: RaySettings, workers: int = 1, ship: Sequence[Path] = ()) -> Iterator[None]:
     """Connects to Ray for the duration of a command; does nothing if there is a connection already.
 
     Without an address, a job's ``RAY_ADDRESS`` is used, or a local Ray instance is started. It has one logical CPU more
@@ -39,6 +41,7 @@ def ray_session(settings: RaySettings, workers: int = 1) -> Iterator[None]:
     Args:
         settings: the cluster to use.
         workers: number of processes, of one logical CPU each, that a stage runs at the same time.
+        ship: folders and files of the user's code that workers import.
 
     Raises:
         SpirlError: the named cluster cannot be reached, or a local Ray instance would have too few CPUs.
@@ -54,15 +57,16 @@ def ray_session(settings: RaySettings, workers: int = 1) -> Iterator[None]:
             f"Set ray.num_cpus to {workers + 1}, or leave it out."
         )
     with _filtered_stderr():
-        yield from _connected(settings, address, workers)
+        yield from _connected(settings, address, workers, ship)
 
 
-def _connected(settings: RaySettings, address: str | None, workers: int) -> Iterator[None]:
+def _connected(settings: RaySettings, address: str | None, workers: int, ship: Sequence[Path]) -> Iterator[None]:
     quiet = logging.ERROR
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    code: dict[str, Any] = {"runtime_env": {"py_modules": [str(path) for path in shipped_paths(ship)]}} if ship else {}
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=quiet)
+            ray.init(address=address, log_to_driver=False, logging_level=quiet, **code)
         else:
             ray.init(
                 address="local",
@@ -72,6 +76,7 @@ def _connected(settings: RaySettings, address: str | None, workers: int) -> Iter
                 object_store_memory=settings.object_store_mb * _MEGABYTE,
                 log_to_driver=False,
                 logging_level=quiet,
+                **code,
             )
     except Exception as error:  # Ray raises a bare Exception when its processes are too slow to start
         ray.shutdown()

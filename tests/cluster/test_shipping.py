@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from toy import TOY
 
-from spirl_ray.cluster.shipping import LIMIT_BYTES, check_size, package_files, stage
+from spirl_ray.cluster.shipping import LIMIT_BYTES, check_size, stage
+from spirl_ray.pipeline.user_code import shipped_files
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -51,9 +52,9 @@ def test_the_commit_travels_with_the_code(package: Path, tmp_path: Path, monkeyp
 
 
 def test_the_real_package_is_small_and_complete() -> None:
-    names = {file.name for file in package_files()}
+    names = {file.name for file in shipped_files(Path(spirl_ray.__file__).parent)}
     assert {"main.py", "report.html.j2"} <= names
-    assert sum(file.stat().st_size for file in package_files()) < LIMIT_BYTES / 20
+    assert sum(file.stat().st_size for file in shipped_files(Path(spirl_ray.__file__).parent)) < LIMIT_BYTES / 20
 
 
 def test_too_much_is_refused_with_the_biggest_files_and_nothing_is_copied(package: Path, tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_too_much_is_refused_with_the_biggest_files_and_nothing_is_copied(packag
 
 
 def test_as_much_as_fits_is_not_refused(package: Path) -> None:
-    check_size(package_files(package), limit=sum(file.stat().st_size for file in package_files(package)))
+    check_size(shipped_files(package), limit=sum(file.stat().st_size for file in shipped_files(package)))
 
 
 def test_the_config_that_travels_has_the_overrides_and_no_other_cluster(package: Path, tmp_path: Path) -> None:

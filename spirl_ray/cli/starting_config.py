@@ -1,0 +1,116 @@
+"""The config with which ``spirl init`` begins an experiment, filled in by a look at the environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spirl_ray.config_environment import EnvironmentSettings
+from spirl_ray.envs.inspection import EnvironmentInspection
+
+
+def starting_config(name: str, settings: EnvironmentSettings, found: EnvironmentInspection) -> str:
+    """A commented config for an environment, filled in with what was found.
+
+    Args:
+        name: name of the experiment.
+        settings: how the environment is made.
+        found: what `inspect_environment` found.
+    """
+    spec = found.spec
+    values: dict[str, Any] = {
+        "name": name,
+        "id": settings.id,
+        "limit": spec.max_episode_steps,
+        "actions": found.own_actions,
+        "interface": interface_yaml(settings, found),
+        "success": found.success,
+    }
+    return _TEMPLATE.format(**values)
+
+
+def interface_yaml(settings: EnvironmentSettings, found: EnvironmentInspection) -> str:
+    """The ``interface`` part of a config as YAML, with comments."""
+    spec = found.spec
+    if not spec.keys:
+        return "# The environment is registered with its features, so nothing has to be said of its interface.\n"
+    groups: dict[str, list[str]] = {"observation": [], "goal": [], "image": []}
+    for feature_name, feature in spec.features.items():
+        group = feature.role if feature.role in groups else "observation"
+        groups[group].append(feature_name)
+    lines = ["interface:"]
+    keys = [spec.keys[n] for n in groups["observation"]]
+    lines.append(f"  observation: {_flow(keys)} # skills, prior, policy and critics observe these")
+    keys = [spec.keys[n] for n in groups["goal"]]
+    lines.append(f"  goal: {_flow(keys)} # policy and critics observe these, skills do not")
+    if groups["image"]:
+        lines.append("  images:")
+        for feature_name in groups["image"]:
+            height, width, channels = spec.features[feature_name].shape
+            grey = "true" if channels == 1 else "false"
+            size = f"[{height}, {width}]"
+            lines.append(
+                f"    {feature_name}: {{key: {spec.keys[feature_name]}, size: {size}, frames: 1, grey: {grey}}}"
+            )
+    else:
+        lines.append("  images: {} # such as {front: {key: pixels, size: 64, frames: 2}}")
+    if found.left_out:
+        lines.append(f"  # left out: {', '.join(found.left_out)}")
+    lines.append(f"  # success: {found.success}")
+    lines.append(f"  success: {settings.interface.success or 'null'} # info.KEY, terminated, return >= X, or none")
+    if found.info_keys:
+        lines.append(f"  # info holds {', '.join(found.info_keys)}")
+    low, high = found.rewards
+    lines.append(f"  # random steps had rewards from {low:.3g} to {high:.3g}")
+    lines.append(f"  reward: {settings.interface.reward} # or success, or success - 1")
+    return "\n".join(lines) + "\n"
+
+
+def _flow(keys: list[str]) -> str:
+    return "[" + ", ".join(keys) + "]"
+
+
+_TEMPLATE = """\
+# An experiment of your own. docs/configuration.md explains every setting; those that are left out have their defaults.
+#   spirl env check {name}.yaml               # what the environment holds, and how it is read
+#   spirl data import {name}.yaml --dry-run   # what your files hold, and how they are read
+#   spirl run {name}.yaml                     # skills, policy, evaluation, report
+name: {name}
+methods: [spirl_cl] # spirl, ssp, flat_prior, bc_sac, sac; several are compared
+seeds: [0]
+
+env:
+  id: {id}
+  # kwargs: {{}} # the arguments of its constructor
+  max_episode_steps: {limit}
+
+# its own actions: {actions}
+{interface}
+data:
+  sources: # one or several; docs/data.md has the formats: minari, npz, hdf5, lerobot, parquet, python, folder
+    - {{type: minari, id: NAME/OF/DATASET-v0}}
+    # - {{type: npz, path: demonstrations.npz}}
+  # actions_outside: clip # where recorded actions may leave the range
+
+skills:
+  horizon: 10
+  beta: 0.002 # lower: a latent holds more, and the prior has a harder task; the report tells which way to go
+
+pretrain:
+  updates: 8000
+  optimizer: adam
+  cosine_decay: true
+  warmup_updates: 0
+
+train:
+  env_steps: 200000
+  target_divergence: 4.0 # how far the policy may move away from the prior, in nats a decision
+  initial_alpha: 0.1
+  alpha_lr: 0.001
+  warmup_decisions: 500
+  critic_layers: 3
+  critic_layer_norm: true
+  evaluate_every: 20000
+
+# submit:
+#   ship: [./my_package] # folders and files of your own code that the environment or the data need
+"""
