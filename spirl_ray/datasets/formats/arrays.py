@@ -1,0 +1,145 @@
+"""Arrays of recordings: their checks, and the one place where an episode is put together from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spirl_ray.episodes.recording import KeyLayout, Recording, Values
+from spirl_ray.errors import SpirlError
+
+NUMBERS = "biuf"
+"""The kinds of dtype that can be features: bool, integers and floats."""
+
+
+def numbers(values: Any, where: str) -> Values:
+    """Makes an array of numbers; ``where`` begins the message of the error, if they are something else."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise SpirlError(f"{where}: is no array of numbers: {error}.") from error
+    refuse_objects(array.dtype, where)
+    return array
+
+
+def refuse_objects(dtype: np.dtype[Any], where: str) -> None:
+    """Raises `SpirlError` where a dtype is not one of numbers."""
+    if dtype.hasobject:
+        raise SpirlError(
+            f"{where}: holds Python objects instead of numbers. They are not read, because pickles can run code; "
+            "write an array of one shape and a numeric dtype."
+        )
+    if dtype.kind not in NUMBERS:
+        raise SpirlError(f"{where}: holds {dtype}; expected numbers.")
+
+
+def per_row(layout: KeyLayout) -> KeyLayout:
+    """The layout of one row of an array [rows, *shape]; one number a row is a vector of 1."""
+    return KeyLayout(tuple(layout.shape[1:]) or (1,), layout.dtype)
+
+
+def vectors(values: Values) -> Values:
+    """Returns [rows, *shape] as it is, and [rows] as [rows, 1]."""
+    return values[:, None] if values.ndim == 1 else values
+
+
+def joined_layout(parts: Sequence[KeyLayout]) -> KeyLayout:
+    """The layout of several keys joined to one vector; of a single key, its own."""
+    if len(parts) == 1:
+        return parts[0]
+    width = sum(math.prod(part.shape) for part in parts)
+    return KeyLayout((width,), np.result_type(*(part.dtype for part in parts)))
+
+
+def joined(parts: Sequence[Values]) -> Values:
+    """Joins arrays [rows, …] to one of vectors [rows, width]; a single array keeps its shape."""
+    parts = [vectors(part) for part in parts]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+
+def as_names(name: str | Iterable[str] | None, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The names of keys in a setting that takes one name or several."""
+    if name is None:
+        return default
+    return (name,) if isinstance(name, str) else tuple(name)
+
+
+def missing(where: str, name: str, there: Iterable[str]) -> SpirlError:
+    """The error for a key that is not there; it lists those that are."""
+    return SpirlError(f"{where}: has no {name!r}; it has: {', '.join(sorted(there)) or 'nothing'}.")
+
+
+def last_flag(flags: Any) -> bool:
+    """The last value of a flag for each step, or the flag itself; False where there is none."""
+    if flags is None:
+        return False
+    return bool(np.any(np.asarray(flags).reshape(-1)[-1:] != 0))
+
+
+def assemble(
+    where: str,
+    identifier: str,
+    observations: Mapping[str, Values],
+    actions: Values,
+    rewards: Values | None = None,
+    terminated: Any = None,
+    truncated: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Recording:
+    """Makes a recording of the arrays of one episode.
+
+    If there is one observation for each action, nobody knows what followed the last action, so it is left out, and the
+    episode ends by truncation.
+
+    Args:
+        where: the file and the episode, the beginning of an error's message.
+        identifier: the name of the episode.
+        observations: arrays [T+1, *shape], or all of them [T, *shape]; an array [rows] becomes [rows, 1].
+        actions: the actions [T, *shape].
+        rewards: the rewards, [T] or [T, 1].
+        terminated: a flag, or one for each step, of which the last counts.
+        truncated: the same; if there is none, an episode that did not terminate is truncated.
+        metadata: JSON-able information.
+
+    Raises:
+        SpirlError: the lengths disagree, or an array does not hold numbers.
+    """
+    observations = {key: numbers(values, f"{where}: {key}") for key, values in observations.items()}
+    actions = numbers(actions, f"{where}: actions")
+    for key, values in (*observations.items(), ("actions", actions)):
+        if not values.ndim:
+            raise SpirlError(f"{where}: {key}: is a single value; expected a row for each step.")
+    steps = len(actions)
+    for key, values in observations.items():
+        if len(values) not in (steps, steps + 1):
+            raise SpirlError(
+                f"{where}: {key} has {len(values)} rows and actions has {steps}; {steps + 1} rows were expected (or "
+                f"{steps}, without an observation after the last action)."
+            )
+    lengths = {key: len(values) for key, values in observations.items()}
+    if len(set(lengths.values())) > 1:
+        short, long = min(lengths, key=lambda key: lengths[key]), max(lengths, key=lambda key: lengths[key])
+        raise SpirlError(f"{where}: {short} has {lengths[short]} rows and {long} has {lengths[long]}.")
+    if rewards is not None:
+        rewards = numbers(rewards, f"{where}: rewards")
+        if rewards.size != steps or not rewards.ndim:
+            raise SpirlError(f"{where}: rewards has {rewards.size} values and actions has {steps} rows.")
+        rewards = rewards.reshape(steps)
+    ended, cut = last_flag(terminated), last_flag(truncated)
+    if steps and steps in lengths.values():
+        steps -= 1
+        ended, cut = False, True
+    return Recording(
+        id=identifier,
+        observations={key: vectors(values) for key, values in observations.items()},
+        actions=vectors(actions)[:steps],
+        rewards=None if rewards is None else rewards[:steps],
+        terminated=ended,
+        truncated=cut or not ended,
+        metadata=dict(metadata or {}),
+    )

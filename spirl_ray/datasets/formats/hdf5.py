@@ -1,0 +1,94 @@
+"""The format ``hdf5``: files of D4RL and of robomimic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from spirl_ray.datasets.formats.arrays import as_names
+from spirl_ray.datasets.formats.flat_rows import FlatRows
+from spirl_ray.datasets.formats.hdf5_file import Hdf5File
+from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
+from spirl_ray.datasets.formats.robomimic import DATA, RobomimicFiles
+from spirl_ray.datasets.sources import RecordingSettings
+from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
+from spirl_ray.errors import SpirlError
+
+Layout = Literal["auto", "d4rl", "robomimic"]
+
+
+class Hdf5Settings(RecordingSettings):
+    """The options of an entry ``{type: hdf5, path: …}``."""
+
+    type: Literal["hdf5"] = "hdf5"
+    path: Path | tuple[Path, ...]
+    """A file, a folder of files, or a list of both; they are one source."""
+    layout: Layout = "auto"
+    """``d4rl``: all episodes in flat rows. ``robomimic``: a group for each demonstration. ``auto``: robomimic where the
+    first file has a group ``data``."""
+    filter: str | None = None
+    """The name of a robomimic mask, such as ``train``; only its demonstrations are read."""
+
+
+@dataclass(frozen=True)
+class Hdf5Reader:
+    """The reader of HDF5 files."""
+
+    location: RecordedFiles
+    layout_name: Layout = "auto"
+    filter: str | None = None
+    actions: tuple[str, ...] = ("actions",)
+    """The datasets that are joined to the actions."""
+    rewards: tuple[str, ...] | None = None
+    """The datasets of rewards; None: ``rewards``, where there is one."""
+
+    @cached_property
+    def _reader(self) -> FlatRows | RobomimicFiles:
+        name, first = self.layout_name, self.location.files[0]
+        if name == "auto":
+            with Hdf5File(first) as file:
+                name = "d4rl" if file.names(DATA) is None else "robomimic"
+        if name == "robomimic":
+            return RobomimicFiles(self.location, self.filter, self.actions, self.rewards)
+        if self.filter is not None:
+            raise SpirlError(f"{first}: filter is {self.filter!r}, but only robomimic files have filters.")
+        return FlatRows(self.location, Hdf5File, False, self.actions, self.rewards)
+
+    def layout(self) -> RecordingLayout:
+        """Reads the names, shapes and types of the first file."""
+        return self._reader.layout()
+
+    def chunks(self) -> list[tuple[int, ...]]:
+        """Every episode by itself, because HDF5 reads any rows. Of flat rows, this reads the flags."""
+        return self._reader.chunks()
+
+    def read(self, chunk: Sequence[int], keys: Sequence[str]) -> Iterator[Recording]:
+        """Reads episodes; see `RecordingReader.read`."""
+        return self._reader.read(chunk, keys)
+
+    def origin(self) -> str:
+        return self.location.origin()
+
+    def licence(self) -> str:
+        return "unknown"
+
+    def attribution(self) -> str:
+        return "unknown"
+
+    def identity(self) -> dict[str, Any]:
+        options = {"layout": self.layout_name, "filter": self.filter, "actions": self.actions, "rewards": self.rewards}
+        return self.location.identity(**options)
+
+
+def make(settings: Hdf5Settings) -> RecordingReader:
+    """Makes the reader of an entry of type ``hdf5``."""
+    return Hdf5Reader(
+        recorded_files("hdf5", settings.path, (".hdf5", ".h5")),
+        settings.layout,
+        settings.filter,
+        as_names(settings.columns.get("action"), ("actions",)),
+        as_names(settings.columns.get("reward")) or None,
+    )

@@ -1,0 +1,142 @@
+"""The format ``npz``: NumPy's archives of arrays, as OGBench, D4RL and many scripts write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from spirl_ray.datasets.formats.arrays import as_names, assemble, joined, joined_layout, missing, per_row
+from spirl_ray.datasets.formats.flat_rows import FLAGS, SUCCESSORS, FlatRows, array_named, observation_keys
+from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
+from spirl_ray.datasets.formats.npz_members import NpzFile
+from spirl_ray.datasets.sources import RecordingSettings
+from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
+
+Layout = Literal["auto", "ogbench", "d4rl", "episodes"]
+_ENDS = ("terminated", "truncated")
+
+
+class NpzSettings(RecordingSettings):
+    """The options of an entry ``{type: npz, path: …}``."""
+
+    type: Literal["npz"] = "npz"
+    path: Path | tuple[Path, ...]
+    """A file, a folder of files, or a list of both; they are one source."""
+    layout: Layout = "auto"
+    """``ogbench`` and ``d4rl``: all episodes in flat rows. ``episodes``: one file an episode. ``auto``: by the names of
+    the arrays in the first file."""
+
+
+@dataclass(frozen=True)
+class NpzReader:
+    """The reader of npz files."""
+
+    location: RecordedFiles
+    layout_name: Layout = "auto"
+    actions: tuple[str, ...] = ("actions",)
+    """The arrays that are joined to the actions."""
+    rewards: tuple[str, ...] | None = None
+    """The arrays of rewards; None: ``rewards``, where there is one."""
+
+    @cached_property
+    def _reader(self) -> FlatRows | _EpisodeFiles:
+        name = self.layout_name
+        if name == "auto":
+            with NpzFile(self.location.files[0]) as file:
+                d4rl = {FLAGS[1], SUCCESSORS} & {array.partition("/")[0] for array in file.arrays}
+                name = ("d4rl" if d4rl else "ogbench") if d4rl or FLAGS[0] in file.arrays else "episodes"
+        if name == "episodes":
+            return _EpisodeFiles(self.location, self.actions, self.rewards)
+        return FlatRows(self.location, NpzFile, name == "ogbench", self.actions, self.rewards)
+
+    def layout(self) -> RecordingLayout:
+        """Reads the headers of the arrays in the first file."""
+        return self._reader.layout()
+
+    def chunks(self) -> list[tuple[int, ...]]:
+        """Every episode by itself. Of flat rows, this reads the flags."""
+        return self._reader.chunks()
+
+    def read(self, chunk: Sequence[int], keys: Sequence[str]) -> Iterator[Recording]:
+        """Reads episodes and no more than their rows into memory; see `RecordingReader.read`."""
+        return self._reader.read(chunk, keys)
+
+    def origin(self) -> str:
+        return self.location.origin()
+
+    def licence(self) -> str:
+        return "unknown"
+
+    def attribution(self) -> str:
+        return "unknown"
+
+    def identity(self) -> dict[str, Any]:
+        return self.location.identity(layout=self.layout_name, actions=self.actions, rewards=self.rewards)
+
+
+@dataclass(frozen=True)
+class _EpisodeFiles:
+    """The reader of files that hold one episode each."""
+
+    location: RecordedFiles
+    actions: tuple[str, ...]
+    rewards: tuple[str, ...] | None
+
+    def layout(self) -> RecordingLayout:
+        with NpzFile(self.location.files[0]) as file:
+            actions = [array_named(file.path, file.arrays, name) for name in self.actions]
+            steps = (file.arrays[actions[0]].shape or (0,))[0]
+            keys = {
+                key: per_row(file.arrays[name])
+                for key, name in self._keys(file).items()
+                if file.arrays[name].shape[0] in (steps, steps + 1) and file.arrays[name].dtype.kind in "biuf"
+            }
+            layout = joined_layout([per_row(file.arrays[name]) for name in actions])
+            return RecordingLayout(keys, layout, rewards=bool(self._rewards(file)))
+
+    def chunks(self) -> list[tuple[int, ...]]:
+        return [(index,) for index in range(len(self.location.files))]
+
+    def read(self, chunk: Sequence[int], keys: Sequence[str]) -> Iterator[Recording]:
+        for index in chunk:
+            path = self.location.files[index]
+            name = self.location.name(path)
+            with NpzFile(path) as file:
+                there = self._keys(file)
+                for key in keys:
+                    if key not in there:
+                        raise missing(f"{path}: episode {name}", key, there)
+                rewards = self._rewards(file)
+                actions = [array_named(path, file.arrays, action) for action in self.actions]
+                ended, cut = (file.values(end) if end in file.arrays else None for end in _ENDS)
+                yield assemble(
+                    f"{path}: episode {name}",
+                    name,
+                    {key: file.values(there[key]) for key in keys},
+                    joined([file.values(action) for action in actions]),
+                    joined([file.values(reward) for reward in rewards]) if rewards else None,
+                    ended,
+                    cut,
+                )
+
+    def _rewards(self, file: NpzFile) -> tuple[str, ...]:
+        if self.rewards is None:
+            return ("rewards",) if "rewards" in file.arrays else ()
+        return tuple(array_named(file.path, file.arrays, name) for name in self.rewards)
+
+    def _keys(self, file: NpzFile) -> dict[str, str]:
+        own = [array_named(file.path, file.arrays, name) for name in self.actions]
+        return observation_keys(file.path, file.arrays, [*own, *self._rewards(file), *_ENDS, "rewards"])
+
+
+def make(settings: NpzSettings) -> RecordingReader:
+    """Makes the reader of an entry of type ``npz``."""
+    return NpzReader(
+        recorded_files("npz", settings.path, (".npz",)),
+        settings.layout,
+        as_names(settings.columns.get("action"), ("actions",)),
+        as_names(settings.columns.get("reward")) or None,
+    )
