@@ -101,9 +101,12 @@ class SourceKind:
     they do not fit, and does not read data."""
 
 
+_MODULES = ("generated", "folder", "formats.hdf5", "formats.npz")
 SOURCES: Registry[SourceKind] = Registry(
     "data source",
-    modules=tuple(f"spirl_ray.datasets.{name}" for name in ("generated", "folder")),
+    modules=tuple(
+        f"spirl_ray.datasets.{name}" for name in ("generated", "folder", *(f"formats.{f}" for f in _FORMATS))
+    ),
     group="spirl_ray.sources",
 )
 
