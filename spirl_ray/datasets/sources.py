@@ -104,9 +104,7 @@ class SourceKind:
 _MODULES = ("generated", "folder", "formats.hdf5", "formats.npz")
 SOURCES: Registry[SourceKind] = Registry(
     "data source",
-    modules=tuple(
-        f"spirl_ray.datasets.{name}" for name in ("generated", "folder", *(f"formats.{f}" for f in _FORMATS))
-    ),
+    modules=tuple(f"spirl_ray.datasets.{name}" for name in _MODULES),
     group="spirl_ray.sources",
 )
 
