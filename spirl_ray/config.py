@@ -88,8 +88,11 @@ class SkillSettings(Settings):
     """Weight of KL(q || N(0, I)); the start value when ``target_kl`` is set."""
     target_kl: float | None = Field(default=None, gt=0.0)
     """Nats per dimension; when set, beta is tuned by dual gradient towards it."""
-    state_std_floor: float = Field(default=0.05, gt=0.0)
-    """The least deviation by which features are standardised, instead of a smaller one of the data."""
+    state_std_floor: float | None = Field(default=None, gt=0.0)
+    """The least deviation by which features are standardised, instead of a smaller one of the data; None is a hundredth
+    of the largest deviation in the same feature."""
+    artifact: Path | None = None
+    """A folder of trained skills, which are used as they are: there is no stage 1 then, and no data are needed."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of the features that skills and prior observe. None: where there are images, these and proprioception; else
     everything except goals."""

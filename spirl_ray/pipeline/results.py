@@ -137,7 +137,7 @@ class ExperimentResult:
     """All results that `spirl_ray.run` has produced or found; trials are in the order in which they ran."""
 
     folder: Path
-    data: DataResult
+    data: DataResult | None
     skills: Sequence[SkillsResult]
     priors: Sequence[EvaluationResult]
     """Episodes of the bare prior, of the methods that have one."""

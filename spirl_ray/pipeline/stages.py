@@ -95,6 +95,8 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
         SpirlError: the data are damaged or do not fit.
     """
     out = trial.skills
+    if trial.artifact is not None:
+        return _skills(trial, False, read_skill_card(out).metrics)
     with trial.workspace.locked(out):
         if (out / layout.SKILL_CARD).exists():
             return _skills(trial, False, read_skill_card(out).metrics)
@@ -163,7 +165,7 @@ def train(
         skills=trial.skills,
         out=trial.policy,
         config_hash=trial.config_hash,
-        dataset=trial.workspace.dataset,
+        dataset=trial.workspace.dataset if trial.workspace.has_data else None,
     )
     with trial.workspace.locked(trial.policy):
         done = is_trained(run)

@@ -37,7 +37,6 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         SpirlError: a file is damaged.
     """
     experiment = workspace.experiment
-    card = read_card(workspace.dataset)
     skills: dict[Path, SkillRecord] = {}
     priors: dict[Path, list[PriorRecord]] = {}
     trials: list[TrialRecord] = []
@@ -56,13 +55,22 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         commands=[command],
         versions=versions(),
         hardware=_hardware(workspace),
-        data_card=card.model_dump(mode="json", exclude={"files"}),
+        data_card=_data_card(workspace),
         skills=list(skills.values()),
         priors=[record for records in priors.values() for record in records],
         trials=trials,
         exploration=_exploration(workspace),
-        demonstrations=[path for path in (workspace.demonstrations / layout.DEMONSTRATIONS_VIDEO,) if path.exists()],
+        demonstrations=_demonstrations(workspace),
     )
+
+
+def _data_card(workspace: Workspace) -> dict[str, Any] | None:
+    return read_card(workspace.dataset).model_dump(mode="json", exclude={"files"}) if workspace.has_data else None
+
+
+def _demonstrations(workspace: Workspace) -> list[Path]:
+    video = workspace.demonstrations / layout.DEMONSTRATIONS_VIDEO if workspace.has_data else None
+    return [video] if video is not None and video.exists() else []
 
 
 def _exploration(workspace: Workspace) -> ExplorationRecord | None:
