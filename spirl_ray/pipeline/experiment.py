@@ -74,6 +74,7 @@ class ExperimentRun:
                 total=total,
                 metrics=_numbers(metrics),
                 scores=metrics.get("scores") or {},
+                findings=metrics.get("findings") or (),
             )
 
         self._stage = name
