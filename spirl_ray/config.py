@@ -12,19 +12,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from spirl_ray.config_file import read_mapping, split_override
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import (
+    MANY,
+    Name,
+    OutputPath,
+    Seed,
+    SettingPath,
+    Settings,
+    StorageUri,
+    check_last_seed,
+    distinct,
+    in_words,
+    key_of,
+    problems_of,
+)
+from spirl_ray.yaml_text import dump_yaml
 
 _OVERRIDABLE = ("skills", "pretrain", "train")
-
-
-class Settings(BaseModel):
-    """A group of settings: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
 
 
 class EnvSettings(Settings):
@@ -53,14 +61,14 @@ class DataSettings(Settings):
     """Options of a source that has been registered from outside."""
     dataset: str | None = None
     """Minari id, e.g. ``D4RL/kitchen/complete-v2``."""
-    minari_root: Path | None = None
+    minari_root: SettingPath | None = None
     """A local Minari root; None downloads (or uses Minari's own cache)."""
-    episodes: int = Field(default=100, ge=1)
+    episodes: int = Field(default=100, ge=1, le=MANY)
     """The number of episodes to generate."""
-    seed: int = 0
+    seed: Seed = 0
     generate: dict[str, Any] = Field(default_factory=dict)
     """Options of the environment's scripted expert."""
-    shards: int = Field(default=8, ge=1)
+    shards: int = Field(default=8, ge=1, le=100_000)
     """The number of Parquet files; at least as many as training workers."""
     skip_bad: bool = False
     """True leaves invalid episodes out and reports them, instead of stopping."""
@@ -80,17 +88,17 @@ class EncoderSettings(Settings):
 
 
 class SkillSettings(Settings):
-    horizon: int = Field(default=10, ge=1)
+    horizon: int = Field(default=10, ge=1, le=10_000)
     """H, the number of primitive actions in a skill."""
-    latent_dim: int = Field(default=10, ge=1)
-    width: int = Field(default=128, ge=1)
+    latent_dim: int = Field(default=10, ge=1, le=10_000)
+    width: int = Field(default=128, ge=1, le=65_536)
     decoder_layers: int = Field(default=5, ge=1, le=64)
     """The number of hidden layers of the closed-loop decoder."""
     prior_layers: int = Field(default=6, ge=1, le=64)
     prior: str = "gaussian"
     """``gaussian`` (the paper's), ``mixture``, ``flow``, or one that a plugin has registered. A mixture suits
     demonstrators whose next move does not follow from the observation."""
-    mixture_components: int = Field(default=5, ge=1)
+    mixture_components: int = Field(default=5, ge=1, le=1000)
     flow_layers: int = Field(default=4, ge=1, le=64)
     prior_loss: Literal["nll", "kl"] = "nll"
     """NLL of a detached posterior sample (the reference's default) or KL(stop_grad(q) || p)."""
@@ -105,7 +113,7 @@ class SkillSettings(Settings):
     everything except goals."""
     encoders: dict[str, EncoderSettings] = Field(default_factory=dict)
     """Observation encoders by feature, where the default does not fit: vector, image or objects, by the shape."""
-    image_channels: int = Field(default=8, ge=1)
+    image_channels: int = Field(default=8, ge=1, le=4096)
     """Feature maps of the first of the image encoder's 3 convolutions; each further one has twice as many."""
 
 
@@ -121,26 +129,26 @@ class AugmentationSettings(Settings):
 
 
 class PretrainSettings(Settings):
-    updates: int = Field(default=3000, ge=1)
-    batch_size: int = Field(default=128, ge=1)
+    updates: int = Field(default=3000, ge=1, le=MANY)
+    batch_size: int = Field(default=128, ge=1, le=10_000_000)
     """Windows per update over all workers together."""
     learning_rate: float = Field(default=1e-3, gt=0.0)
     optimizer: Literal["radam", "adam"] = "radam"
     cosine_decay: bool = False
-    warmup_updates: int = Field(default=100, ge=0)
+    warmup_updates: int = Field(default=100, ge=0, le=MANY)
     """Updates with the gradient norm clipped to ``warmup_clip``."""
     warmup_clip: float = Field(default=1e-3, gt=0.0)
     augmentation: AugmentationSettings = AugmentationSettings()
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=10_000)
     use_gpu: bool = False
-    log_every: int = Field(default=100, ge=1)
-    checkpoint_every: int = Field(default=500, ge=1)
-    max_failures: int = Field(default=3, ge=0)
+    log_every: int = Field(default=100, ge=1, le=MANY)
+    checkpoint_every: int = Field(default=500, ge=1, le=MANY)
+    max_failures: int = Field(default=3, ge=0, le=MANY)
     """The number of times that lost workers are replaced before the run gives up."""
 
 
 class TrainSettings(Settings):
-    env_steps: int = Field(default=300_000, ge=1)
+    env_steps: int = Field(default=300_000, ge=1, le=MANY)
     """Primitive environment steps. Raising it continues a finished run."""
     target_divergence: float | None = Field(default=None, gt=0.0)
     """delta in nats a decision, for methods with a learned prior; None is 5. The others follow SAC's rule,
@@ -153,12 +161,12 @@ class TrainSettings(Settings):
     actor_lr: float = Field(default=3e-4, gt=0.0)
     critic_lr: float = Field(default=3e-4, gt=0.0)
     alpha_lr: float = Field(default=3e-4, gt=0.0)
-    batch_size: int = Field(default=256, ge=1)
-    updates_per_decision: float = Field(default=1.0, gt=0.0)
+    batch_size: int = Field(default=256, ge=1, le=10_000_000)
+    updates_per_decision: float = Field(default=1.0, gt=0.0, le=10_000.0)
     """Gradient updates for each decision of the policy (a skill, or a primitive step for flat methods)."""
-    warmup_decisions: int = Field(default=5000, ge=0)
+    warmup_decisions: int = Field(default=5000, ge=0, le=MANY)
     """Decisions sampled before learning starts."""
-    replay_capacity: int = Field(default=1_000_000, ge=1)
+    replay_capacity: int = Field(default=1_000_000, ge=1, le=MANY)
     reward_scale: float = Field(default=1.0, gt=0.0)
     """The factor on rewards in the learner, because critics reach values far above 1 slowly. Returns are shown
     without it."""
@@ -170,8 +178,8 @@ class TrainSettings(Settings):
     timeout_is_terminal: bool = False
     """The paper's reference marks time-outs as terminal; bootstrapping through them is correct."""
     polyak: float = Field(default=0.005, gt=0.0, le=1.0)
-    critic_width: int = Field(default=256, ge=1)
-    critic_layers: int = Field(default=5, ge=1)
+    critic_width: int = Field(default=256, ge=1, le=65_536)
+    critic_layers: int = Field(default=5, ge=1, le=64)
     critic_layer_norm: bool = False
     latent_limit: float | None = Field(default=None, gt=0.0)
     """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded."""
@@ -183,19 +191,19 @@ class TrainSettings(Settings):
     policy_head: str = "auto"
     """``gaussian``, ``mixture``, ``residual`` (on the prior), or one that a plugin has registered. ``auto`` takes
     gaussian where the policy starts from scratch, or as a Gaussian prior with the same features; else residual."""
-    env_runners: int = Field(default=1, ge=0)
-    envs_per_runner: int = Field(default=2, ge=1)
-    learners: int = Field(default=0, ge=0)
+    env_runners: int = Field(default=1, ge=0, le=10_000)
+    envs_per_runner: int = Field(default=2, ge=1, le=10_000)
+    learners: int = Field(default=0, ge=0, le=1000)
     """0 learns in the driver's process; >= 1 starts remote learners (for GPUs)."""
-    gpus_per_learner: float = Field(default=0.0, ge=0.0)
-    decisions_per_round: int = Field(default=32, ge=1)
+    gpus_per_learner: float = Field(default=0.0, ge=0.0, le=1000.0)
+    decisions_per_round: int = Field(default=32, ge=1, le=1_000_000)
     """Decisions that one env runner samples in a round, while the learner learns from the rounds before."""
-    evaluate_every: int = Field(default=10_000, ge=1)
+    evaluate_every: int = Field(default=10_000, ge=1, le=MANY)
     """Primitive steps between snapshots, each evaluated while training continues."""
-    evaluate_episodes: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=10_000, ge=1)
+    evaluate_episodes: int = Field(default=20, ge=1, le=1_000_000)
+    checkpoint_every: int = Field(default=10_000, ge=1, le=MANY)
     """Primitive steps."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, le=MANY)
     publish: Literal["best", "last"] = "best"
     """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
 
@@ -207,47 +215,63 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    episodes: int = Field(default=100, ge=1)
+    episodes: int = Field(default=100, ge=1, le=1_000_000)
     modes: tuple[Literal["deterministic", "sampled"], ...] = Field(default=("deterministic", "sampled"), min_length=1)
-    prior_episodes: int = Field(default=100, ge=0)
+    prior_episodes: int = Field(default=100, ge=0, le=1_000_000)
     """Rollouts of the bare prior, for each mode; 0 leaves them out."""
-    videos: int = Field(default=2, ge=0)
+    videos: int = Field(default=2, ge=0, le=1000)
     """Recorded episodes for each mode."""
     metrics: tuple[str, ...] = ()
     """Registered metrics that are measured besides those that the environment declares."""
     score: str | None = None
     """The metric by which policies are compared; None leaves it to the environment."""
-    seed: int = 10_000
-    video_fps: int = Field(default=25, ge=1)
+    seed: Seed = 10_000
+    """The seed of the first episode; each further episode has the next one."""
+    video_fps: int = Field(default=25, ge=1, le=1000)
+
+    @field_validator("modes")
+    @classmethod
+    def _no_repeats(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return distinct(values)
+
+    @model_validator(mode="after")
+    def _room_for_seeds(self) -> EvaluateSettings:
+        check_last_seed(self.seed, max(self.episodes, self.prior_episodes, self.videos), "episodes")
+        return self
 
 
 class ExploreSettings(Settings):
     in_run: bool = False
     """True where ``spirl run`` also draws the exploration figure."""
-    env_steps: int = Field(default=1_000_000, ge=1)
+    env_steps: int = Field(default=1_000_000, ge=1, le=MANY)
     """Primitive steps of each explorer, rounded up to whole episodes."""
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _room_for_seeds(self) -> ExploreSettings:
+        check_last_seed(self.seed, self.env_steps, "env_steps")
+        return self
 
 
 class RaySettings(Settings):
     address: str | None = None
     """A running cluster; None uses the surrounding job's cluster or starts a local Ray instance."""
-    num_cpus: int | None = Field(default=None, ge=1)
+    num_cpus: int | None = Field(default=None, ge=1, le=100_000)
     """Logical CPUs of the local Ray instance; None takes the machine's, at least 2."""
     dashboard: bool = False
     """True starts the dashboard of the local Ray instance, on 127.0.0.1."""
-    object_store_mb: int = Field(default=512, ge=80)
+    object_store_mb: int = Field(default=512, ge=80, le=16_000_000)
 
 
 class Experiment(Settings):
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    output: Path | None = None
+    name: Name
+    output: OutputPath | None = None
     """The folder for all results; None means ``runs/<name>``. On a cluster, every node must see it."""
-    storage: str | None = None
+    storage: StorageUri | None = None
     """URI of a copy of ``output`` (s3://, gs://, hdfs://, file://), from which another machine resumes."""
     methods: tuple[str, ...] = Field(default=("spirl_cl",), min_length=1)
     """``spirl``, ``spirl_cl``, ``ssp``, ``flat_prior``, ``bc_sac``, ``sac``, or those that a plugin has registered."""
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     env: EnvSettings = EnvSettings()
     data: DataSettings = DataSettings()
     skills: SkillSettings = SkillSettings()
@@ -259,29 +283,10 @@ class Experiment(Settings):
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of skills, pretrain or train for one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
 
-    @field_validator("output", mode="before")
-    @classmethod
-    def _no_uri(cls, value: Any) -> Any:
-        if isinstance(value, str) and "://" in value:
-            raise ValueError(
-                "this is a URI, and work is done in a folder that every node sees. Name that one, and add "
-                f"storage: {value} to have a copy there, from which another machine can resume"
-            )
-        return value
-
-    @field_validator("storage")
-    @classmethod
-    def _uri(cls, value: str | None) -> str | None:
-        if value is not None and "://" not in value:
-            raise ValueError(f"{value!r} is not a URI such as s3://bucket/folder; for a folder it is file:///folder")
-        return value
-
     @field_validator("methods", "seeds")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("the same value occurs twice; one run must not count as two")
-        return values
+        return distinct(values)
 
     @property
     def folder(self) -> Path:
@@ -320,12 +325,12 @@ def load_experiment(
     if isinstance(source, Mapping):
         raw, origin = copy.deepcopy(dict(source)), "the mapping"
     else:
-        raw, path = read_mapping(Path(source))
+        raw, path = read_mapping(Path(source), Experiment)
         origin = str(path)
     if isinstance(overrides, Mapping):
         changes = [(key, value, f"overrides[{key!r}]") for key, value in overrides.items()]
     else:
-        changes = [(*split_override(override), f"--set {override}") for override in overrides]
+        changes = [(*split_override(override, Experiment), f"--set {override}") for override in overrides]
     for key, value, where in changes:
         assign(raw, key, value, where)
     experiment = parse_experiment(raw, origin)
@@ -345,23 +350,21 @@ def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
 def readable_problems(error: ValidationError, origin: str, settings: type[Settings]) -> SpirlError:
     """Makes the error about a file of these settings, with a line for each wrong key."""
     lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "together"
+    for problem in problems_of(error):
+        key = key_of(problem)
         if problem["type"] == "extra_forbidden":
             known = _known_keys(problem["loc"][:-1], settings)
             lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: is missing")
-        elif isinstance(problem["input"], Mapping):
-            lines.append(f"  {key}: {problem['msg']}")
         else:
-            lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
+            lines.append(f"  {key}: {in_words(problem)}")
     return SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines))
 
 
 def to_yaml(settings: Settings) -> str:
     """The exact settings as YAML that `load_experiment` reads back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(settings.model_dump(mode="json"))
 
 
 def assign(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: type[Settings] | None = None) -> None:
