@@ -51,6 +51,7 @@ __all__ = [
     "make",
     "observed_features",
     "register_environment",
+    "render_problem",
     "renders",
     "try_out",
 ]
@@ -69,7 +70,7 @@ class EnvironmentEntry(NamedTuple):
 
 ENVIRONMENTS: Registry[EnvironmentEntry] = Registry("environment", group=GROUP)
 _described: dict[str, EnvironmentSpec] = {}
-_can_render: dict[str, bool] = {}
+_render_problems: dict[str, str | None] = {}
 
 
 def register_environment(
@@ -90,7 +91,7 @@ def register_environment(
     env_id = spec if isinstance(spec, str) else spec.id
     ENVIRONMENTS.register(env_id, entry, replace=replace)
     gymnasium.registry[env_id] = _gymnasium_spec(env_id, entry)
-    for cache in (_described, _can_render):
+    for cache in (_described, _render_problems):
         cache.clear()
 
 
@@ -164,6 +165,82 @@ def make(env: EnvironmentSettings | str, *, render_mode: str | None = None, **kw
         _gymnasium_spec(spec.id, entry, spec.max_episode_steps), disable_env_checker=True, **arguments
     )
     return made if spec.actions is None else _OwnUnits(made, spec)
+
+
+def try_out(env: EnvironmentSettings | str) -> None:
+    """Makes an environment, resets it and takes a step, so that what fails does so before any work.
+
+    Raises:
+        SpirlError: as `make`, or the environment raises an exception.
+    """
+    settings = _settings(env)
+    made = make(settings)
+    try:
+        made.reset(seed=0)
+        made.step(np.zeros(made.action_space.shape or (), np.float32))
+    except SpirlError:
+        raise
+    except Exception as error:
+        raise author_error(f"env: {settings.id} fails in its first step", error) from error
+    finally:
+        made.close()
+
+
+class _OwnUnits(gymnasium.ActionWrapper):
+    """An environment that takes actions in [-1, 1] in place of its own units."""
+
+    def __init__(self, env: gymnasium.Env, spec: EnvironmentSpec) -> None:
+        super().__init__(env)
+        assert isinstance(env.action_space, spaces.Box)
+        self._box, self._range = env.action_space, spec.actions
+        self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+
+    def action(self, action: NDArray[np.float32]) -> NDArray[Any]:
+        assert self._range is not None
+        return np.clip(self._range.restored(action), self._box.low, self._box.high).astype(self._box.dtype)
+
+
+def renders(env: EnvironmentSettings | str) -> bool:
+    """True where an environment can be filmed, see `render_problem`."""
+    return render_problem(env) is None
+
+
+def render_problem(env: EnvironmentSettings | str) -> str | None:
+    """Why an environment cannot be filmed; None where it can. One that does not say so itself renders an image once.
+
+    Raises:
+        SpirlError: the id is unknown.
+    """
+    settings = _settings(env)
+    key = fingerprint(settings)
+    if key not in _render_problems:
+        entry = _entry(settings)
+        if entry is None or entry.spec is None:
+            _render_problems[key] = _problem_of_adapted(settings, None if entry is None else _creator(entry))
+        else:
+            _render_problems[key] = _declared_problem(_creator(entry))
+    return _render_problems[key]
+
+
+def _declared_problem(creator: Callable[..., gymnasium.Env]) -> str | None:
+    parameters, takes_any = _arguments(creator)
+    modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
+    if "render_mode" not in parameters and not takes_any:
+        return "it takes no render_mode"
+    return None if modes is None or "rgb_array" in modes else "rgb_array is not among its render modes"
+
+
+def _problem_of_adapted(settings: EnvironmentSettings, create: MakeRaw | None) -> str | None:
+    try:
+        made = make_adapted(settings, create, "rgb_array")
+        try:
+            made.reset(seed=0)
+            image = made.render()
+        finally:
+            made.close()
+    except Exception as error:  # whatever somebody else's renderer raises, such as a missing OpenGL
+        return f"{type(error).__name__}: {error}".strip()
+    return None if isinstance(image, np.ndarray) and image.ndim == 3 else "render() gives no image"
 
 
 def try_out(env: EnvironmentSettings | str) -> None:
