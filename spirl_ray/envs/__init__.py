@@ -235,79 +235,12 @@ def _problem_of_adapted(settings: EnvironmentSettings, create: MakeRaw | None) -
         made = make_adapted(settings, create, "rgb_array")
         try:
             made.reset(seed=0)
-            image = made.render()
+            image: object = made.render()
         finally:
             made.close()
     except Exception as error:  # whatever somebody else's renderer raises, such as a missing OpenGL
         return f"{type(error).__name__}: {error}".strip()
     return None if isinstance(image, np.ndarray) and image.ndim == 3 else "render() gives no image"
-
-
-def try_out(env: EnvironmentSettings | str) -> None:
-    """Makes an environment, resets it and takes a step, so that what fails does so before any work.
-
-    Raises:
-        SpirlError: as `make`, or the environment raises an exception.
-    """
-    settings = _settings(env)
-    made = make(settings)
-    try:
-        made.reset(seed=0)
-        made.step(np.zeros(made.action_space.shape or (), np.float32))
-    except SpirlError:
-        raise
-    except Exception as error:
-        raise author_error(f"env: {settings.id} fails in its first step", error) from error
-    finally:
-        made.close()
-
-
-class _OwnUnits(gymnasium.ActionWrapper):
-    """An environment that takes actions in [-1, 1] in place of its own units."""
-
-    def __init__(self, env: gymnasium.Env, spec: EnvironmentSpec) -> None:
-        super().__init__(env)
-        assert isinstance(env.action_space, spaces.Box)
-        self._box, self._range = env.action_space, spec.actions
-        self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
-
-    def action(self, action: NDArray[np.float32]) -> NDArray[Any]:
-        assert self._range is not None
-        return np.clip(self._range.restored(action), self._box.low, self._box.high).astype(self._box.dtype)
-
-
-def renders(env: EnvironmentSettings | str) -> bool:
-    """True where an environment can be filmed; one that does not say so itself renders an image once for it.
-
-    Raises:
-        SpirlError: the id is unknown.
-    """
-    settings = _settings(env)
-    key = fingerprint(settings)
-    if key not in _can_render:
-        entry = _entry(settings)
-        if entry is None or entry.spec is None:
-            _can_render[key] = _renders_adapted(settings, None if entry is None else _creator(entry))
-        else:
-            creator = _creator(entry)
-            parameters, takes_any = _arguments(creator)
-            modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
-            takes = "render_mode" in parameters or takes_any
-            _can_render[key] = takes and (modes is None or "rgb_array" in modes)
-    return _can_render[key]
-
-
-def _renders_adapted(settings: EnvironmentSettings, create: MakeRaw | None) -> bool:
-    try:
-        made = make_adapted(settings, create, "rgb_array")
-        try:
-            made.reset(seed=0)
-            image = made.render()
-        finally:
-            made.close()
-    except Exception:  # whatever somebody else's renderer raises, such as a missing OpenGL
-        return False
-    return isinstance(image, np.ndarray) and image.ndim == 3
 
 
 def observed_features(env: gymnasium.Env, spec: EnvironmentSpec) -> dict[str, Feature]:
