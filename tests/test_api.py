@@ -134,7 +134,7 @@ def test_an_experiment_on_data_of_ones_own_from_arrays_to_a_report(local_ray: No
                 terminated=episode.terminated,
                 truncated=episode.truncated,
             )
-    changes = {"output": tmp_path / "out", "data": {"source": "folder", "options": {"path": str(tmp_path / "mine")}}}
+    changes = {"output": tmp_path / "out", "data": {"sources": [{"type": "folder", "path": str(tmp_path / "mine")}]}}
     experiment = spirl.load_experiment({**TOY, **changes})
     events: list[Event] = []
     result = spirl.run(experiment, on_event=events.append)
