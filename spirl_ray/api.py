@@ -52,6 +52,7 @@ def run(experiment: Experiment, *, on_event: Listener = ignore, command: str = _
         SpirlError: settings are wrong, or another error that a user can repair stops the experiment.
     """
     skills, priors, policies, evaluations = [], [], [], []
+    _in_environment(experiment)
     with _at_work(experiment, on_event) as running:
         data = running.data()
         running.demonstrations()
@@ -76,7 +77,12 @@ def import_data(experiment: Experiment, *, on_event: Listener = ignore) -> DataR
         SpirlError: bad settings, episodes that are not valid, or a source that cannot be read.
     """
     with _at_work(experiment, on_event) as running:
-        return running.data()
+        found = running.data()
+    if found is None:
+        raise SpirlError(
+            "data.sources is empty, because skills.artifact needs no data; there is nothing to import."
+        )
+    return found
 
 
 def pretrain(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[SkillsResult, ...]:
@@ -103,6 +109,7 @@ def prior(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[Evalu
     Raises:
         SpirlError: as `run`, or there is no prior to roll out.
     """
+    _in_environment(experiment)
     with _at_work(experiment, on_event) as running:
         running.data()
         trials = [trial for trial in running.trials if trial.has_prior]
@@ -131,6 +138,7 @@ def train(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[Train
     Raises:
         SpirlError: as `run`.
     """
+    _in_environment(experiment)
     with _at_work(experiment, on_event) as running:
         running.data()
         found = []
@@ -157,6 +165,7 @@ def evaluate(
     Raises:
         SpirlError: as `run`, or there is no trained policy.
     """
+    _in_environment(experiment)
     with _at_work(experiment, on_event, create=False) as running:
         running.require_data()
         return tuple(
@@ -170,6 +179,7 @@ def explore(experiment: Experiment, *, on_event: Listener = ignore) -> Explorati
     Raises:
         SpirlError: as `run`, or the environment has no floor plan.
     """
+    _in_environment(experiment)
     with _at_work(experiment, on_event) as running:
         running.data()
         return running.explore()
@@ -189,6 +199,15 @@ def report(experiment: Experiment, *, on_event: Listener = ignore, command: str 
     with _at_work(experiment, on_event, ray=False, create=False) as running:
         running.require_data()
         return _report(running, command)
+
+
+def _in_environment(experiment: Experiment) -> None:
+    """Raises `SpirlError` where there are data alone, before any work."""
+    if experiment.env.id is None:
+        raise SpirlError(
+            "env.id is missing: data alone are enough for spirl data import and spirl pretrain. To train and evaluate "
+            "a policy, name a Gymnasium id, module:Id, or package.module:callable."
+        )
 
 
 def _at_work(

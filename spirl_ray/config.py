@@ -88,8 +88,11 @@ class SkillSettings(Settings):
     """Weight of KL(q || N(0, I)); the start value when ``target_kl`` is set."""
     target_kl: float | None = Field(default=None, gt=0.0)
     """Nats per dimension; when set, beta is tuned by dual gradient towards it."""
-    state_std_floor: float = Field(default=0.05, gt=0.0)
-    """The least deviation by which features are standardised, instead of a smaller one of the data."""
+    state_std_floor: float | None = Field(default=None, gt=0.0)
+    """The least deviation by which features are standardised, instead of a smaller one of the data; None is a hundredth
+    of the largest deviation in the same feature."""
+    artifact: Path | None = None
+    """A folder of trained skills, which are used as they are: there is no stage 1 then, and no data are needed."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of the features that skills and prior observe. None: where there are images, these and proprioception; else
     everything except goals."""
@@ -149,9 +152,9 @@ class TrainSettings(Settings):
     warmup_decisions: int = Field(default=5000, ge=0)
     """Decisions sampled before learning starts."""
     replay_capacity: int = Field(default=1_000_000, ge=1)
-    reward_scale: float = Field(default=1.0, gt=0.0)
-    """The factor on rewards in the learner, because critics reach values far above 1 slowly. Returns are shown
-    without it."""
+    reward_scale: float | Literal["auto"] = "auto"
+    """The factor on rewards in the learner; ``auto`` brings values to about 5, see `spirl_ray.rl.rewards`. Returns are
+    shown without it."""
     discount: float = Field(default=0.99, gt=0.0, le=1.0)
     discount_per: Literal["decision", "primitive_step"] = "decision"
     """gamma for every decision (the paper), or gamma^k for a skill of k primitive steps."""
@@ -188,6 +191,13 @@ class TrainSettings(Settings):
     keep_checkpoints: int = Field(default=2, ge=1)
     publish: Literal["best", "last"] = "best"
     """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
+
+    @field_validator("reward_scale", mode="before")
+    @classmethod
+    def _positive_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, int | float) and value > 0):
+            raise ValueError("must be a number above 0, or auto")
+        return value
 
     @model_validator(mode="after")
     def _one_alpha(self) -> TrainSettings:

@@ -66,6 +66,9 @@ class TrainingMetric(Metric):
     """True for a logarithmic axis, where the values span more than a factor of ten."""
     brief: str = ""
     """The name in the terminal's line of progress; empty leaves it out."""
+    decides: bool = False
+    """True for a value that tells whether stage 2 can learn. It is measured once, at the end of stage 1 or before the
+    first update of stage 2, and the report shows it under "What decides"."""
     of: Callable[[Mapping[str, Any]], Any] | None = None
     """A function from the tensors of an update (see `learner_metrics`) to a number, for metrics of the learner."""
 
@@ -83,6 +86,11 @@ EPISODE: Registry[Any] = Registry("metric of an episode")
 def training_metrics(stage: str) -> list[TrainingMetric]:
     """The rows of a stage, in the order of the table."""
     return [TRAINING[key] for key in TRAINING if TRAINING[key].stage == stage]
+
+
+def deciding_metrics(stage: str) -> list[TrainingMetric]:
+    """The rows of a stage that tell whether stage 2 can learn, in the order of the table."""
+    return [metric for metric in training_metrics(stage) if metric.decides]
 
 
 def learner_metrics(update: Mapping[str, Any]) -> dict[str, float]:
@@ -181,6 +189,19 @@ _ROWS = (
     _row("train", "env_steps_per_s", "Primitive environment steps in a second; sampling limits the training where "
          "updates per second fall with it", "steps / s", panel="Environment speed", brief="steps/s"),
     _row("train", "updates_per_s", "Gradient updates in a second", "updates / s", panel="Learning speed"),
+    # What decides: before the first update, and in units of the environment's rewards where nothing else is said.
+    _row("train", "reward_scale", "Factor on rewards in the learner", decides=True),
+    _row("train", "reward_mean", "Mean reward of a decision so far", decides=True, signed=True),
+    _row("train", "reward_largest", "Reward of a decision that is farthest from 0", decides=True, signed=True),
+    _row("train", "return_largest", "Discounted sum of rewards to the end of an episode that is farthest from 0",
+         decides=True, signed=True),
+    _row("train", "return_largest_data", "The same in the demonstrations", decides=True, signed=True),
+    _row("train", "expected_value", "Size that Q is expected to have if rewards are not scaled", decides=True),
+    _row("train", "starting_divergence", "Mean divergence of the policy before the first update", _NATS, decides=True,
+         signed=True),
+    _row("train", "starting_penalty", "Starting temperature times starting divergence, in scaled rewards", decides=True,
+         signed=True),
+    _row("train", "target_penalty", "Starting temperature times target divergence, in scaled rewards", decides=True),
     # Stage 1; the losses are those of the skill model, by its own names.
     _row("pretrain", "update", "Gradient updates so far", panel="Updates", counter=True),
     *(
@@ -189,6 +210,18 @@ _ROWS = (
         for name, panel, *briefs in _LOSSES
         for part, windows, brief in zip(("train", "validation"), ("training", "held-out"), briefs, strict=True)
     ),
+    # What decides: at the end of stage 1, on held-out windows.
+    _row("pretrain", "latent_nats", "Divergence of the encoder from the skill prior: what one latent carries",
+         "nats per skill", decides=True),
+    _row("pretrain", "latent_nats_standard", "Divergence of the encoder from N(0, I)", "nats per skill", decides=True),
+    _row("pretrain", "error_posterior", "Squared error of the actions decoded from the latent of the window",
+         decides=True),
+    _row("pretrain", "error_prior_mean", "Squared error of the actions decoded from the prior's mean latent",
+         decides=True),
+    _row("pretrain", "error_prior_sample", "Squared error of the actions decoded from latents drawn from the prior",
+         decides=True),
+    _row("pretrain", "error_removed", "Share of the error with the prior's mean latent that the window's own removes",
+         decides=True, signed=True),
     _row("pretrain", "windows_per_s", "Windows in a second, all workers together", "windows / s",
          panel="Training speed", brief="windows/s"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.table import Column, Table
 
 from spirl_ray.metrics import training_metrics
 from spirl_ray.pipeline.events import Event, Stage
+from spirl_ray.pipeline.findings import Finding
 from spirl_ray.pipeline.results import (
     DataResult,
     EvaluationResult,
@@ -97,6 +98,7 @@ class StageDisplay:
             self._bar = None
 
     def _show(self, event: Event) -> None:
+        print_findings(event.findings)
         total = event.total or 1.0
         done, text = min(event.done, total), _line({**_brief(event.metrics), **event.scores})
         if self._bar is not None:
@@ -137,8 +139,19 @@ def _print_result(title: str, result: StageResult) -> None:
                 console.print(f"      {escape(shown(file))}")
         else:
             console.print(f"      {escape(shown(result.folder))}: {escape(_listing(result.folder))}")
+    if isinstance(result, SkillsResult | TrainingResult):
+        # Those of a training have been shown while it ran.
+        shown_now = isinstance(result, SkillsResult) and result.ran
+        print_findings([finding for finding in result.findings if finding.warning or shown_now])
     if isinstance(result, ExplorationResult):
         print_exploration(result.rows)
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """Prints what decides whether stage 2 can learn, a line for each finding."""
+    for finding in findings:
+        style = "[yellow]warning[/yellow] " if finding.warning else ""
+        console.print(f"      {style}{escape(finding.text)}")
 
 
 def _numbers_of(result: StageResult) -> dict[str, float]:

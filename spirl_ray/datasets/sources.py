@@ -101,9 +101,10 @@ class SourceKind:
     they do not fit, and does not read data."""
 
 
+_MODULES = ("generated", "folder", "formats.hdf5", "formats.npz")
 SOURCES: Registry[SourceKind] = Registry(
     "data source",
-    modules=tuple(f"spirl_ray.datasets.{name}" for name in ("generated", "folder")),
+    modules=tuple(f"spirl_ray.datasets.{name}" for name in _MODULES),
     group="spirl_ray.sources",
 )
 

@@ -8,7 +8,8 @@
     SKILLS/decoder-key/             skills: SKILL_CARD, SKILL_TENSORS, METRICS
     PRIOR/decoder-key/              episodes of a bare prior, files as in EVALUATION
     POLICIES/method-key/            a policy: POLICY_CARD, POLICY_TENSORS, SKILLS/, and its training: METRICS,
-                                    EVALUATIONS, TRAINED, PROVENANCE, TENSORBOARD/, ATTEMPTS/
+                                    EVALUATIONS, TRAINED, REWARDS, PROVENANCE, TENSORBOARD/,
+                                    ATTEMPTS/
       CHECKPOINTS/step-N/             what training resumes from
       SNAPSHOTS/step-N/               the policy after N steps, with its evaluations
     EVALUATION/method-key/          EPISODES, SUMMARY, VIDEOS/
@@ -85,6 +86,8 @@ EVALUATIONS = "evaluations.csv"
 """The evaluations of the snapshots during training, a row for each snapshot and mode."""
 TRAINED = "trained.json"
 """The record of a trained policy: for how many steps it was trained, and which snapshot was published."""
+REWARDS = "rewards.json"
+"""The numbers about rewards that decide whether a policy can learn, before its first update and again at its end."""
 PROVENANCE = "provenance.json"
 """The processes that trained a policy: commit, versions and hardware of each."""
 TENSORBOARD = "tensorboard"

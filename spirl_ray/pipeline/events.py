@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from spirl_ray.pipeline.findings import Finding
 from spirl_ray.pipeline.results import StageResult
 
 Stage = Literal["data", "demonstrations", "skills", "prior", "exploration", "training", "evaluation", "report"]
@@ -31,6 +32,8 @@ class Event:
     """The metrics of ``progress``: the newest row of metrics, by the names in ``metrics.csv``."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """The scores of ``progress``: the newest scores of episodes, by their labels."""
+    findings: Sequence[Finding] = ()
+    """The findings of ``progress``: what has been found out since the last event about whether stage 2 can learn."""
     folder: Path | None = None
     """The folder of ``waiting``: the result on which another process works."""
     result: StageResult | None = None
@@ -47,8 +50,8 @@ def ignore(event: Event) -> None:
 
 
 class Progress(Protocol):
-    """A callback for the progress of a stage: done, total, and the newest metrics, with ``scores`` by label among
-    them."""
+    """A callback for the progress of a stage: done, total, and the newest metrics, with ``scores`` by label and
+    ``findings`` among them."""
 
     def __call__(self, done: float, total: float, metrics: dict[str, Any]) -> None: ...
 

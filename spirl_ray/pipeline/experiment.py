@@ -74,6 +74,7 @@ class ExperimentRun:
                 total=total,
                 metrics=_numbers(metrics),
                 scores=metrics.get("scores") or {},
+                findings=metrics.get("findings") or (),
             )
 
         self._stage = name
@@ -85,13 +86,15 @@ class ExperimentRun:
         tell(happening="finished", result=result)
         return result
 
-    def data(self) -> DataResult:
-        """Imports or generates the dataset."""
+    def data(self) -> DataResult | None:
+        """Imports or generates the dataset; None where there are skills already, and no data."""
+        if not self.workspace.has_data:
+            return None
         return self.stage("data", lambda progress: stages.prepare_data(self.workspace, progress))
 
     def require_data(self) -> None:
-        """Raises `SpirlError` unless there is a dataset."""
-        if not (self.workspace.dataset / layout.DATASET_CARD).exists():
+        """Raises `SpirlError` unless there is a dataset, or none is needed."""
+        if self.workspace.has_data and not (self.workspace.dataset / layout.DATASET_CARD).exists():
             raise SpirlError(
                 f"There is no dataset in {self.workspace.dataset}. Run spirl run, or spirl data import, with the same "
                 "config and --set options first."
@@ -100,7 +103,9 @@ class ExperimentRun:
     def demonstrations(self) -> DemonstrationsResult | None:
         """Records a video of the dataset; None where no videos are wanted, or the environment cannot render
         episodes."""
-        if not self.experiment.evaluate.videos or recorded_images(read_card(self.workspace.dataset)) is None:
+        if not self.workspace.has_data or not self.experiment.evaluate.videos:
+            return None
+        if recorded_images(read_card(self.workspace.dataset)) is None:
             return None
         return self.stage("demonstrations", lambda _: stages.show_demonstrations(self.workspace))
 
@@ -203,7 +208,7 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
             continue  # the data say what their features are
         env = experiment.environment
         spec = envs.environment(env)
-        for method in experiment.methods:
+        for method in experiment.methods if experiment.skills.artifact is None else ():
             skill_spec(experiment.for_method(method).skills, method, spec.features, spec.action_dim)
         if make and (key := fingerprint(env)) not in made:
             made.add(key)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spirl_ray.pipeline.findings import Finding
+
 Means = Mapping[str, float]
 """The means over the episodes of an evaluation, by the name of the metric; ``episodes`` is their number."""
 
@@ -56,6 +58,8 @@ class SkillsResult(TrialResult):
     metrics: Means
     """The losses at the end of stage 1, by the names of its ``metrics.csv``; ``validation_…`` is of held-out
     episodes."""
+    findings: Sequence[Finding] = ()
+    """What the latents decide, in sentences; empty for skills of an older version, which did not measure it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class TrainingResult(TrialResult):
     """The choice of the snapshot that is the policy, ``best`` or ``last`` (``train.publish``)."""
     best: Snapshot
     last: Snapshot
+    findings: Sequence[Finding] = ()
+    """What rewards have been worth beside the penalty for leaving the prior, in sentences."""
 
     @property
     def published(self) -> Snapshot:
@@ -137,7 +143,7 @@ class ExperimentResult:
     """All results that `spirl_ray.run` has produced or found; trials are in the order in which they ran."""
 
     folder: Path
-    data: DataResult
+    data: DataResult | None
     skills: Sequence[SkillsResult]
     priors: Sequence[EvaluationResult]
     """Episodes of the bare prior, of the methods that have one."""

@@ -18,6 +18,7 @@ from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.demonstrations import render_remotely
 from spirl_ray.pipeline.events import Progress, silent
+from spirl_ray.pipeline.findings import skill_findings
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.results import (
     DataResult,
@@ -38,7 +39,7 @@ from spirl_ray.pipeline.rollouts import (
 )
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import interruptible
-from spirl_ray.pipeline.training import is_trained, train_policy
+from spirl_ray.pipeline.training import is_trained, noted_findings, train_policy
 from spirl_ray.pipeline.training_run import TrainingRun
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.skills.artifact import read_skill_card
@@ -95,6 +96,8 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
         SpirlError: the data are damaged or do not fit.
     """
     out = trial.skills
+    if trial.artifact is not None:
+        return _skills(trial, False, read_skill_card(out).metrics)
     with trial.workspace.locked(out):
         if (out / layout.SKILL_CARD).exists():
             return _skills(trial, False, read_skill_card(out).metrics)
@@ -125,7 +128,14 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
 
 
 def _skills(trial: Trial, ran: bool, metrics: Mapping[str, float]) -> SkillsResult:
-    return SkillsResult(folder=trial.skills, ran=ran, method=trial.method, seed=trial.seed, metrics=dict(metrics))
+    return SkillsResult(
+        folder=trial.skills,
+        ran=ran,
+        method=trial.method,
+        seed=trial.seed,
+        metrics=dict(metrics),
+        findings=skill_findings(metrics, trial.spec, trial.method_config, trial.experiment.train),
+    )
 
 
 def check_files(dataset: Path) -> None:
@@ -163,7 +173,7 @@ def train(
         skills=trial.skills,
         out=trial.policy,
         config_hash=trial.config_hash,
-        dataset=trial.workspace.dataset,
+        dataset=trial.workspace.dataset if trial.workspace.has_data else None,
     )
     with trial.workspace.locked(trial.policy):
         done = is_trained(run)
@@ -179,6 +189,7 @@ def train(
         **{name: trained[name] for name in ("env_steps", "decisions", "updates", "wall_clock_s", "commit")},
         score=trained["score"],
         publish=trained["publish"],
+        findings=noted_findings(trial.policy, trial.experiment.train, trial.method_config),
     )
 
 

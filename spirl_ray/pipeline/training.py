@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from spirl_ray.config import TrainSettings
 from spirl_ray.envs.metrics import SCORE
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, remove_partial_folders, write_atomically, write_json
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.files.tables import read_csv, write_csv
+from spirl_ray.pipeline.findings import Finding, reward_findings, reward_numbers
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.provenance import commit, hardware, versions
 from spirl_ray.pipeline.scores import experiment_scores
@@ -33,6 +35,7 @@ from spirl_ray.pipeline.snapshots import (
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC
+from spirl_ray.rl.methods import MethodConfig
 
 _STEPS_PER_ROW = 1000
 Row = dict[str, Any]
@@ -62,12 +65,12 @@ def train_policy(
     """Trains one policy, or resumes its training, and writes its artifact to ``run.out``.
 
     Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
-    ``evaluations.csv``, ``provenance.json``, TensorBoard files, the policy artifact and ``trained.json``. After a
-    SIGTERM, the process ends with a checkpoint of the running round.
+    ``evaluations.csv``, ``rewards.json``, ``provenance.json``, TensorBoard files, the policy artifact and
+    ``trained.json``. After a SIGTERM, the process ends with a checkpoint of the running round.
 
     Args:
         run: what to train, and where.
-        on_row: called with each row of metrics.
+        on_row: called with each row of metrics; also with ``findings`` once something is known of rewards.
         on_evaluation: called with each evaluated snapshot, those from before an interruption included:
             ``env_steps``, ``wall_clock_s``, and ``MODE_METRIC`` for both modes and every metric of the episodes, one
             of which is called ``score``.
@@ -136,6 +139,7 @@ def _loop(
         evaluations.snapshot(algorithm, 0)
     last = dict(counters)
     last_time = started
+    told: bool | None = None
     with contextlib.closing(log), deferred_termination() as notice:
         while counters["env_steps"] < limit:
             before = counters["env_steps"]
@@ -143,6 +147,11 @@ def _loop(
             now = time.perf_counter()
             counters["wall_clock_s"] = spent + now - started
             steps = counters["env_steps"]
+            if algorithm.rewards.warmed_up and told != algorithm.rewards.settled:
+                told = algorithm.rewards.settled
+                findings = _note_rewards(run, attempt, algorithm, monitor)
+                if on_row is not None:
+                    on_row({"env_steps": steps, "findings": findings})
             leaves = notice.is_set()
             saves = steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit or leaves
             # Also before a checkpoint: what it covers is not measured again after a restart.
@@ -156,6 +165,7 @@ def _loop(
                     "wall_clock_s": round(counters["wall_clock_s"], 2),
                     **algorithm.episode_metrics(),
                     **algorithm.learner_metrics,
+                    "reward_scale": algorithm.rewards.factor,
                     "env_steps_per_s": (steps - last["env_steps"]) / (now - last_time),
                     "updates_per_s": (counters["updates"] - last["updates"]) / (now - last_time),
                 }
@@ -171,6 +181,32 @@ def _loop(
                 _checkpoint(run, attempt, algorithm)
             if leaves:
                 sys.exit(TERMINATED)
+    _note_rewards(run, attempt, algorithm, monitor)
+
+
+def _note_rewards(
+    run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC, monitor: Monitor
+) -> tuple[Finding, ...]:
+    """Writes what is known of rewards to ``rewards.json``, and returns what it says."""
+    train, rewards = run.experiment.train, algorithm.rewards
+    numbers = reward_numbers(rewards.numbers(), train, run.method)
+    attempt.check()
+    write_json(run.out / layout.REWARDS, {"settled": rewards.settled, "metrics": numbers})
+    monitor.show(numbers)
+    return reward_findings(numbers, train, run.method, settled=rewards.settled)
+
+
+def noted_rewards(out: Path) -> dict[str, float]:
+    """The metrics in ``rewards.json``; empty where there is none."""
+    return dict(read_json(out / layout.REWARDS)["metrics"]) if (out / layout.REWARDS).exists() else {}
+
+
+def noted_findings(out: Path, train: TrainSettings, method: MethodConfig) -> tuple[Finding, ...]:
+    """What ``rewards.json`` says; nothing where there is none."""
+    if not (out / layout.REWARDS).exists():
+        return ()
+    noted = read_json(out / layout.REWARDS)
+    return reward_findings(noted["metrics"], train, method, settled=noted["settled"])
 
 
 def _newest_scores(evaluations: SnapshotEvaluations, row: Row) -> dict[str, float]:

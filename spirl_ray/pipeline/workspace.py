@@ -27,6 +27,7 @@ from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
 from spirl_ray.policy.policy import read_policy_card
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
+from spirl_ray.skills.artifact import read_skill_card
 from spirl_ray.skills.spec import SkillSpec
 
 _PASSING = "working_dir_files"
@@ -143,6 +144,11 @@ class Workspace:
         return self.folder / layout.DATA / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', identity.name)}-{key}"
 
     @property
+    def has_data(self) -> bool:
+        """False for an experiment that uses skills trained before, and names no data."""
+        return bool(self.experiment.data.sources) or self.experiment.skills.artifact is None
+
+    @property
     def demonstrations(self) -> Path:
         """The folder of the dataset's video."""
         return self.folder / layout.DEMONSTRATIONS / self.dataset.name
@@ -182,8 +188,16 @@ class Trial:
     parent: str | None = None
     """A hash of the other policy's checkpoint from which this one continues (population based training)."""
 
+    @property
+    def artifact(self) -> Path | None:
+        """The folder of skills that were trained before; None where the trial trains its own."""
+        given = self.experiment.skills.artifact
+        return None if given is None else given.expanduser().absolute()
+
     @cached_property
     def spec(self) -> SkillSpec:
+        if self.artifact is not None:
+            return read_skill_card(self.artifact).spec
         card = read_card(self.workspace.dataset)
         return skill_spec(self.experiment.skills, self.method, card.features, card.action_dim, card.actions)
 
@@ -193,6 +207,8 @@ class Trial:
 
     @cached_property
     def skills_key(self) -> str:
+        if self.artifact is not None:
+            return fingerprint("artifact", read_skill_card(self.artifact).sha256)
         pretrain = self.experiment.pretrain.model_dump(
             mode="json", exclude={"log_every", "checkpoint_every", "max_failures", "use_gpu"}
         )
@@ -203,6 +219,8 @@ class Trial:
     @cached_property
     def skills(self) -> Path:
         """The folder of the skill artifact; methods with the same decoder and settings share it."""
+        if self.artifact is not None:
+            return self.artifact
         decoder = METHODS[self.method].decoder
         return self.workspace.folder / layout.SKILLS / f"{decoder}-h{self.spec.horizon}-s{self.seed}-{self.skills_key}"
 

@@ -10,12 +10,15 @@ from spirl_ray.episodes.dataset import read_card
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json
 from spirl_ray.files.tables import read_columns
+from spirl_ray.metrics import deciding_metrics
 from spirl_ray.pipeline.exploration import exploration_folder
+from spirl_ray.pipeline.findings import skill_findings
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.scores import experiment_scores
-from spirl_ray.pipeline.training import read_provenance
+from spirl_ray.pipeline.training import noted_findings, noted_rewards, read_provenance
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.reports.records import (
+    DecidingRecord,
     ExperimentRecord,
     ExplorationRecord,
     PriorRecord,
@@ -37,7 +40,6 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         SpirlError: a file is damaged.
     """
     experiment = workspace.experiment
-    card = read_card(workspace.dataset)
     skills: dict[Path, SkillRecord] = {}
     priors: dict[Path, list[PriorRecord]] = {}
     trials: list[TrialRecord] = []
@@ -56,13 +58,23 @@ def gather(workspace: Workspace, command: str) -> ExperimentRecord:
         commands=[command],
         versions=versions(),
         hardware=_hardware(workspace),
-        data_card=card.model_dump(mode="json", exclude={"files"}),
+        data_card=_data_card(workspace),
         skills=list(skills.values()),
         priors=[record for records in priors.values() for record in records],
         trials=trials,
+        deciding=[record for trial in workspace.trials() if (record := _deciding(trial)) is not None],
         exploration=_exploration(workspace),
-        demonstrations=[path for path in (workspace.demonstrations / layout.DEMONSTRATIONS_VIDEO,) if path.exists()],
+        demonstrations=_demonstrations(workspace),
     )
+
+
+def _data_card(workspace: Workspace) -> dict[str, Any] | None:
+    return read_card(workspace.dataset).model_dump(mode="json", exclude={"files"}) if workspace.has_data else None
+
+
+def _demonstrations(workspace: Workspace) -> list[Path]:
+    video = workspace.demonstrations / layout.DEMONSTRATIONS_VIDEO if workspace.has_data else None
+    return [video] if video is not None and video.exists() else []
 
 
 def _exploration(workspace: Workspace) -> ExplorationRecord | None:
@@ -92,6 +104,17 @@ def _skills(trial: Trial) -> SkillRecord:
     }
     metrics = trial.skills / layout.METRICS
     return SkillRecord(_label(trial), trial.skills, metrics if metrics.exists() else None, summary)
+
+
+def _deciding(trial: Trial) -> DecidingRecord | None:
+    """What decides for a trial; None where nothing has been measured."""
+    card = trial.skills / layout.SKILL_CARD
+    measured = read_skill_card(trial.skills).metrics if card.exists() else {}
+    metrics = {row.name: measured[row.name] for row in deciding_metrics("pretrain") if row.name in measured}
+    train, noted = trial.experiment.train, noted_rewards(trial.policy)
+    findings = skill_findings(metrics, trial.spec, trial.method_config, train)
+    findings += noted_findings(trial.policy, train, trial.method_config)
+    return DecidingRecord(trial.method, trial.seed, {**metrics, **noted}, findings) if findings else None
 
 
 def _label(trial: Trial) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spirl_ray.envs.metrics import Scores
 from spirl_ray.files.tables import CsvRow, read_csv
+from spirl_ray.pipeline.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,18 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class DecidingRecord:
+    """What decides whether one method with one seed can learn in stage 2."""
+
+    method: str
+    seed: int
+    metrics: dict[str, float]
+    """The values of the rows in `spirl_ray.metrics` that decide, by name, as far as they are known."""
+    findings: Sequence[Finding] = ()
+    """The same in sentences."""
+
+
+@dataclass(frozen=True)
 class ExplorationRecord:
     """The exploration without a policy: a figure, and the rows of its table."""
 
@@ -83,6 +97,7 @@ class ExperimentRecord:
     skills: list[SkillRecord] = field(default_factory=list)
     priors: list[PriorRecord] = field(default_factory=list)
     trials: list[TrialRecord] = field(default_factory=list)
+    deciding: list[DecidingRecord] = field(default_factory=list)
     exploration: ExplorationRecord | None = None
     demonstrations: list[Path] = field(default_factory=list)
     """The videos of the data."""

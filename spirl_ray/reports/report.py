@@ -20,6 +20,8 @@ from spirl_ray.envs.metrics import MODES, EpisodeMetric
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically, write_json
 from spirl_ray.files.tables import write_csv
+from spirl_ray.metrics import TrainingMetric, deciding_metrics
+from spirl_ray.pipeline.findings import number
 from spirl_ray.reports.plots import (
     ENV_STEPS,
     NBSP,
@@ -30,7 +32,7 @@ from spirl_ray.reports.plots import (
     short_count,
     skill_panels,
 )
-from spirl_ray.reports.records import ExperimentRecord, ExplorationRecord
+from spirl_ray.reports.records import DecidingRecord, ExperimentRecord, ExplorationRecord
 from spirl_ray.reports.tables import (
     MethodScore,
     PriorScore,
@@ -113,6 +115,7 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
                 for method, group in by_method(trials).items()
             },
             skills=[(skill, skill_panels(skill)) for skill in experiment.skills],
+            deciding=[(record, _deciding_table(record)) for record in experiment.deciding],
             exploration=experiment.exploration,
             exploration_figure=_embedded(experiment.exploration),
             videos=_videos(out, experiment, scores, video_limit_bytes),
@@ -122,10 +125,17 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
     )
     numbers = numbers_of_tables(experiment, verdict, score, scores, means, priors)
     files = ReportFiles(out / layout.REPORT, out / layout.REPORT_TABLE, out / layout.REPORT_NUMBERS)
-    write_csv(files.csv, result_rows(trials, experiment.scores), result_columns(experiment.scores))
+    rows = result_rows(trials, experiment.scores, experiment.deciding)
+    write_csv(files.csv, rows, result_columns(experiment.scores))
     write_json(files.json, numbers, allow_nan=False)
     write_atomically(files.html, page)
     return files
+
+
+def _deciding_table(record: DecidingRecord) -> list[tuple[TrainingMetric, str]]:
+    """The metrics that decide with their values as text, in the order of the table of metrics."""
+    rows = [row for stage in ("pretrain", "train") for row in deciding_metrics(stage)]
+    return [(row, number(record.metrics[row.name])) for row in rows if row.name in record.metrics]
 
 
 def _highest(score: EpisodeMetric) -> str:

@@ -11,7 +11,9 @@ import numpy as np
 
 from spirl_ray.envs.metrics import MODES, EpisodeMetric, Scores
 from spirl_ray.files.tables import read_columns
+from spirl_ray.metrics import deciding_metrics
 from spirl_ray.reports.records import (
+    DecidingRecord,
     EpisodeValues,
     EvaluationPoint,
     ExperimentRecord,
@@ -239,15 +241,23 @@ def metric_means(experiment: ExperimentRecord, trials: Iterable[TrialResults]) -
 def result_columns(scores: Scores) -> list[str]:
     """The columns of `result_rows`, in their order."""
     first = ("method", "seed", "env_steps", "mode", "evaluation", "episodes")
-    return [*first, *scores.names, "wall_clock_s", "config_hash", "commit"]
+    deciding = [row.name for stage in ("pretrain", "train") for row in deciding_metrics(stage)]
+    return [*first, *scores.names, "wall_clock_s", "config_hash", "commit", *deciding]
 
 
-def result_rows(trials: Iterable[TrialResults], scores: Scores) -> list[dict[str, Any]]:
+def result_rows(
+    trials: Iterable[TrialResults], scores: Scores, deciding: Iterable[DecidingRecord] = ()
+) -> list[dict[str, Any]]:
     """Makes a row for every evaluation point of every trial, then one for each mode of its final evaluation.
 
     ``evaluation`` is ``training`` or ``final``. The final evaluation is that of the published policy, whichever
     snapshot that is; its ``env_steps`` are those of the whole training, because choosing a snapshot took all of them.
+    The values that decide are the same in all rows of a trial.
     """
+    decided = {
+        (record.method, record.seed): {name: f"{value:.6g}" for name, value in record.metrics.items()}
+        for record in deciding
+    }
     rows: list[dict[str, Any]] = []
     for trial in trials:
         record = trial.record
@@ -263,7 +273,8 @@ def result_rows(trials: Iterable[TrialResults], scores: Scores) -> list[dict[str
             row |= {"evaluation": evaluation, "episodes": point.episodes}
             row |= {name: f"{value:.6g}" for name, value in point.metrics.items()}
             row |= {"wall_clock_s": "" if math.isnan(point.wall_clock_s) else f"{point.wall_clock_s:.1f}"}
-            rows.append(row | {"config_hash": record.config_hash, "commit": record.commit})
+            row |= {"config_hash": record.config_hash, "commit": record.commit}
+            rows.append(row | decided.get((record.method, record.seed), {}))
     return rows
 
 
@@ -316,6 +327,15 @@ def numbers_of_tables(
             {"method": trial.method, "seed": trial.seed, **trial.selection}
             for trial in experiment.trials
             if trial.selection
+        ],
+        "deciding": [
+            {
+                "method": record.method,
+                "seed": record.seed,
+                "metrics": record.metrics,
+                "findings": [{"text": finding.text, "warning": finding.warning} for finding in record.findings],
+            }
+            for record in experiment.deciding
         ],
         "means": [
             {"label": row.label, "mode": row.mode, "episodes": row.episodes, "means": row.means} for row in means

@@ -26,7 +26,7 @@ from spirl_ray.envs import environment
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import learner_columns
-from spirl_ray.rl.checkpoint import RestoreRandomState, cuda_random_state, random_state, read_state, write_state
+from spirl_ray.rl import checkpoint
 from spirl_ray.rl.config import (
     SKILL_ENV,
     TrainingArguments,
@@ -40,7 +40,9 @@ from spirl_ray.rl.methods import METHODS, MethodConfig
 from spirl_ray.rl.module import SkillPriorModule
 from spirl_ray.rl.policy_network import PolicySpec
 from spirl_ray.rl.replay import DecisionReplay, RowSource, decisions
+from spirl_ray.rl.rewards import RewardScale
 from spirl_ray.rl.sampling import Sampler
+from spirl_ray.skills.artifact import read_skill_card
 
 _RECENT_EPISODES = 50
 _POLICY_PREFIX = "policy."
@@ -229,6 +231,7 @@ class SkillPriorSAC(Algorithm):
         rows = METHODS[MethodConfig.model_validate(self.config.method).name].rows
         self.rows: RowSource = self.replay if rows is None else rows(self)
         """The source of the batches for updates."""
+        self.rewards = RewardScale(self.settings, read_skill_card(Path(self.config.env_config["skills"])).spec.horizon)
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         env = EnvironmentSettings.model_validate(self.config.env_config["environment"])
         self.scores = environment(env).scores(env.kwargs)
@@ -287,6 +290,7 @@ class SkillPriorSAC(Algorithm):
         if not rows:
             return
         self.replay.add(rows)
+        self.rewards.observe(episodes, rows)
         count = len(rows[Columns.REWARDS])
         self.counters["decisions"] += count
         self._owed_updates += count * self.settings.updates_per_decision
@@ -312,12 +316,14 @@ class SkillPriorSAC(Algorithm):
         if len(self.replay) < max(1, min(self.settings.warmup_decisions, self.settings.replay_capacity)):
             self._owed_updates = 0.0
             return
+        if not self.rewards.warmed_up:
+            self.rewards.end_warm_up(self.learner_group, self.replay, self.config)
         updates = int(self._owed_updates)
         if not updates:
             return
         self._owed_updates -= updates
         size = self.config.total_train_batch_size
-        batch = SampleBatch(self.rows.sample(updates * size))
+        batch = SampleBatch(self.rewards.scaled(self.rows.sample(updates * size)))
         results = self.learner_group.update(
             batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=updates * size),
             minibatch_size=self.config.train_batch_size_per_learner,
@@ -350,14 +356,15 @@ class SkillPriorSAC(Algorithm):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes a checkpoint: networks, targets, alpha, optimisers, replay, random generators and counters."""
         learners, runners = self.learner_group, self.env_runner_group
-        write_state(
+        checkpoint.write_state(
             Path(checkpoint_dir),
             {
                 "learner": learners.get_state()[COMPONENT_LEARNER],
-                "learner_rng": _first(learners.foreach_learner(random_state)),
-                "learner_cuda_rng": _first(learners.foreach_learner(cuda_random_state)),
-                "runner_rng": runners.foreach_env_runner(random_state),
+                "learner_rng": checkpoint.first_answer(learners.foreach_learner(checkpoint.random_state)),
+                "learner_cuda_rng": checkpoint.first_answer(learners.foreach_learner(checkpoint.cuda_random_state)),
+                "runner_rng": runners.foreach_env_runner(checkpoint.random_state),
                 "replay": self.replay.state(),
+                "rewards": self.rewards.state(),
                 "rows": None if self.rows is self.replay else self.rows.state(),
                 "counters": dict(self.counters),
                 "owed_updates": self._owed_updates,
@@ -372,7 +379,7 @@ class SkillPriorSAC(Algorithm):
         Raises:
             SpirlError: a file is missing or damaged; the message names it.
         """
-        state = read_state(Path(checkpoint_dir))
+        state = checkpoint.read_state(Path(checkpoint_dir))
         learners, runners = self.learner_group, self.env_runner_group
         # Learners and env runners take only weights with a higher number than their own.
         live = learners.get_state(components=_RL_MODULE, inference_only=True)[COMPONENT_LEARNER]
@@ -380,6 +387,7 @@ class SkillPriorSAC(Algorithm):
         learners.set_state({COMPONENT_LEARNER: {**state["learner"], WEIGHTS_SEQ_NO: newest}})
         runners.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
         self.replay.restore(state["replay"])
+        self.rewards.restore(state.get("rewards", self.rewards.state()))
         if self.rows is not self.replay:
             self.rows.restore(state["rows"])
         self.counters.update(state["counters"])
@@ -390,11 +398,5 @@ class SkillPriorSAC(Algorithm):
         self._iteration = state["iteration"]
         for index, rng in zip(runners.healthy_env_runner_ids() or [None], state["runner_rng"], strict=False):
             remote = None if index is None else [index]
-            runners.foreach_env_runner(RestoreRandomState(rng), remote_worker_ids=remote)
-        learners.foreach_learner(RestoreRandomState(state["learner_rng"], state.get("learner_cuda_rng")))
-
-
-def _first(results: Any) -> Any:
-    """Returns the first learner's answer, which a remote learner wraps."""
-    first = next(iter(results))
-    return first.get() if hasattr(first, "get") else first
+            runners.foreach_env_runner(checkpoint.RestoreRandomState(rng), remote_worker_ids=remote)
+        learners.foreach_learner(checkpoint.RestoreRandomState(state["learner_rng"], state.get("learner_cuda_rng")))

@@ -96,6 +96,12 @@ def cuda_random_state(_: Any) -> torch.Tensor | None:
     return torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
+def first_answer(results: Any) -> Any:
+    """Returns the first learner's answer, which a remote learner wraps."""
+    first = next(iter(results))
+    return first.get() if hasattr(first, "get") else first
+
+
 class RestoreRandomState:
     """A function that restores random generators, callable on a learner or env runner, also a remote one."""
 

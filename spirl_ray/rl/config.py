@@ -38,7 +38,7 @@ class TrainingArguments(TypedDict, total=False):
     updates_per_decision: float
     warmup_decisions: int
     replay_capacity: int
-    reward_scale: float
+    reward_scale: float | Literal["auto"]
     discount: float
     discount_per: Literal["decision", "primitive_step"]
     divergence_in_target: bool

@@ -69,7 +69,7 @@ class SkillPriorSACLearner(TorchLearner):
         module, settings = self._module[module_id].unwrapped(), self._settings
         alpha = module.log_alpha.detach().exp()
         target = losses.critic_target(
-            settings.reward_scale * batch[Columns.REWARDS],
+            batch[Columns.REWARDS],
             batch[DISCOUNTS],
             batch[Columns.TERMINATEDS],
             fwd_out["next_value"],

@@ -140,6 +140,14 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
             "latent_std": (weights.unsqueeze(-1) * components.log_std.exp()).sum(-2).detach(),
         }
 
+    @torch.no_grad()
+    def mean_divergence(self, observations: Tensor) -> float:
+        """The mean divergence (nats) of the policy at policy observations [B, D]; leaves random numbers as they are."""
+        with torch.random.fork_rng([observations.device] if observations.is_cuda else []):
+            encoded, prior_parameters = self.policy.encode(observations)
+            policy = self.policy.head.distribution(self.policy.head(encoded, prior_parameters))
+            return float(self._divergence(policy, policy.sample(), prior_parameters).mean())
+
     def _divergence(self, policy: LatentDistribution, latent: Tensor, prior_parameters: Tensor | None) -> Tensor:
         if self.prior is None:
             return divergence_to_uniform(policy, latent)

@@ -16,6 +16,9 @@ from spirl_ray.skills.spec import SkillSpec
 
 Value = TypeVar("Value")
 
+_RELATIVE_FLOOR = 0.01
+"""The least deviation of an entry, as a share of the largest in its feature."""
+
 
 class Statistics(nn.Module):
     """The mean and standard deviation of every feature of the data except images, saved with the weights."""
@@ -59,11 +62,13 @@ class SkillModel(nn.Module):
             self.log_beta = nn.Parameter(torch.tensor(spec.settings.beta).clamp_min(1e-8).log())
 
     def set_normalisation(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor]) -> None:
-        """Sets statistics [*shape] of the training data by feature; deviations are at least ``state_std_floor``."""
-        floor = self.spec.settings.state_std_floor
+        """Sets statistics [*shape] of the training data by feature; deviations are at least ``state_std_floor``, or a
+        hundredth of the largest in the same feature."""
         for name in self.statistics.names:
+            floor = self.spec.settings.state_std_floor or _RELATIVE_FLOOR * float(std[name].max())
             self.statistics.mean[name].copy_(mean[name])
-            self.statistics.std[name].copy_(std[name].clamp_min(floor))
+            # A feature that never changes has no deviation that could be a measure.
+            self.statistics.std[name].copy_(std[name].clamp_min(floor) if floor else torch.ones_like(std[name]))
         for module in self.modules():
             if isinstance(module, ObservationEncoder):
                 module.set_normalisation(self.statistics.mean, self.statistics.std)

@@ -32,6 +32,7 @@ from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, Window, upd
 from spirl_ray.skills.collectives import AveragedGradients, sum_over_workers
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.steering import error_removed, latent_measures
 
 _LISTEN_S = 0.5
 Rows = dict[str, float]
@@ -174,6 +175,8 @@ def _train_worker(config: dict[str, Any]) -> None:
                 raise SpirlError(f"The loss stopped being finite at update {done}: lower pretrain.learning_rate.")
             metrics |= _validate(model, batches.held, device)
             metrics["windows_per_s"] = windows / (time.perf_counter() - started)
+            if done == settings.updates:
+                metrics |= _steering(model, batches, update_generator(job.seed, done, rank), device)
             if rank == 0:
                 config["queue"].put(metrics)
         # One of our nodes is about to be taken away, so one more checkpoint is written. All workers get the same
@@ -283,15 +286,50 @@ def _report(
 def _validate(model: SkillModel, held: Window | None, device: torch.device) -> dict[str, float]:
     """The mean losses over the held-out windows of all workers (with the posterior's mean)."""
     names = ("loss", "reconstruction", "kl", "prior")
+
+    def losses(observations: Observations, actions: Tensor) -> dict[str, Tensor]:
+        return model(observations, actions, torch.zeros(len(actions), model.spec.latent_dim, device=device))
+
+    found = _mean_over_workers(held, losses, names, device)
+    return {f"validation_{name}": value for name, value in found.items()}
+
+
+def _steering(
+    model: SkillModel, batches: Batches, generator: torch.Generator, device: torch.device
+) -> dict[str, float]:
+    """What latents decide (`latent_measures`), on held-out windows, or on a batch of each worker if there are none."""
+    names: tuple[str, ...] = ("error_prior_mean", "error_prior_sample")
+    if not model.kind.flat:
+        names += ("latent_nats", "latent_nats_standard", "error_posterior")
+    torch.manual_seed(batches.job.seed)  # nothing else is drawn after the last update
+
+    def measures(observations: Observations, actions: Tensor) -> dict[str, Tensor]:
+        return latent_measures(model, observations, actions)
+
+    found = _mean_over_workers(batches.held, measures, names, device)
+    if not found:
+        found = _mean_over_workers(batches.draw(generator), measures, names, device)
+    if not model.kind.flat:
+        found["error_removed"] = error_removed(found)
+    return found
+
+
+def _mean_over_workers(
+    window: Window | None,
+    measure: Callable[[Observations, Tensor], dict[str, Tensor]],
+    names: tuple[str, ...],
+    device: torch.device,
+) -> dict[str, float]:
+    """The means of these measures over the windows of all workers; empty where no worker has any."""
     sums = torch.zeros(1 + len(names))
-    if held is not None:
-        observations, actions = _to(held[0], device), held[1].to(device)
-        losses = model(observations, actions, torch.zeros(len(actions), model.spec.latent_dim, device=device))
-        sums = len(actions) * torch.stack([torch.ones(()), *(losses[name].cpu() for name in names)])
+    if window is not None:
+        observations, actions = _to(window[0], device), window[1].to(device)
+        found = measure(observations, actions)
+        sums = len(actions) * torch.stack([torch.ones(()), *(found[name].cpu() for name in names)])
     total = sum_over_workers(sums, device)
     if total[0] == 0:
         return {}
-    return {f"validation_{name}": float(total[1 + i] / total[0]) for i, name in enumerate(names)}
+    return {name: float(total[1 + i] / total[0]) for i, name in enumerate(names)}
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from toy import TOY
 
+import spirl_ray
 from spirl_ray.cluster.shipping import LIMIT_BYTES, check_size, stage
-from spirl_ray.pipeline.user_code import shipped_files
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.pipeline import provenance
 from spirl_ray.pipeline.provenance import commit
+from spirl_ray.pipeline.user_code import shipped_files
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from spirl_ray.datasets.formats.flat_rows import FlatRows
 from spirl_ray.datasets.formats.hdf5_file import Hdf5File
 from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
 from spirl_ray.datasets.formats.robomimic import DATA, RobomimicFiles
-from spirl_ray.datasets.sources import RecordingSettings
+from spirl_ray.datasets.sources import RecordingSettings, register_source
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
 
@@ -83,7 +84,7 @@ class Hdf5Reader:
         return self.location.identity(**options)
 
 
-def make(settings: Hdf5Settings) -> RecordingReader:
+def make(settings: Hdf5Settings, spec: EnvironmentSpec | None) -> RecordingReader:
     """Makes the reader of an entry of type ``hdf5``."""
     return Hdf5Reader(
         recorded_files("hdf5", settings.path, (".hdf5", ".h5")),
@@ -92,3 +93,6 @@ def make(settings: Hdf5Settings) -> RecordingReader:
         as_names(settings.columns.get("action"), ("actions",)),
         as_names(settings.columns.get("reward")) or None,
     )
+
+
+register_source("hdf5", Hdf5Settings, make)

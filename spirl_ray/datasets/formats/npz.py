@@ -12,7 +12,8 @@ from spirl_ray.datasets.formats.arrays import as_names, assemble, joined, joined
 from spirl_ray.datasets.formats.flat_rows import FLAGS, SUCCESSORS, FlatRows, array_named, observation_keys
 from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
 from spirl_ray.datasets.formats.npz_members import NpzFile
-from spirl_ray.datasets.sources import RecordingSettings
+from spirl_ray.datasets.sources import RecordingSettings, register_source
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
 
 Layout = Literal["auto", "ogbench", "d4rl", "episodes"]
@@ -132,7 +133,7 @@ class _EpisodeFiles:
         return observation_keys(file.path, file.arrays, [*own, *self._rewards(file), *_ENDS, "rewards"])
 
 
-def make(settings: NpzSettings) -> RecordingReader:
+def make(settings: NpzSettings, spec: EnvironmentSpec | None) -> RecordingReader:
     """Makes the reader of an entry of type ``npz``."""
     return NpzReader(
         recorded_files("npz", settings.path, (".npz",)),
@@ -140,3 +141,6 @@ def make(settings: NpzSettings) -> RecordingReader:
         as_names(settings.columns.get("action"), ("actions",)),
         as_names(settings.columns.get("reward")) or None,
     )
+
+
+register_source("npz", NpzSettings, make)

@@ -1,0 +1,244 @@
+"""What decides whether stage 2 can learn, in sentences: what latents carry, and what rewards are worth.
+
+The limits of the warnings are from experience with Gaussian priors and closed-loop skills of 10 steps:
+
+| skills | nats a latent | target divergence | error removed | stage 2 |
+|---|---|---|---|---|
+| OGBench cube, beta 0.008 | 0.7 | 2 | 14 to 42 % | does not learn |
+| kitchen, beta 0.008 | 2.1 | 2 | 51 % | learns |
+| OGBench cube, beta 0.002 | 3 | 4 | not recorded | learns |
+| quickstart's maze (open loop), beta 0.01 | 6.1 | 4 | 92 % | learns |
+| OGBench cube, beta 5e-4 | 11 | 4 | not recorded | sampled latents fail |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from spirl_ray.config import SkillSettings, TrainSettings
+from spirl_ray.rl.methods import MethodConfig
+from spirl_ray.rl.rewards import TARGET_VALUE, scale_for
+from spirl_ray.skills.decoders import DECODERS
+from spirl_ray.skills.spec import SkillSpec
+
+LEAST_NATS = 0.5
+"""A latent that carries less than this part of the target divergence hardly steers."""
+LEAST_REMOVED = 0.45
+"""A latent that removes a smaller share of the error that the prior's mean leaves hardly steers."""
+MOST_NATS = 2.0
+"""A prior cannot follow latents that carry more than this many times the target divergence."""
+MOST_SAMPLE_ERROR = 2.5
+"""A prior is too wide where samples have more than this many times the error of its mean. Two independent draws from
+one distribution differ by twice its variance, so a prior that is right has about 2 at most."""
+MOST_OFF = 5.0
+"""Values are too large or too small where they are this many times away from `TARGET_VALUE`."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence, or a few, about something that decides whether stage 2 can learn."""
+
+    text: str
+    warning: bool = False
+    """True where the user should change a setting, which the text names."""
+
+
+# --- after stage 1 ---
+
+
+def skill_findings(
+    metrics: Mapping[str, float], spec: SkillSpec, method: MethodConfig, train: TrainSettings
+) -> tuple[Finding, ...]:
+    """Says what the latents of trained skills decide.
+
+    Args:
+        metrics: the metrics of the skills' card; nothing is said of skills for which these were not measured.
+        spec: the spec of the skills.
+        method: the method that uses the skills.
+        train: the settings of stage 2.
+    """
+    flat = DECODERS[spec.decoder].flat
+    if "error_prior_mean" not in metrics or (flat and not method.uses_prior):
+        return ()
+    mean, sample = metrics["error_prior_mean"], metrics["error_prior_sample"]
+    if flat:
+        return (
+            Finding(
+                f"The squared error of the action prior is {number(mean)} with its mean action, which is behaviour "
+                f"cloning, and {number(sample)} with actions drawn from it."
+            ),
+        )
+    nats, error, removed = metrics["latent_nats"], metrics["error_posterior"], metrics["error_removed"]
+    delta = method.target_divergence if method.regulariser == "prior" and train.fixed_alpha is None else None
+    allowed = "" if delta is None else f" In stage 2 a policy may use {number(delta)} nats a decision."
+    found = [
+        Finding(
+            f"A latent carries {number(nats)} nats beyond the skill prior, KL(q(z | window) || p(z | s)), and "
+            f"{number(metrics['latent_nats_standard'])} nats beyond N(0, I).{allowed}"
+        ),
+        Finding(
+            f"The squared error of decoded actions is {number(error)} with the window's own latent, {number(mean)} "
+            f"with the prior's mean latent, and {number(sample)} with latents drawn from the prior. So the latent "
+            f"removes {100 * removed:.0f} % of the error that the prior's mean leaves."
+        ),
+    ]
+    too_many = delta is not None and nats > MOST_NATS * delta
+    if delta is not None and nats < LEAST_NATS * delta:
+        found.append(_cannot_steer(f"carries {number(nats)} of the {number(delta)} nats that a policy may use", spec))
+    elif removed < LEAST_REMOVED and not too_many:
+        found.append(_cannot_steer(f"removes {100 * removed:.0f} % of the error", spec))
+    elif removed < LEAST_REMOVED:
+        text = f"The latent removes {100 * removed:.0f} % of the error, although it carries {number(nats)} nats."
+        found.append(Finding(f"{text} Most of what it carries does not reach the actions. {_fewer_nats(spec)}.", True))
+    if too_many:
+        assert delta is not None
+        cost = f"one costs {number(nats)} nats, and a policy may use {number(delta)}"
+        advice = f"{_fewer_nats(spec)}, or raise train.target_divergence to {number(nats / MOST_NATS)} or more"
+        found.append(Finding(f"The skill prior cannot follow the latents: to choose {cost}. {advice}.", True))
+    if method.uses_prior and sample > MOST_SAMPLE_ERROR * mean:
+        text = f"latents drawn from it have {number(sample / mean)} times the error of its mean, where 2 would do"
+        wider = "" if spec.settings.prior != "gaussian" else ", or set skills.prior: mixture"
+        found.append(Finding(f"The skill prior is too wide: {text}. {_fewer_nats(spec)}{wider}.", True))
+    return tuple(found)
+
+
+def _cannot_steer(why: str, spec: SkillSpec) -> Finding:
+    text = f"The latent hardly steers: it {why}. The decoder imitates without it, so a policy has little to choose."
+    return Finding(f"{text} {_more_nats(spec.settings)}; if the losses still fall, raise pretrain.updates.", True)
+
+
+def _more_nats(settings: SkillSettings) -> str:
+    if settings.target_kl is not None:
+        return f"Raise skills.target_kl (now {number(settings.target_kl)})"
+    return f"Lower skills.beta (now {number(settings.beta)}), for example to {number(settings.beta / 4)}"
+
+
+def _fewer_nats(spec: SkillSpec) -> str:
+    settings = spec.settings
+    if settings.target_kl is not None:
+        return f"Lower skills.target_kl (now {number(settings.target_kl)})"
+    return f"Raise skills.beta (now {number(settings.beta)}), for example to {number(settings.beta * 4 or 0.001)}"
+
+
+# --- before stage 2 ---
+
+
+def reward_numbers(rewards: Mapping[str, float], train: TrainSettings, method: MethodConfig) -> dict[str, float]:
+    """The values of the metrics of stage 2 that decide, by name.
+
+    Args:
+        rewards: see `spirl_ray.rl.rewards.RewardScale.numbers`.
+        train: the settings of stage 2.
+        method: the method.
+    """
+    alpha = starting_alpha(train)
+    numbers = {**rewards, "starting_penalty": alpha * rewards["starting_divergence"]}
+    if train.fixed_alpha is None:
+        numbers["target_penalty"] = alpha * method.target_divergence
+    return numbers
+
+
+def starting_alpha(train: TrainSettings) -> float:
+    """The temperature of the first update."""
+    return max(train.initial_alpha, train.alpha_min) if train.fixed_alpha is None else train.fixed_alpha
+
+
+def reward_findings(
+    numbers: Mapping[str, float], train: TrainSettings, method: MethodConfig, *, settled: bool
+) -> tuple[Finding, ...]:
+    """Says what rewards are worth beside the penalty for leaving the prior.
+
+    Args:
+        numbers: see `reward_numbers`.
+        train: the settings of stage 2.
+        method: the method.
+        settled: False while ``reward_scale: auto`` follows what has been seen.
+    """
+    automatic, scale, value = train.reward_scale == "auto", numbers["reward_scale"], numbers["expected_value"]
+    found = [Finding(_rewards_in_words(numbers))]
+    if value:
+        found.append(Finding(_values_in_words(numbers, train)))
+    found.append(Finding(_penalty_in_words(numbers, train, method)))
+    if automatic and settled:
+        found.append(Finding(f"train.reward_scale: auto has chosen {number(scale)}, which brings values to about 5."))
+    elif automatic:
+        found.append(
+            Finding(
+                "train.reward_scale: auto follows the rewards that are seen, until the first episode with a reward has "
+                f"ended. Now it is {number(scale)}."
+            )
+        )
+    return (*found, *_reward_warnings(numbers, train, method))
+
+
+def _rewards_in_words(numbers: Mapping[str, float]) -> str:
+    recorded = numbers.get("return_largest_data")
+    if not numbers["expected_value"]:
+        also = "" if recorded is None else " or in the demonstrations"
+        return f"No reward has been seen so far{also}. Stage 2 learns nothing from rewards before it finds one."
+    if not numbers["reward_largest"]:
+        return (
+            "The warm-up has seen no reward. In the demonstrations, the discounted sum of rewards to the end of an "
+            f"episode that is farthest from 0 is {number(recorded or 0.0)}."
+        )
+    also = f" In the demonstrations it is {number(recorded)}." if recorded else ""
+    return (
+        f"A decision earns {number(numbers['reward_mean'])} on average; the reward farthest from 0 is "
+        f"{number(numbers['reward_largest'])}. The discounted sum to the end of an episode that is farthest from 0 is "
+        f"{number(numbers['return_largest'])}.{also}"
+    )
+
+
+def _values_in_words(numbers: Mapping[str, float], train: TrainSettings) -> str:
+    value, scale = numbers["expected_value"], numbers["reward_scale"]
+    text = f"So Q will be about {number(value)} in size, {number(scale * value)} with reward_scale {number(scale)}."
+    if train.discount == 1.0 or train.discount_per != "decision" or train.timeout_is_terminal:
+        return text
+    endless = numbers["reward_mean"] / (1.0 - train.discount)
+    if abs(endless) < 2.0 * value:
+        return text
+    return (
+        f"{text} Time-outs are bootstrapped through, so a policy whose episodes end in no other way goes to "
+        f"{number(endless)} ({number(scale * endless)} scaled)."
+    )
+
+
+def _penalty_in_words(numbers: Mapping[str, float], train: TrainSettings, method: MethodConfig) -> str:
+    alpha = number(starting_alpha(train))
+    text = (
+        f"The penalty alpha · D is {alpha} · {number(numbers['starting_divergence'])} = "
+        f"{number(numbers['starting_penalty'])} before the first update"
+    )
+    if "target_penalty" not in numbers:
+        return f"{text}; alpha stays as it is."
+    target = f"{alpha} · {number(method.target_divergence)} = {number(numbers['target_penalty'])}"
+    return f"{text}, and {target} at the target divergence; training changes alpha."
+
+
+def _reward_warnings(numbers: Mapping[str, float], train: TrainSettings, method: MethodConfig) -> list[Finding]:
+    scale, value = numbers["reward_scale"], numbers["expected_value"]
+    scaled, found = scale * value, []
+    if not value:
+        return []
+    advice = f"Set train.reward_scale: {number(scale_for(value))}"
+    if scaled > MOST_OFF * TARGET_VALUE and train.reward_scale == "auto":
+        text = f"Values have grown to {number(scaled)} since train.reward_scale was chosen"
+        found.append(Finding(f"{text}. {advice}, which trains anew, if this policy does not learn.", True))
+    elif scaled > MOST_OFF * TARGET_VALUE:
+        text = f"Rewards are large: critics learn values of about {number(scaled)} slowly"
+        found.append(Finding(f"{text}. {advice}, or auto.", True))
+    elif scaled <= TARGET_VALUE / MOST_OFF:
+        text = f"Rewards are small: values of about {number(scaled)} hardly count beside the penalty"
+        found.append(Finding(f"{text}. {advice}, or auto.", True))
+    if train.fixed_alpha is None and (least := train.alpha_min * method.target_divergence) > scaled:
+        text = f"The penalty at the target divergence is at least {number(least)}, more than values of {number(scaled)}"
+        found.append(Finding(f"{text} can make up for. Lower train.alpha_min.", True))
+    return found
+
+
+def number(value: float) -> str:
+    """Formats a number with three digits, or all of those before the point; rounding errors are 0."""
+    if abs(value) < 1e-6:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
