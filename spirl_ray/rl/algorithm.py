@@ -253,11 +253,8 @@ class SkillPriorSAC(Algorithm):
         if episodes:
             self._remember(episodes)
             self._learn()
-        self.timings = {
-            "wait_s": learning - waiting,
-            "learn_s": time.perf_counter() - learning,
-            "sample_s": self._sample_s,
-        }
+        learned = time.perf_counter() - learning
+        self.timings = {"wait_s": learning - waiting, "learn_s": learned, "sample_s": self._sample_s}
         self.metrics.log_dict({**self.counters, **self.timings}, key=SKILL_RESULTS, window=1)
 
     # --- sampling ---
