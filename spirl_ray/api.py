@@ -79,9 +79,7 @@ def import_data(experiment: Experiment, *, on_event: Listener = ignore) -> DataR
     with _at_work(experiment, on_event) as running:
         found = running.data()
     if found is None:
-        raise SpirlError(
-            "data.sources is empty, because skills.artifact needs no data; there is nothing to import."
-        )
+        raise SpirlError("data.sources is empty, because skills.artifact needs no data; there is nothing to import.")
     return found
 
 

@@ -10,28 +10,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from spirl_ray.config_environment import EnvironmentSettings, EnvSettings, InterfaceSettings, Settings
+from spirl_ray.config_environment import EnvironmentSettings, EnvSettings, InterfaceSettings
 from spirl_ray.config_file import assign, read_mapping, readable_problems, split_override
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import (
+    MANY,
+    Name,
+    OutputPath,
+    Seed,
+    SettingPath,
+    Settings,
+    StorageUri,
+    check_last_seed,
+    distinct,
+)
 
 _OVERRIDABLE = ("skills", "pretrain", "train")
-
-
-def _as_list(raw: Any) -> Any:
-    """Takes a single mapping where a list of one is meant."""
-    return [raw] if isinstance(raw, Mapping) else raw
 
 
 class SourceSettings(Settings):
@@ -45,12 +43,12 @@ class SourceSettings(Settings):
 
 
 class DataSettings(Settings):
-    sources: Annotated[tuple[SourceSettings, ...], BeforeValidator(_as_list)] = ()
+    sources: tuple[SourceSettings, ...] = ()
     """The sources of the episodes, which become one dataset."""
     actions_outside: Literal["refuse", "clip", "rescale"] = "refuse"
     """What happens to actions outside the range of the environment's actions: an error, the nearest one in the range,
     or the range becomes that of the data."""
-    shards: int = Field(default=8, ge=1)
+    shards: int = Field(default=8, ge=1, le=100_000)
     """The number of Parquet files; at least as many as training workers."""
     skip_bad: bool = False
     """True leaves invalid episodes out and reports them, instead of stopping."""
@@ -70,17 +68,17 @@ class EncoderSettings(Settings):
 
 
 class SkillSettings(Settings):
-    horizon: int = Field(default=10, ge=1)
+    horizon: int = Field(default=10, ge=1, le=10_000)
     """H, the number of primitive actions in a skill."""
-    latent_dim: int = Field(default=10, ge=1)
-    width: int = Field(default=128, ge=1)
+    latent_dim: int = Field(default=10, ge=1, le=10_000)
+    width: int = Field(default=128, ge=1, le=65_536)
     decoder_layers: int = Field(default=5, ge=1, le=64)
     """The number of hidden layers of the closed-loop decoder."""
     prior_layers: int = Field(default=6, ge=1, le=64)
     prior: str = "gaussian"
     """``gaussian`` (the paper's), ``mixture``, ``flow``, or one that a plugin has registered. A mixture suits
     demonstrators whose next move does not follow from the observation."""
-    mixture_components: int = Field(default=5, ge=1)
+    mixture_components: int = Field(default=5, ge=1, le=1000)
     flow_layers: int = Field(default=4, ge=1, le=64)
     prior_loss: Literal["nll", "kl"] = "nll"
     """NLL of a detached posterior sample (the reference's default) or KL(stop_grad(q) || p)."""
@@ -91,14 +89,14 @@ class SkillSettings(Settings):
     state_std_floor: float | None = Field(default=None, gt=0.0)
     """The least deviation by which features are standardised, instead of a smaller one of the data; None is a hundredth
     of the largest deviation in the same feature."""
-    artifact: Path | None = None
+    artifact: SettingPath | None = None
     """A folder of trained skills, which are used as they are: there is no stage 1 then, and no data are needed."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of the features that skills and prior observe. None: where there are images, these and proprioception; else
     everything except goals."""
     encoders: dict[str, EncoderSettings] = Field(default_factory=dict)
     """Observation encoders by feature, where the default does not fit: vector, image or objects, by the shape."""
-    image_channels: int = Field(default=8, ge=1)
+    image_channels: int = Field(default=8, ge=1, le=4096)
     """Feature maps of the first of the image encoder's 3 convolutions; each further one has twice as many."""
 
 
@@ -114,26 +112,26 @@ class AugmentationSettings(Settings):
 
 
 class PretrainSettings(Settings):
-    updates: int = Field(default=3000, ge=1)
-    batch_size: int = Field(default=128, ge=1)
+    updates: int = Field(default=3000, ge=1, le=MANY)
+    batch_size: int = Field(default=128, ge=1, le=10_000_000)
     """Windows per update over all workers together."""
     learning_rate: float = Field(default=1e-3, gt=0.0)
     optimizer: Literal["radam", "adam"] = "radam"
     cosine_decay: bool = False
-    warmup_updates: int = Field(default=100, ge=0)
+    warmup_updates: int = Field(default=100, ge=0, le=MANY)
     """Updates with the gradient norm clipped to ``warmup_clip``."""
     warmup_clip: float = Field(default=1e-3, gt=0.0)
     augmentation: AugmentationSettings = AugmentationSettings()
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=10_000)
     use_gpu: bool = False
-    log_every: int = Field(default=100, ge=1)
-    checkpoint_every: int = Field(default=500, ge=1)
-    max_failures: int = Field(default=3, ge=0)
+    log_every: int = Field(default=100, ge=1, le=MANY)
+    checkpoint_every: int = Field(default=500, ge=1, le=MANY)
+    max_failures: int = Field(default=3, ge=0, le=MANY)
     """The number of times that lost workers are replaced before the run gives up."""
 
 
 class TrainSettings(Settings):
-    env_steps: int = Field(default=300_000, ge=1)
+    env_steps: int = Field(default=300_000, ge=1, le=MANY)
     """Primitive environment steps. Raising it continues a finished run."""
     target_divergence: float | None = Field(default=None, gt=0.0)
     """delta in nats a decision, for methods with a learned prior; None is 5. The others follow SAC's rule,
@@ -146,12 +144,12 @@ class TrainSettings(Settings):
     actor_lr: float = Field(default=3e-4, gt=0.0)
     critic_lr: float = Field(default=3e-4, gt=0.0)
     alpha_lr: float = Field(default=3e-4, gt=0.0)
-    batch_size: int = Field(default=256, ge=1)
-    updates_per_decision: float = Field(default=1.0, gt=0.0)
+    batch_size: int = Field(default=256, ge=1, le=10_000_000)
+    updates_per_decision: float = Field(default=1.0, gt=0.0, le=10_000.0)
     """Gradient updates for each decision of the policy (a skill, or a primitive step for flat methods)."""
-    warmup_decisions: int = Field(default=5000, ge=0)
+    warmup_decisions: int = Field(default=5000, ge=0, le=MANY)
     """Decisions sampled before learning starts."""
-    replay_capacity: int = Field(default=1_000_000, ge=1)
+    replay_capacity: int = Field(default=1_000_000, ge=1, le=MANY)
     reward_scale: float | Literal["auto"] = "auto"
     """The factor on rewards in the learner; ``auto`` brings values to about 5, see `spirl_ray.rl.rewards`. Returns are
     shown without it."""
@@ -163,8 +161,8 @@ class TrainSettings(Settings):
     timeout_is_terminal: bool = False
     """The paper's reference marks time-outs as terminal; bootstrapping through them is correct."""
     polyak: float = Field(default=0.005, gt=0.0, le=1.0)
-    critic_width: int = Field(default=256, ge=1)
-    critic_layers: int = Field(default=5, ge=1)
+    critic_width: int = Field(default=256, ge=1, le=65_536)
+    critic_layers: int = Field(default=5, ge=1, le=64)
     critic_layer_norm: bool = False
     latent_limit: float | None = Field(default=None, gt=0.0)
     """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded."""
@@ -176,19 +174,19 @@ class TrainSettings(Settings):
     policy_head: str = "auto"
     """``gaussian``, ``mixture``, ``residual`` (on the prior), or one that a plugin has registered. ``auto`` takes
     gaussian where the policy starts from scratch, or as a Gaussian prior with the same features; else residual."""
-    env_runners: int = Field(default=1, ge=0)
-    envs_per_runner: int = Field(default=2, ge=1)
-    learners: int = Field(default=0, ge=0)
+    env_runners: int = Field(default=1, ge=0, le=10_000)
+    envs_per_runner: int = Field(default=2, ge=1, le=10_000)
+    learners: int = Field(default=0, ge=0, le=1000)
     """0 learns in the driver's process; >= 1 starts remote learners (for GPUs)."""
-    gpus_per_learner: float = Field(default=0.0, ge=0.0)
-    decisions_per_round: int = Field(default=32, ge=1)
+    gpus_per_learner: float = Field(default=0.0, ge=0.0, le=1000.0)
+    decisions_per_round: int = Field(default=32, ge=1, le=1_000_000)
     """Decisions that one env runner samples in a round, while the learner learns from the rounds before."""
-    evaluate_every: int = Field(default=10_000, ge=1)
+    evaluate_every: int = Field(default=10_000, ge=1, le=MANY)
     """Primitive steps between snapshots, each evaluated while training continues."""
-    evaluate_episodes: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=10_000, ge=1)
+    evaluate_episodes: int = Field(default=20, ge=1, le=1_000_000)
+    checkpoint_every: int = Field(default=10_000, ge=1, le=MANY)
     """Primitive steps."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, le=MANY)
     publish: Literal["best", "last"] = "best"
     """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
 
@@ -207,30 +205,46 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    episodes: int = Field(default=100, ge=1)
+    episodes: int = Field(default=100, ge=1, le=1_000_000)
     modes: tuple[Literal["deterministic", "sampled"], ...] = Field(default=("deterministic", "sampled"), min_length=1)
-    prior_episodes: int = Field(default=100, ge=0)
+    prior_episodes: int = Field(default=100, ge=0, le=1_000_000)
     """Rollouts of the bare prior, for each mode; 0 leaves them out."""
-    videos: int = Field(default=2, ge=0)
+    videos: int = Field(default=2, ge=0, le=1000)
     """Recorded episodes for each mode."""
     metrics: tuple[str, ...] = ()
     """Registered metrics that are measured besides those that the environment declares."""
     score: str | None = None
     """The metric by which policies are compared; None leaves it to the environment."""
-    seed: int = 10_000
-    video_fps: int = Field(default=25, ge=1)
+    seed: Seed = 10_000
+    """The seed of the first episode; each further episode has the next one."""
+    video_fps: int = Field(default=25, ge=1, le=1000)
+
+    @field_validator("modes")
+    @classmethod
+    def _no_repeats(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return distinct(values)
+
+    @model_validator(mode="after")
+    def _room_for_seeds(self) -> EvaluateSettings:
+        check_last_seed(self.seed, max(self.episodes, self.prior_episodes, self.videos), "episodes")
+        return self
 
 
 class ExploreSettings(Settings):
     in_run: bool = False
     """True where ``spirl run`` also draws the exploration figure."""
-    env_steps: int = Field(default=1_000_000, ge=1)
+    env_steps: int = Field(default=1_000_000, ge=1, le=MANY)
     """Primitive steps of each explorer, rounded up to whole episodes."""
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _room_for_seeds(self) -> ExploreSettings:
+        check_last_seed(self.seed, self.env_steps, "env_steps")
+        return self
 
 
 class SubmitSettings(Settings):
-    ship: Annotated[tuple[Path, ...], BeforeValidator(lambda raw: (raw,) if isinstance(raw, str) else raw)] = ()
+    ship: tuple[SettingPath, ...] = ()
     """Folders and files of the user's own code, importable by their names in every process: here, in Ray's workers, and
     in jobs, to which they are uploaded."""
 
@@ -238,22 +252,22 @@ class SubmitSettings(Settings):
 class RaySettings(Settings):
     address: str | None = None
     """A running cluster; None uses the surrounding job's cluster or starts a local Ray instance."""
-    num_cpus: int | None = Field(default=None, ge=1)
+    num_cpus: int | None = Field(default=None, ge=1, le=100_000)
     """Logical CPUs of the local Ray instance; None takes the machine's, at least 2."""
     dashboard: bool = False
     """True starts the dashboard of the local Ray instance, on 127.0.0.1."""
-    object_store_mb: int = Field(default=512, ge=80)
+    object_store_mb: int = Field(default=512, ge=80, le=16_000_000)
 
 
 class Experiment(Settings):
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    output: Path | None = None
+    name: Name
+    output: OutputPath | None = None
     """The folder for all results; None means ``runs/<name>``. On a cluster, every node must see it."""
-    storage: str | None = None
+    storage: StorageUri | None = None
     """URI of a copy of ``output`` (s3://, gs://, hdfs://, file://), from which another machine resumes."""
     methods: tuple[str, ...] = Field(default=("spirl_cl",), min_length=1)
     """``spirl``, ``spirl_cl``, ``ssp``, ``flat_prior``, ``bc_sac``, ``sac``, or those that a plugin has registered."""
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     env: EnvSettings = EnvSettings()
     interface: InterfaceSettings = InterfaceSettings()
     data: DataSettings = DataSettings()
@@ -267,29 +281,10 @@ class Experiment(Settings):
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of skills, pretrain or train for one method only, e.g. ``sac: {train.updates_per_decision: 0.5}``."""
 
-    @field_validator("output", mode="before")
-    @classmethod
-    def _no_uri(cls, value: Any) -> Any:
-        if isinstance(value, str) and "://" in value:
-            raise ValueError(
-                "this is a URI, and work is done in a folder that every node sees. Name that one, and add "
-                f"storage: {value} to have a copy there, from which another machine can resume"
-            )
-        return value
-
-    @field_validator("storage")
-    @classmethod
-    def _uri(cls, value: str | None) -> str | None:
-        if value is not None and "://" not in value:
-            raise ValueError(f"{value!r} is not a URI such as s3://bucket/folder; for a folder it is file:///folder")
-        return value
-
     @field_validator("methods", "seeds")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("the same value occurs twice; one run must not count as two")
-        return values
+        return distinct(values)
 
     @property
     def environment(self) -> EnvironmentSettings:
@@ -338,12 +333,12 @@ def load_experiment(
     if isinstance(source, Mapping):
         raw, origin = copy.deepcopy(dict(source)), "the mapping"
     else:
-        raw, path = read_mapping(Path(source))
+        raw, path = read_mapping(Path(source), Experiment)
         origin = str(path)
     if isinstance(overrides, Mapping):
         changes = [(key, value, f"overrides[{key!r}]") for key, value in overrides.items()]
     else:
-        changes = [(*split_override(override), f"--set {override}") for override in overrides]
+        changes = [(*split_override(override, Experiment), f"--set {override}") for override in overrides]
     for key, value, where in changes:
         assign(raw, key, value, where, Experiment)
     experiment = parse_experiment(raw, origin)

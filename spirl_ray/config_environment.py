@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from spirl_ray.settings import Settings
 
-def _as_tuple(value: Any) -> Any:
-    """Takes a single value where a list of one is meant."""
-    return (value,) if isinstance(value, str | int | float) and not isinstance(value, bool) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-Numbers = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], BeforeValidator(_as_tuple)]
-
-
-class Settings(BaseModel):
-    """A group of settings: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+Numbers = tuple[float, ...]
 
 
 class EnvSettings(Settings):
@@ -75,7 +64,7 @@ class PositionTargetSettings(Settings):
     """The entry that each action moves; null for an action that moves none."""
     gain: Numbers
     """How far an action of 1 (the upper end of its range) moves the target; one for all actions or one for each."""
-    objects: Names = ()
+    objects: tuple[str, ...] = ()
     """The names of features that only get noise."""
 
 
@@ -85,12 +74,12 @@ class InterfaceSettings(Settings):
     Environments that are registered with their features say this themselves.
     """
 
-    imports: Names = ()
+    imports: tuple[str, ...] = ()
     """Modules that are imported before the environment is made, because they register it with Gymnasium."""
-    observation: Names | None = None
+    observation: tuple[str, ...] | None = None
     """The keys that skills, prior and policy observe, in order; nested ones are joined by dots. None: all numbers that
     are no goal."""
-    goal: Names | None = None
+    goal: tuple[str, ...] | None = None
     """The keys that policy and critics observe, and skills do not. None: ``desired_goal`` where there is one."""
     images: dict[str, ImageSettings] | None = None
     """The images by feature name; a key alone is short for ``{key: …}``. None: all there are."""

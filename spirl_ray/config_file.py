@@ -6,73 +6,80 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import expanded, in_words, key_of, problems_of
+from spirl_ray.yaml_text import dump_yaml, load_value, load_yaml
 
 SHIPPED = "tune_configs"
+_SHOWN = 200
+"""The most characters of an override in a message."""
 
 
-def read_mapping(path: Path) -> tuple[dict[str, Any], Path]:
+def read_mapping(path: Path, settings: type[BaseModel]) -> tuple[dict[str, Any], Path]:
     """The settings in a YAML file, not validated yet, and the file.
 
     Args:
         path: of the file. A bare name that is no file, such as ``maze``, means ``tune_configs/maze.yaml`` in the
             working folder, or else beside the package in its source tree.
+        settings: the model of the settings in it.
 
     Raises:
-        SpirlError: an unreadable file, or YAML that is no mapping.
+        SpirlError: an unreadable file, YAML that is no mapping, or a key that is given twice.
     """
+    path = expanded(path)
     if not path.exists() and len(path.parts) == 1:
         folders = (Path(SHIPPED), Path(__file__).parents[1] / SHIPPED)
         path = next((file for folder in folders if (file := folder / f"{path}.yaml").exists()), path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpirlError(f"Cannot read the config file {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SpirlError(f"{path} is not valid YAML: {error}") from error
+    raw = load_yaml(text, str(path), settings)
     if not isinstance(raw, dict):
         raise SpirlError(f"{path} must hold a mapping of settings, not {type(raw).__name__}.")
     return raw, path
 
 
-def split_override(override: str) -> tuple[str, Any]:
+def split_override(override: str, settings: type[BaseModel]) -> tuple[str, Any]:
     """Key and value of a ``--set``.
+
+    Args:
+        override: as ``train.env_steps=50000``.
+        settings: the model that holds the key.
 
     Raises:
         SpirlError: something that is not ``key=value``, or a value that is no YAML.
     """
     key, equals, text = override.partition("=")
+    key = key.strip()
     if not equals or not key:
         raise SpirlError(f"--set {override}: write it as key=value, for example train.env_steps=50000.")
-    try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpirlError(f"--set {override}: the value is not valid YAML: {error}") from error
+    shown = override if len(override) <= _SHOWN else f"{override[: _SHOWN - 1]}…"
+    return key, load_value(text, f"--set {shown}", settings, key)
 
 
 def readable_problems(error: ValidationError, origin: str, settings: type[BaseModel]) -> SpirlError:
     """Makes the error about a file of these settings, with a line for each wrong key."""
     lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "together"
+    for problem in problems_of(error):
+        key = key_of(problem)
         if problem["type"] == "extra_forbidden":
             known = _known_keys(problem["loc"][:-1], settings)
             lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: is missing")
-        elif isinstance(problem["input"], Mapping):
-            lines.append(f"  {key}: {problem['msg']}")
         else:
-            lines.append(f"  {key}: {problem['msg']} (found {problem['input']!r})")
+            lines.append(f"  {key}: {in_words(problem)}")
     return SpirlError(f"The configuration from {origin} is not valid:\n" + "\n".join(lines))
 
 
 def to_yaml(settings: BaseModel) -> str:
     """The exact settings as YAML that `load_experiment` reads back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(settings.model_dump(mode="json"))
 
 
 def assign(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: type[BaseModel]) -> None:

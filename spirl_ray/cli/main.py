@@ -188,9 +188,10 @@ def sweep(
         prepare_ray()
         from spirl_ray.cli.sweep import run
         from spirl_ray.pipeline.experiment import check_experiments
+        from spirl_ray.sweeps.search import check_planned
 
+        check_planned(chosen)
         check_experiments([chosen.base, *chosen.examples()])
-
         run(chosen)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -235,16 +235,32 @@ def map_recordings(
             f"{where}: recordings of {spec.id} hold the key {missing[0]!r}; these hold "
             f"{', '.join(layout.observations) or 'none'}."
         )
+    readers = {} if own is not None else match_features(spec, columns, where)
     return MappedSource(
-        reader=reader,
+        reader=_scaled(reader, readers, columns),
         columns=columns,
-        readers={} if own is not None else match_features(spec, columns, where),
+        readers=readers,
         action_dim=spec.action_dim,
         actions=spec.actions,
         outside=outside,
         from_recordings=own,
         completed=spec.completed,
     )
+
+
+@runtime_checkable
+class ScalingReader(RecordingReader, Protocol):
+    """A reader that scales images while it decodes them, which needs less memory than scaling them afterwards."""
+
+    def scaled(self, sizes: Mapping[str, tuple[int, int]]) -> RecordingReader:
+        """The same reader with the images of these keys in another height and width."""
+
+
+def _scaled(reader: RecordingReader, readers: Mapping[str, FeatureReader], columns: Columns) -> RecordingReader:
+    if not isinstance(reader, ScalingReader):
+        return reader
+    sizes = {columns.names[r.key][0]: r.feature.shape[:2] for r in readers.values() if r.feature.is_image}
+    return reader.scaled({key: (height, width) for key, (height, width) in sizes.items()})
 
 
 def check_actions(layout: RecordingLayout, spec: EnvironmentSpec, where: str) -> None:

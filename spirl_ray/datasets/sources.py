@@ -101,7 +101,8 @@ class SourceKind:
     they do not fit, and does not read data."""
 
 
-_MODULES = ("generated", "folder", "formats.hdf5", "formats.npz")
+_FORMATS = ("hdf5", "lerobot", "npz", "parquet", "python")
+_MODULES = ("generated", "folder", *(f"formats.{name}" for name in _FORMATS))
 SOURCES: Registry[SourceKind] = Registry(
     "data source",
     modules=tuple(f"spirl_ray.datasets.{name}" for name in _MODULES),

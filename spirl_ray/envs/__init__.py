@@ -200,7 +200,7 @@ class _OwnUnits(gymnasium.ActionWrapper):
 
 
 def renders(env: EnvironmentSettings | str) -> bool:
-    """True where an environment can be filmed: it can be made with the render mode rgb_array.
+    """True where an environment can be filmed; one that does not say so itself renders an image once for it.
 
     Raises:
         SpirlError: the id is unknown.
@@ -223,10 +223,14 @@ def renders(env: EnvironmentSettings | str) -> bool:
 def _renders_adapted(settings: EnvironmentSettings, create: MakeRaw | None) -> bool:
     try:
         made = make_adapted(settings, create, "rgb_array")
-    except SpirlError:
+        try:
+            made.reset(seed=0)
+            image = made.render()
+        finally:
+            made.close()
+    except Exception:  # whatever somebody else's renderer raises, such as a missing OpenGL
         return False
-    made.close()
-    return made.render_mode == "rgb_array"
+    return isinstance(image, np.ndarray) and image.ndim == 3
 
 
 def observed_features(env: gymnasium.Env, spec: EnvironmentSpec) -> dict[str, Feature]:

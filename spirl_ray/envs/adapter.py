@@ -32,6 +32,7 @@ from spirl_ray.envs.interface import (
     position_target,
 )
 from spirl_ray.envs.metrics import Scores, adapted_scores
+from spirl_ray.envs.offscreen import choose_backend
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
 from spirl_ray.episodes.features import Array
 from spirl_ray.episodes.recording import KeyLayout
@@ -87,6 +88,7 @@ def make_raw(
     Raises:
         SpirlError: nobody knows the id, its module cannot be imported, or its constructor fails.
     """
+    choose_backend()
     import_modules(settings.interface)
     create = create or _creator(settings)
     shown = {} if render_mode is None else {"render_mode": render_mode}

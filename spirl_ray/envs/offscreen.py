@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import ctypes.util
 import importlib
 import os
 from typing import Any
@@ -16,6 +17,15 @@ from spirl_ray.errors import SpirlError
 _MAX_GEOMS = 1000
 _MAX_DEVICES = 16
 _EGL_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT of the EGL registry
+
+
+def choose_backend() -> None:
+    """Lets MuJoCo render on EGL where there is no screen and nothing else has been chosen.
+
+    Environments that others wrote look at ``MUJOCO_GL`` when MuJoCo is imported.
+    """
+    if "DISPLAY" not in os.environ and "MUJOCO_GL" not in os.environ and ctypes.util.find_library("EGL"):
+        os.environ["MUJOCO_GL"] = "egl"
 
 
 def load_mujoco() -> Any:

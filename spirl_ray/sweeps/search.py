@@ -14,11 +14,14 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.variant_generator import generate_variants
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import SEEDS
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord, distinct
 from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
 
 NUMBER, PARENT = "_number", "_parent"
 """The keys beside the parameters in Tune's config: the trial's number, and the policy that a member's is a copy of."""
+_MOST_TRIED = 2000
+"""The most trials whose settings are tried before a sweep: a second or two."""
 Row = dict[str, Any]
 
 
@@ -34,6 +37,19 @@ def planned(sweep: Sweep) -> list[Parameters]:
         for _, config in generate_variants({"config": space}, random_state=generator):
             trials.append(decode(sweep, config["config"]))
     return trials if sweep.file.scheduler.kind == "pbt" else distinct(trials)
+
+
+def check_planned(sweep: Sweep) -> None:
+    """Makes the experiment of every planned trial, because values that are possible alone may not fit together.
+
+    A searcher that chooses by results plans nothing; of it, some draws from the space are tried.
+
+    Raises:
+        SpirlError: the settings of a trial are impossible; the message names the trial's values.
+    """
+    for parameters in planned(sweep)[:_MOST_TRIED]:
+        for method in (experiment := sweep.experiment(parameters)).methods:
+            experiment.for_method(method)
 
 
 def _domain(dimension: Dimension) -> Any:
@@ -123,7 +139,7 @@ def _optuna(sweep: Sweep, ledger: Ledger) -> tuple[Any, int]:
         # Interrupted and failed trials come first, with the parameters that they had.
         points_to_evaluate=[_encode(sweep, record.parameters) for record in open_],
         # A sampler with the old seed would draw the same parameters again.
-        seed=sweep.file.seed + len(ended),
+        seed=(sweep.file.seed + len(ended)) % SEEDS,
     )
     for record in ended:
         if metric in record.newest:

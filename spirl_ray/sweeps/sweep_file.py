@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from spirl_ray.config import Experiment, Settings, parse_experiment
+from spirl_ray.config import Experiment, parse_experiment
 from spirl_ray.config_file import assign, read_mapping, readable_problems, split_override
 from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
@@ -19,6 +20,7 @@ from spirl_ray.files import layout
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.pipeline.kinds import check_kinds
 from spirl_ray.pipeline.scores import experiment_scores
+from spirl_ray.settings import MANY, Name, Seed, Settings, expanded
 
 Parameters = dict[str, Any]
 """The values of a trial, by config key such as ``train.actor_lr``."""
@@ -49,7 +51,8 @@ _WHILE_TRAINING = (
     "train.updates_per_decision",
 )
 """The settings that population based training can change during a training."""
-_ONE_EACH = ("methods", "seeds")
+_INSIDE = 0.381966
+"""The share of a range at which it is tried inside: a number that no one would choose, as most of a search are."""
 
 
 class Dimension(Settings):
@@ -79,6 +82,10 @@ class Dimension(Settings):
             raise ValueError("loguniform: both numbers must be above 0")
         if self.values is not None and len({repr(value) for value in self.values}) < len(self.values):
             raise ValueError(f"{given[0]}: the same value occurs twice")
+        try:
+            json.dumps(self.values, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{given[0]}: values are numbers, text, lists and mappings of these: {error}") from error
         return self
 
     @property
@@ -95,19 +102,25 @@ class Dimension(Settings):
 
     @property
     def samples(self) -> tuple[Any, ...]:
-        """The values that represent all: each of a grid or choice, or the ends of a range."""
-        return self.bounds if self.values is None else self.values
+        """The values that represent all: each of a grid or choice, or of a range the ends and one between them."""
+        if self.values is not None:
+            return self.values
+        low, high = self.bounds
+        if self.loguniform is not None:
+            return low, low * (high / low) ** _INSIDE, high
+        inside = low + _INSIDE * (high - low)
+        return low, int(inside) if self.intuniform is not None else inside, high
 
 
 class SchedulerSettings(Settings):
     kind: Literal["none", "asha", "pbt"] = "none"
     """``asha`` stops the trials that lag behind (Li et al. 2020); ``pbt`` lets them continue from the checkpoint of a
     better one with changed settings (Jaderberg et al. 2017)."""
-    grace_steps: int = Field(default=50_000, ge=1)
+    grace_steps: int = Field(default=50_000, ge=1, le=MANY)
     """asha: the number of primitive steps before which no trial is stopped."""
-    reduction: float = Field(default=3.0, gt=1.0)
+    reduction: float = Field(default=3.0, gt=1.0, le=1e6)
     """asha: one in this many trials continues at each rung; a rung has this many times the steps of the one before."""
-    perturb_every: int = Field(default=50_000, ge=1)
+    perturb_every: int = Field(default=50_000, ge=1, le=MANY)
     """pbt: the number of primitive steps between two comparisons."""
     quantile: float = Field(default=0.25, gt=0.0, le=0.5)
     """pbt: the share of worst trials, which take over checkpoints from the same share of best ones."""
@@ -118,9 +131,9 @@ class SchedulerSettings(Settings):
 class TrialResources(Settings):
     """The resources of a trial's driver; env runners and training workers take one CPU each in addition."""
 
-    cpus: float = Field(default=1.0, ge=0.0)
+    cpus: float = Field(default=1.0, ge=0.0, le=100_000.0)
     """The number of CPUs; the driver itself learns, unless train.learners is set."""
-    gpus: float = Field(default=0.0, ge=0.0)
+    gpus: float = Field(default=0.0, ge=0.0, le=1000.0)
     custom: dict[str, float] = Field(default_factory=dict)
     """Ray's custom resources, such as ``{on_demand: 0.01}``, to keep drivers off preemptible nodes."""
 
@@ -145,7 +158,7 @@ class TrackerSettings(Settings):
 class SweepFile(Settings):
     """The keys of a sweep's YAML file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    name: Name
     base: str | dict[str, Any]
     """The experiment that trials start from: a YAML file, relative to this one, or its settings."""
     changes: dict[str, Any] = Field(default_factory=dict)
@@ -153,19 +166,19 @@ class SweepFile(Settings):
     space: dict[str, Dimension] = Field(min_length=1)
     search: Literal["random", "optuna"] = "random"
     """``random`` takes every combination of the grids, and draws the rest (Tune's BasicVariant)."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """The seed of the search, not of the trials."""
-    samples: int = Field(default=1, ge=1)
+    samples: int = Field(default=1, ge=1, le=1_000_000)
     """The number of draws from the space, or of draws for each combination of the grids. Raising it continues a
     sweep."""
     scheduler: SchedulerSettings = SchedulerSettings()
     metric: str = "deterministic_score"
     """``deterministic_`` or ``sampled_``, then ``score`` or another metric of the environment's episodes."""
     mode: Literal["max", "min"] = "max"
-    concurrency: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1, le=100_000)
     """The number of trials at the same time; None means as many as fit, and all for pbt."""
     resources: TrialResources = TrialResources()
-    max_failures: int = Field(default=1, ge=0)
+    max_failures: int = Field(default=1, ge=0, le=MANY)
     """The number of times that a lost trial is restarted; it resumes from its checkpoint."""
     heat_map: tuple[str, str] | None = None
     """The two keys of the heat map, across and up; None draws one if exactly two keys vary."""
@@ -246,19 +259,18 @@ class Sweep:
         return scores[scores.preferred[0] if name == SCORE else name]
 
     def experiment(self, parameters: Parameters) -> Experiment:
-        """The experiment of a trial; a single value of ``methods`` or ``seeds`` is a list of one.
+        """The experiment of a trial.
 
         Raises:
             SpirlError: a key is unknown or has an impossible value; the message names it.
         """
         raw = self.base.model_dump(mode="json")
         for key, value in parameters.items():
-            listed = key in _ONE_EACH and not isinstance(value, list | tuple)
-            assign(raw, key, [value] if listed else value, self.origin, Experiment)
+            assign(raw, key, value, self.origin, Experiment)
         return parse_experiment(raw, f"{self.origin}, space: {_shown(parameters)}")
 
     def examples(self) -> list[Experiment]:
-        """Makes an experiment for every value that the space names and for both ends of every range."""
+        """Makes an experiment for every value that the space names, the ends of every range and one between them."""
         first = {key: dimension.samples[0] for key, dimension in self.space.items()}
         return [
             self.experiment({**first, key: value})
@@ -267,7 +279,7 @@ class Sweep:
         ]
 
     def check(self) -> None:
-        """Tries every value that the space names, and the ends of its ranges, before anything is trained.
+        """Tries every value that the space names, and its ranges at their ends and inside, before anything is trained.
 
         Raises:
             SpirlError: a key is unknown or cannot be searched, a value is impossible, or settings do not fit together.
@@ -342,12 +354,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         SpirlError: something is unreadable, unknown or does not fit; the message names file and key.
     """
-    raw, path = read_mapping(path)
+    raw, path = read_mapping(path, SweepFile)
     of_base: list[str] = []
     for override in overrides:
-        key, value = split_override(override)
-        if key.partition(".")[0] in SweepFile.model_fields:
-            assign(raw, key, value, f"--set {override}", SweepFile)
+        if override.partition("=")[0].strip().partition(".")[0] in SweepFile.model_fields:
+            assign(raw, *split_override(override, SweepFile), f"--set {override}", SweepFile)
         else:
             of_base.append(override)
     try:
@@ -361,16 +372,15 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def _base(file: SweepFile, path: Path, overrides: Sequence[str]) -> Experiment:
     if isinstance(file.base, str):
-        beside = path.parent / file.base
-        raw, found = read_mapping(beside if beside.exists() else Path(file.base))
+        beside = path.parent / expanded(file.base)
+        raw, found = read_mapping(beside if beside.exists() else Path(file.base), Experiment)
         origin = str(found)
     else:
         raw, origin = copy.deepcopy(file.base), f"{path}, base"
     for key, value in file.changes.items():
         assign(raw, key, value, f"{path}, changes", Experiment)
     for override in overrides:
-        key, value = split_override(override)
-        assign(raw, key, value, f"--set {override}", Experiment)
+        assign(raw, *split_override(override, Experiment), f"--set {override}", Experiment)
     experiment = parse_experiment(raw, origin if not file.changes else f"{origin} with changes of {path}")
     for method in experiment.overrides:
         experiment.for_method(method)

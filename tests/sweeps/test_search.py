@@ -11,7 +11,7 @@ from sweep_files import RATES, sweep
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord, distinct
-from spirl_ray.sweeps.search import NUMBER, PARENT, decode, planned, remaining, scheduler, searcher
+from spirl_ray.sweeps.search import NUMBER, PARENT, check_planned, decode, planned, remaining, scheduler, searcher
 from spirl_ray.sweeps.tune_run import cpus_of_a_trial, reserve
 
 
@@ -148,3 +148,10 @@ def test_a_sweep_says_what_it_is_and_leaves_another_of_its_name_alone(tmp_path: 
     assert reserve(other) == [one.folder]
     assert reserve(sweep(tmp_path, RATES)) == [other.folder]
     assert (one.folder / "sweep.yaml").read_text() == before
+
+
+def test_planned_trials_are_made_before_any_is_trained(tmp_path: Path) -> None:
+    space = {"train.fixed_alpha": {"grid": [0.05, 0.5]}, "train.alpha_min": {"grid": [0.0, 0.1]}}
+    with pytest.raises(SpirlError, match=r"alpha_min=0\.1, train\.fixed_alpha=0\.05"):
+        check_planned(sweep(tmp_path, space))
+    check_planned(sweep(tmp_path, {**space, "train.fixed_alpha": {"grid": [0.1, 0.5]}}))

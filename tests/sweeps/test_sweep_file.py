@@ -10,7 +10,7 @@ from sweep_files import RATES, sweep
 from toy import TOY
 
 from spirl_ray.errors import SpirlError
-from spirl_ray.sweeps.sweep_file import load_sweep
+from spirl_ray.sweeps.sweep_file import SweepFile, load_sweep
 
 
 def refusal(folder: Path, space: dict[str, Any], *overrides: str, **changes: Any) -> str:
@@ -149,3 +149,36 @@ def test_shipped_sweeps_are_valid(pattern: str) -> None:
     assert len(paths) == (4 if "*" in pattern else 1)
     for path in paths:
         assert load_sweep(path).examples()
+
+
+@pytest.mark.parametrize("kind", ["uniform", "loguniform"])
+@pytest.mark.parametrize("key", ["train.batch_size", "skills.horizon", "seeds", "pretrain.updates"])
+def test_a_range_of_fractions_over_a_whole_number_is_refused(tmp_path: Path, key: str, kind: str) -> None:
+    message = refusal(tmp_path, {key: {kind: [1, 8]}})
+    assert f"{key}" in message
+    assert "must be a whole number" in message
+
+
+def test_a_range_is_tried_inside_where_it_is(tmp_path: Path) -> None:
+    space = {
+        "train.polyak": {"uniform": [0.1, 0.2]},
+        "train.actor_lr": {"loguniform": [1e-6, 1e-2]},
+        "train.batch_size": {"intuniform": [16, 64]},
+    }
+    for dimension in sweep(tmp_path, space).space.values():
+        low, inside, high = dimension.samples
+        assert low < inside < high
+        assert type(inside) is type(low)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"x", float("nan"), float("inf")])
+def test_a_value_that_no_config_can_hold_is_refused(tmp_path: Path, value: Any) -> None:
+    given = {**sweep(tmp_path, RATES).file.model_dump(), "space": {"env.kwargs.x": {"grid": [value]}}}
+    with pytest.raises(ValueError, match=r"numbers, text, lists and mappings"):
+        SweepFile.model_validate(given)
+
+
+def test_a_single_value_is_a_grid_or_choice_of_one(tmp_path: Path) -> None:
+    chosen = sweep(tmp_path, {"seeds": {"grid": 3}, "methods": {"choice": "spirl"}} | RATES)
+    assert (chosen.space["seeds"].grid, chosen.space["methods"].choice) == ((3,), ("spirl",))
+    assert all(one.methods == ("spirl",) and one.seeds == (3,) for one in chosen.examples())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,8 @@ from spirl_ray.datasets.formats.lerobot_meta import (
     read_parquet,
 )
 from spirl_ray.datasets.formats.videos import Clip, decode_clip
-from spirl_ray.datasets.sources import RecordingSettings
+from spirl_ray.datasets.sources import RecordingSettings, register_source
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, Values
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.fingerprint import files_identity
@@ -65,6 +66,10 @@ class LeRobotReader:
     image_size: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """The height and width to which the images of a key are scaled while they are decoded, which needs less memory
     than scaling them afterwards; other keys keep their size."""
+
+    def scaled(self, sizes: Mapping[str, tuple[int, int]]) -> LeRobotReader:
+        """The same reader with the images of these keys in another height and width."""
+        return replace(self, image_size=dict(sizes))
 
     def layout(self) -> RecordingLayout:
         info = read_info(self.root)
@@ -278,3 +283,11 @@ def _images(column: pa.ChunkedArray, shape: tuple[int, ...], scaled: bool, where
             )
         found[row] = np.asarray(image).reshape(shape)
     return found
+
+
+def make(settings: LeRobotSettings, spec: EnvironmentSpec | None) -> LeRobotReader:
+    """Makes the reader of an entry of type ``lerobot``."""
+    return LeRobotReader(settings.path.expanduser().absolute(), settings.episodes)
+
+
+register_source("lerobot", LeRobotSettings, make)

@@ -13,7 +13,8 @@ from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
 from spirl_ray.datasets.formats.table_columns import Roles
 from spirl_ray.datasets.formats.table_rows import EpisodeRows, StepRows
 from spirl_ray.datasets.formats.tables import SUFFIXES
-from spirl_ray.datasets.sources import RecordingSettings
+from spirl_ray.datasets.sources import RecordingSettings, register_source
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
 
@@ -75,7 +76,7 @@ class ParquetReader:
         return self.location.identity(rows=self.rows, columns=asdict(self.roles))
 
 
-def make(settings: ParquetSettings) -> RecordingReader:
+def make(settings: ParquetSettings, spec: EnvironmentSpec | None) -> RecordingReader:
     """Makes the reader of an entry of type ``parquet``.
 
     Raises:
@@ -94,3 +95,6 @@ def make(settings: ParquetSettings) -> RecordingReader:
         settings.truncated,
     )
     return ParquetReader(recorded_files("parquet", settings.path, SUFFIXES), settings.rows, roles)
+
+
+register_source("parquet", ParquetSettings, make)

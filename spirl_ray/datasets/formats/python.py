@@ -18,7 +18,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from spirl_ray.datasets.formats.arrays import assemble, missing, numbers
-from spirl_ray.datasets.sources import RecordingSettings
+from spirl_ray.datasets.sources import RecordingSettings, register_source
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, RecordingReader, Values
 from spirl_ray.episodes.validation import file_digest
 from spirl_ray.errors import SpirlError
@@ -265,7 +266,7 @@ def _layout(values: Values) -> KeyLayout:
     return KeyLayout(tuple(values.shape[1:]) or (1,), values.dtype)
 
 
-def make(settings: PythonSettings) -> RecordingReader:
+def make(settings: PythonSettings, spec: EnvironmentSpec | None) -> RecordingReader:
     """Makes the reader of an entry of type ``python``.
 
     Raises:
@@ -274,3 +275,6 @@ def make(settings: PythonSettings) -> RecordingReader:
     if renamed := sorted({"action", "reward"} & set(settings.columns)):
         raise SpirlError(f"python:{settings.call}: columns: {renamed[0]} is what the function gives; it has one name.")
     return PythonReader(settings.call, settings.episodes, settings.options)
+
+
+register_source("python", PythonSettings, make)
