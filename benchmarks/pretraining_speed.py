@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
 from spirl_ray.datasets.importing import import_dataset
+from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, Description, Identity
 from spirl_ray.envs import environment
 from spirl_ray.episodes.episode import Episode
@@ -96,7 +97,9 @@ def measure_pretraining(folder: Path, plan: PretrainingPlan, cores: int) -> dict
     A ratio is the median over rounds, and both its sides were measured within one round: the machine's speed drifts.
     """
     dataset = folder / "data"
-    import_dataset(RandomEpisodes(plan.episodes, plan.steps), dataset, environment=ENVIRONMENT, shards=_SHARDS)
+    spec = environment(ENVIRONMENT)
+    data = OpenedData(RandomEpisodes(plan.episodes, plan.steps), spec, dict(spec.features), rewards=True)
+    import_dataset(data, dataset, environment=ENVIRONMENT, shards=_SHARDS)
     pipeline_to_loop, two_to_one, strong_to_one = [], [], []
     loops, ones, twos, startups = [], [], [], []
     for number in range(plan.rounds):
@@ -151,7 +154,9 @@ def _pipeline(dataset: Path, out: Path, plan: PretrainingPlan, *, workers: int, 
     The worker's own clock counts: a row has windows/s since the first update, so windows divided by it is the time.
     """
     settings = _settings(_WARM_UPDATES + plan.updates, workers=workers, batch=batch)
-    job = PretrainJob(str(dataset), kitchen_skills(), settings, 0, held_out(dataset, 0.1, 0), 2048.0)
+    target = environment(ENVIRONMENT).position_target
+    held = held_out(dataset, 0.1, 0)
+    job = PretrainJob(str(dataset), kitchen_skills(), settings, 0, held, 2048.0, position_target=target)
     rows: list[tuple[float, dict[str, float]]] = []
     called = time.perf_counter()
     pretrain(job, out, on_row=lambda row: rows.append((time.perf_counter(), row)))

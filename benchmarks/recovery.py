@@ -42,7 +42,7 @@ EXPERIMENT: dict[str, Any] = {
     "name": "recovery",
     "methods": ["spirl_cl"],
     "env": {"id": "spirl/PointPads-v0"},
-    "data": {"source": "generated", "episodes": 12, "shards": 2},
+    "data": {"sources": [{"type": "generated", "episodes": 12}], "shards": 2},
     "skills": {"horizon": 10, "latent_dim": 2, "width": 32, "decoder_layers": 2, "prior_layers": 2},
     "pretrain": {"updates": 100, "log_every": 20, "checkpoint_every": 100, "warmup_updates": 0, "max_failures": 1000},
     "train": {

@@ -23,7 +23,7 @@ def main() -> None:
 
     card = read_policy_card(asked.policy)
     policy = load_policy(asked.policy, deterministic=not asked.sampled)
-    env = envs.make(card.environment, **card.env_kwargs)
+    env = envs.make(card.environment)
     for episode in range(asked.episodes):
         observation, _ = env.reset(seed=episode)
         policy.reset(seed=episode)

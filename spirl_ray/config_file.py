@@ -90,13 +90,14 @@ def assign(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: 
     Raises:
         SpirlError: there is no such place, or a single value where a group should be.
     """
-    *parents, last = dotted.split(".")
+    keys = dotted.split(".")
+    *parents, last = keys
     if isinstance(value, Mapping) and _known_keys([*parents, last], settings):
         for key, inner in value.items():
             assign(raw, f"{dotted}.{key}", inner, origin, settings)
         return
     node: Any = raw
-    for parent, following in zip(parents, [*parents[1:], last], strict=True):
+    for parent, following in zip(parents, keys[1:], strict=True):
         node = node[_index(node, parent, origin)] if isinstance(node, list) else node.setdefault(parent, {})
         if not isinstance(node, dict | list):
             raise SpirlError(f"{origin}: {parent} is a single value, it has no key {following}.")

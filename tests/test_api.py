@@ -134,7 +134,7 @@ def test_an_experiment_on_data_of_ones_own_from_arrays_to_a_report(local_ray: No
                 terminated=episode.terminated,
                 truncated=episode.truncated,
             )
-    changes = {"output": tmp_path / "out", "data": {"source": "folder", "options": {"path": str(tmp_path / "mine")}}}
+    changes = {"output": tmp_path / "out", "data": {"sources": [{"type": "folder", "path": str(tmp_path / "mine")}]}}
     experiment = spirl.load_experiment({**TOY, **changes})
     events: list[Event] = []
     result = spirl.run(experiment, on_event=events.append)
@@ -142,6 +142,7 @@ def test_an_experiment_on_data_of_ones_own_from_arrays_to_a_report(local_ray: No
     stages = ("data", "skills", "prior", "training", "evaluation", "report")
     assert [event.stage for event in events if event.happening == "finished" and event.stage in stages] == list(stages)
     assert max(event.done for event in events if event.stage == "training") >= 400
+    assert result.data is not None
     assert result.data.episodes == 6
     assert read_card(result.data.folder).content_sha256 == read_card(tmp_path / "mine").content_sha256
     [skills], [policy], [evaluation] = result.skills, result.policies, result.evaluations

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import spirl_ray.envs as envs
-from spirl_ray.config import TrainSettings
+from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.policy.policy import save_policy
 from spirl_ray.rl.methods import method_config
 from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
@@ -23,7 +23,7 @@ from spirl_ray.skills.artifact import load_skills
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PADS = "spirl/PointPads-v0"
 STEPS = 30
-ON_PADS = ("--environment", PADS, "--arguments", json.dumps({"max_episode_steps": STEPS}))
+ON_PADS = ("--environment", PADS, "--arguments", json.dumps({"tasks": ["north"]}), "--max-episode-steps", STEPS)
 SMALL = ("--training", json.dumps({"critic_width": 8, "critic_layers": 1, "batch_size": 16, "warmup_decisions": 8}))
 MakeSkills = Callable[..., Path]
 
@@ -62,8 +62,7 @@ def test_a_policy_acts(make_skills: MakeSkills, tmp_path: Path) -> None:
         PolicyNetwork(spec, model).state_dict(),
         skills,
         policy=spec,
-        environment=PADS,
-        env_kwargs={"max_episode_steps": STEPS},
+        environment=EnvironmentSettings(id=PADS, max_episode_steps=STEPS),
         method="spirl_cl",
         seed=0,
         latent_limit=None,

@@ -93,8 +93,9 @@ def test_the_samples_of_extending_run(tmp_path: Path) -> None:
 
 
 _USE = """
-from spirl_ray.datasets.sources import SOURCES, register_source
-from spirl_ray.envs import make as make_environment, observed_features, register_environment
+from spirl_ray.datasets.opened import open_data
+from spirl_ray.datasets.sources import register_source
+from spirl_ray.envs import environment as describe, make as make_environment, observed_features, register_environment
 from spirl_ray.episodes.validation import check_episode
 from spirl_ray.metrics import TRAINING
 from spirl_ray.pipeline.kinds import check_kinds
@@ -105,7 +106,7 @@ from spirl_ray.skills.model import SkillModel
 
 register_environment(ENTRY.spec, ENTRY.make)
 register_method("my_method", METHOD)
-register_source("tapes", make)
+register_source("tapes", KIND.settings, KIND.make)
 chosen = {
     "name": "mine",
     "methods": ["my_method"],
@@ -114,14 +115,14 @@ chosen = {
     "train": {"policy_head": "slow"},
     "evaluate": {"metrics": ["energy"]},
 }
-tapes = spirl.load_experiment({**chosen, "data": {"source": "tapes", "options": {"folder": "."}}})
-folder = spirl.load_experiment({**chosen, "data": {"source": "folder", "options": {"path": "data/mine"}}})
+tapes = spirl.load_experiment({**chosen, "data": {"sources": [{"type": "tapes", "folder": "."}]}})
+folder = spirl.load_experiment({**chosen, "data": {"sources": [{"type": "folder", "path": "data/mine"}]}})
 check_kinds(tapes)
 assert experiment_scores(tapes).names == ("return", "length", "distance", "energy")
 assert TRAINING["train.latent_std_max"].of({"latent_std": torch.tensor([1.0, 2.0])}) == 2.0
 
 env = make_environment("mine/Reach-v0", size=0.8)
-assert observed_features(env) == FEATURES
+assert observed_features(env, ENTRY.spec) == FEATURES
 observation, _ = env.reset(seed=0)
 assert env.observation_space.contains(observation)
 env.step(env.action_space.sample())
@@ -129,7 +130,7 @@ env.step(env.action_space.sample())
 zeros = {name: np.zeros((5, *feature.shape), feature.dtype) for name, feature in FEATURES.items()}
 np.savez("one.npz", actions=np.zeros((4, 2), np.float32), rewards=np.zeros(4, np.float32), **zeros)
 for experiment, number in ((tapes, 1), (folder, 8)):
-    source = SOURCES[experiment.data.source](experiment.data, "mine/Reach-v0")
+    source = open_data(experiment.data, experiment.interface, describe(experiment.environment)).source
     episodes = [episode for chunk in source.chunks() for episode in source.read(chunk)]
     assert len(episodes) == number
     assert not any(check_episode(episode, FEATURES, 2) for episode in episodes)

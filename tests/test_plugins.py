@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
     "name": "plugged",
     "methods": ["plugin_offline"],
     "env": {"id": "plugin/Reach-v0", "kwargs": {"size": 0.8}},
-    "data": {"source": "walks", "options": {"walks": 8}, "shards": 2},
+    "data": {"sources": [{"type": "walks", "walks": 8}], "shards": 2},
     "skills": {
         **TOY["skills"],
         "horizon": 4,
@@ -77,7 +77,7 @@ def test_an_installed_package_adds_one_of_each_kind(installed: Path, tmp_path: P
     assert (spec["decoder"], spec["settings"]["prior"]) == ("linear", "bounded")
     [policy] = (tmp_path / "out" / "policy").glob("*/policy.json")
     card = json.loads(policy.read_text())
-    assert (card["method"], card["policy"]["head"], card["environment"]) == (
+    assert (card["method"], card["policy"]["head"], card["environment"]["id"]) == (
         "plugin_offline",
         "timid",
         "plugin/Reach-v0",

@@ -32,13 +32,14 @@ TOY: dict[str, Any] = {
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
-    """The toy experiment as a YAML file; its output is ``folder/out``. Keys with a dot are written ``train__x``."""
+    """The toy experiment as a YAML file; its output is ``folder/out``. Keys with dots are written ``train__x``,
+    ``data__sources__0__episodes``."""
     raw = yaml.safe_load(yaml.safe_dump({**TOY, "output": str(folder / "out")}))
     for name, value in changes.items():
         *groups, last = name.split("__")
         node = raw
         for group in groups:
-            node = node.setdefault(group, {})
+            node = node[int(group)] if isinstance(node, list) else node.setdefault(group, {})
         node[last] = value
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(raw))

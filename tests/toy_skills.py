@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from spirl_ray.config import SkillSettings, TrainSettings
+from spirl_ray.config import EnvironmentSettings, SkillSettings, TrainSettings
 from spirl_ray.episodes.features import Feature, Features
 from spirl_ray.policy.policy import save_policy
 from spirl_ray.rl.methods import method_config, skill_spec
@@ -84,8 +84,7 @@ def save_toy_policy(
     spec = policy_spec(model, method, features)
     torch.manual_seed(5)
     fields = {
-        "environment": "spirl/PointPads-v0",
-        "env_kwargs": {},
+        "environment": EnvironmentSettings(id="spirl/PointPads-v0"),
         "method": method.name,
         "seed": 0,
         "latent_limit": method.latent_limit,

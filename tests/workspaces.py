@@ -21,7 +21,7 @@ def workspace(folder: Path, **groups: Any) -> Workspace:
     made = Workspace(parse_experiment(raw, "test"))
     if not made.dataset.exists():
         made.dataset.mkdir(parents=True)
-        spec = environment(made.experiment.env.id)
+        spec = environment(made.experiment.environment)
         card = DatasetCard(
             environment=spec.id,
             features=dict(spec.features),

@@ -10,7 +10,6 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -22,14 +21,20 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 from ray.tune.registry import register_env
 
-from spirl_ray.config import EnvironmentSettings, InterfaceSettings, TrainSettings
-from spirl_ray.config_file import readable_problems
+from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.envs import environment
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import learner_columns
 from spirl_ray.rl import checkpoint
-from spirl_ray.rl.config import SKILL_ENV, TrainingArguments, make_skill_env, method_and_policy
+from spirl_ray.rl.config import (
+    SKILL_ENV,
+    TrainingArguments,
+    environment_settings,
+    make_skill_env,
+    method_and_policy,
+    train_settings,
+)
 from spirl_ray.rl.learner import SkillPriorSACLearner
 from spirl_ray.rl.methods import METHODS, MethodConfig
 from spirl_ray.rl.module import SkillPriorModule
@@ -101,10 +106,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
         Raises:
             SpirlError: a setting has an impossible value; the message names it.
         """
-        try:
-            return TrainSettings.model_validate(self.train)
-        except ValidationError as error:
-            raise readable_problems(error, "SkillPriorSACConfig.training", TrainSettings) from error
+        return train_settings(self.train)
 
     @property
     def policy(self) -> PolicySpec:
@@ -190,30 +192,15 @@ class SkillPriorSACConfig(AlgorithmConfig):
                 "SkillPriorSACConfig needs skills: call .skills(FOLDER) with the folder of a skill artifact."
             )
         settings = self.settings
-        environment = EnvironmentSettings(
-            id=self.env,
-            kwargs=dict(self.env_config),
-            max_episode_steps=self.max_episode_steps,
-            interface=InterfaceSettings.model_validate(self.interface),
-        )
+        environment = environment_settings(self.env, self.env_config, self.max_episode_steps, self.interface)
         method, spec = method_and_policy(environment, self.skills_folder, self.method, settings)
-        self.method, policy = method.model_dump(mode="json"), spec.model_dump(mode="json")
-        self.env_config = {
-            "environment": environment.model_dump(mode="json"),
-            "skills": self.skills_folder,
-            "latent_limit": method.latent_limit,
-            "policy": policy,
-        }
+        self.method = method.model_dump(mode="json")
+        shared = {"skills": self.skills_folder, "policy": spec.model_dump(mode="json")}
+        described = environment.model_dump(mode="json")
+        self.env_config = {**shared, "environment": described, "latent_limit": method.latent_limit}
         self.env = SKILL_ENV
         self.gamma, self.train_batch_size_per_learner = settings.discount, settings.batch_size
-        self.rl_module(
-            model_config={
-                "skills": self.skills_folder,
-                "method": self.method,
-                "policy": policy,
-                "settings": settings.model_dump(mode="json"),
-            }
-        )
+        self.rl_module(model_config={**shared, "method": self.method, "settings": settings.model_dump(mode="json")})
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         return RLModuleSpec(module_class=SkillPriorModule)
@@ -239,9 +226,8 @@ class SkillPriorSAC(Algorithm):
         super().setup(config)
         observations, latents = self.env_runner_group.get_spaces()[DEFAULT_MODULE_ID]
         self.settings = self.config.settings
-        self.replay = DecisionReplay(
-            self.settings.replay_capacity, observations.shape[0], latents.shape[0], self.config.seed or 0
-        )
+        capacity, seed = self.settings.replay_capacity, self.config.seed or 0
+        self.replay = DecisionReplay(capacity, observations.shape[0], latents.shape[0], seed)
         rows = METHODS[MethodConfig.model_validate(self.config.method).name].rows
         self.rows: RowSource = self.replay if rows is None else rows(self)
         """The source of the batches for updates."""
@@ -267,11 +253,8 @@ class SkillPriorSAC(Algorithm):
         if episodes:
             self._remember(episodes)
             self._learn()
-        self.timings = {
-            "wait_s": learning - waiting,
-            "learn_s": time.perf_counter() - learning,
-            "sample_s": self._sample_s,
-        }
+        learned = time.perf_counter() - learning
+        self.timings = {"wait_s": learning - waiting, "learn_s": learned, "sample_s": self._sample_s}
         self.metrics.log_dict({**self.counters, **self.timings}, key=SKILL_RESULTS, window=1)
 
     # --- sampling ---

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 import torch
+from pydantic import ValidationError
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
+from spirl_ray.config_file import readable_problems
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config
 from spirl_ray.rl.policy_network import PolicySpec, policy_spec
@@ -48,6 +51,33 @@ class TrainingArguments(TypedDict, total=False):
     policy_init: Literal["preset", "prior", "scratch"]
     features: tuple[str, ...] | None
     policy_head: str
+
+
+def train_settings(given: Mapping[str, Any]) -> TrainSettings:
+    """The settings of stage 2 with these values, and the defaults of all others.
+
+    Raises:
+        SpirlError: a setting has an impossible value; the message names it.
+    """
+    try:
+        return TrainSettings.model_validate(given)
+    except ValidationError as error:
+        raise readable_problems(error, "SkillPriorSACConfig.training", TrainSettings) from error
+
+
+def environment_settings(
+    env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, interface: Mapping[str, Any]
+) -> EnvironmentSettings:
+    """The settings of the environment of a config.
+
+    Raises:
+        SpirlError: a setting has an impossible value; the message names it.
+    """
+    given = {"id": env_id, "kwargs": dict(kwargs), "max_episode_steps": max_episode_steps, "interface": interface}
+    try:
+        return EnvironmentSettings.model_validate(given)
+    except ValidationError as error:
+        raise readable_problems(error, "SkillPriorSACConfig.reading", EnvironmentSettings) from error
 
 
 def method_and_policy(

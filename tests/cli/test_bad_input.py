@@ -22,7 +22,7 @@ from toy_skills import save_toy_policy, save_toy_skills, toy_model
 from typer.testing import CliRunner
 
 from spirl_ray.cli import main as cli
-from spirl_ray.config import load_experiment
+from spirl_ray.config import EnvironmentSettings, load_experiment
 from spirl_ray.envs import environment
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.skills.artifact import save_skills
@@ -134,7 +134,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_disk_that_fills_up_in_a_task_is_one_message(tmp_path: Path, small_disk: Path) -> None:
-    result = spirl("data", "import", write_config(tmp_path, output=str(small_disk / "out"), data__episodes=40))
+    result = spirl(
+        "data", "import", write_config(tmp_path, output=str(small_disk / "out"), data__sources__0__episodes=40)
+    )
     assert_refused(result, str(small_disk), "No space left")
     assert [path.name for path in (small_disk / "out" / "data").iterdir() if not path.name.startswith(".")] == []
 
@@ -176,7 +178,7 @@ def kitchen_config(folder: Path, root: Path) -> Path:
     config = write_config(folder)
     raw = yaml.safe_load(config.read_text())
     raw["env"] = {"id": "spirl/Kitchen-v0"}
-    raw["data"] = {"source": "minari", "dataset": "made/kitchen-v0", "minari_root": str(root)}
+    raw["data"] = {"sources": [{"type": "minari", "id": "made/kitchen-v0", "root": str(root)}]}
     config.write_text(yaml.safe_dump(raw))
     return config
 
@@ -288,7 +290,7 @@ def save_untrained_policy(trial: Trial, env_id: str) -> None:
         trial.policy,
         trial.skills,
         environment("spirl/PointPads-v0").features,
-        environment=env_id,
+        environment=EnvironmentSettings(id=env_id),
         method=trial.method,
         seed=trial.seed,
         env_steps=400,

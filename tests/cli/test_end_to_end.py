@@ -113,7 +113,7 @@ def slow_config(tmp_path: Path) -> Path:
     """Long enough to be interrupted in every stage."""
     return write_config(
         tmp_path,
-        data__episodes=120,
+        data__sources__0__episodes=120,
         data__shards=12,
         pretrain__updates=2000,
         pretrain__checkpoint_every=100,

@@ -142,8 +142,9 @@ def test_a_job_needs_an_output_that_means_the_same_everywhere(output: str | None
 
 
 def test_a_relative_folder_of_demonstrations_is_refused() -> None:
-    experiment = parse_experiment({**TOY, "output": "/shared", "data": {**TOY["data"], "minari_root": "mine"}}, "test")
-    with pytest.raises(SpirlError, match=r"data\.minari_root: mine is relative"):
+    data = {"sources": [*TOY["data"]["sources"], {"type": "folder", "path": "mine"}]}
+    experiment = parse_experiment({**TOY, "output": "/shared", "data": data}, "test")
+    with pytest.raises(SpirlError, match=r"data\.sources\.1\.path: mine is relative"):
         check_output(experiment)
 
 

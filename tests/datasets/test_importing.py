@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from opened import generated, given, sources
 from ray import cloudpickle
 
-from spirl_ray.datasets import importing
-from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.datasets.importing import import_dataset, spirl_error_within
-from spirl_ray.datasets.minari import MinariSource
+from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, Description, Identity
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.dataset import read_card, read_episodes
@@ -93,21 +92,21 @@ def some_bad(index: int) -> Episode:
     return with_nan(index) if index in (2, 5) else good(index)
 
 
+SPEC = EnvironmentSpec(id="spirl/Test-v0", features=FEATURES, action_dim=ACTION_DIM, max_episode_steps=9)
+
+
+def made(count: int, make: Callable[[int], Episode | None] = good) -> OpenedData:
+    return given(MadeSource(count, make), SPEC)
+
+
 def load_all(folder: Path) -> dict[str, Episode]:
     return {episode.id: episode for episode in read_episodes(folder)}
-
-
-@pytest.fixture(autouse=True)
-def _small_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = EnvironmentSpec(id="spirl/Test-v0", features=FEATURES, action_dim=ACTION_DIM, max_episode_steps=9)
-    real = importing.environment_spec
-    monkeypatch.setattr(importing, "environment_spec", lambda env_id: spec if env_id == spec.id else real(env_id))
 
 
 def test_an_import_is_a_valid_dataset_with_all_episodes(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     report = import_dataset(
-        MadeSource(7),
+        made(7),
         tmp_path / "deep" / "out",
         environment="spirl/Test-v0",
         shards=3,
@@ -141,7 +140,7 @@ def test_progress_is_told_while_other_files_are_still_being_written(tmp_path: Pa
         return good(index)
 
     import_dataset(
-        MadeSource(2, second_waits),
+        made(2, second_waits),
         tmp_path / "out",
         environment="spirl/Test-v0",
         shards=2,
@@ -150,7 +149,7 @@ def test_progress_is_told_while_other_files_are_still_being_written(tmp_path: Pa
 
 
 def test_episodes_go_round_the_files(tmp_path: Path) -> None:
-    import_dataset(MadeSource(5), tmp_path / "out", environment="spirl/Test-v0", shards=2)
+    import_dataset(made(5), tmp_path / "out", environment="spirl/Test-v0", shards=2)
     assert [episode.id for episode in read_episodes(tmp_path / "out")] == [
         "e000",
         "e002",
@@ -161,22 +160,20 @@ def test_episodes_go_round_the_files(tmp_path: Path) -> None:
 
 
 def test_there_are_no_more_files_than_episodes(tmp_path: Path) -> None:
-    report = import_dataset(MadeSource(2), tmp_path / "out", environment="spirl/Test-v0", shards=8)
+    report = import_dataset(made(2), tmp_path / "out", environment="spirl/Test-v0", shards=8)
     assert list(report.card.files) == ["episodes-00000-of-00002.parquet", "episodes-00001-of-00002.parquet"]
 
 
 def test_the_number_of_files_does_not_change_the_content(tmp_path: Path) -> None:
     hashes = {
-        import_dataset(
-            MadeSource(6), tmp_path / str(shards), environment="spirl/Test-v0", shards=shards
-        ).card.content_sha256
+        import_dataset(made(6), tmp_path / str(shards), environment="spirl/Test-v0", shards=shards).card.content_sha256
         for shards in (1, 4)
     }
     assert len(hashes) == 1
 
 
 def test_one_busy_cpu_changes_no_byte(tmp_path: Path) -> None:
-    source = GeneratedSource(PADS, episodes=4, seed=1)
+    source = generated(PADS, 4, seed=1)
     both = import_dataset(source, tmp_path / "both", environment=PADS, shards=4).card
 
     @ray.remote(num_cpus=1)
@@ -193,9 +190,9 @@ def test_one_busy_cpu_changes_no_byte(tmp_path: Path) -> None:
 
 def test_importing_the_same_again_keeps_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = import_dataset(MadeSource(3), out, environment="spirl/Test-v0", shards=1)
+    first = import_dataset(made(3), out, environment="spirl/Test-v0", shards=1)
     before = (out / "card.json").stat().st_mtime_ns
-    again = import_dataset(MadeSource(3), out, environment="spirl/Test-v0", shards=3)
+    again = import_dataset(made(3), out, environment="spirl/Test-v0", shards=3)
     assert again.card == first.card
     assert (out / "card.json").stat().st_mtime_ns == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -203,20 +200,20 @@ def test_importing_the_same_again_keeps_what_is_there(tmp_path: Path) -> None:
 
 def test_the_same_dataset_with_a_damaged_file_is_not_taken_for_good(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    import_dataset(MadeSource(3), out, environment="spirl/Test-v0", shards=1)
+    import_dataset(made(3), out, environment="spirl/Test-v0", shards=1)
     (file,) = out.glob("*.parquet")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(SpirlError, match=r"parquet: missing or damaged.*import again"):
-        import_dataset(MadeSource(3), out, environment="spirl/Test-v0", shards=1)
+        import_dataset(made(3), out, environment="spirl/Test-v0", shards=1)
 
 
 def test_another_dataset_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = import_dataset(MadeSource(3), out, environment="spirl/Test-v0")
+    first = import_dataset(made(3), out, environment="spirl/Test-v0")
     with pytest.raises(SpirlError, match=r"another dataset \(3 episodes of spirl/Test-v0 from made\)"):
-        import_dataset(MadeSource(4), out, environment="spirl/Test-v0")
+        import_dataset(made(4), out, environment="spirl/Test-v0")
     with pytest.raises(SpirlError, match="another dataset"):
-        import_dataset(GeneratedSource(PADS, episodes=1), out, environment=PADS)
+        import_dataset(generated(PADS, 1), out, environment=PADS)
     assert read_card(out) == first.card
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -225,23 +222,23 @@ def test_a_foreign_folder_or_file_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("1")
     with pytest.raises(SpirlError, match=r"thesis: the folder has no card\.json"):
-        import_dataset(MadeSource(1), tmp_path / "thesis", environment="spirl/Test-v0")
+        import_dataset(made(1), tmp_path / "thesis", environment="spirl/Test-v0")
     with pytest.raises(SpirlError, match="this is a file"):
-        import_dataset(MadeSource(1), tmp_path / "thesis" / "chapter.txt", environment="spirl/Test-v0")
+        import_dataset(made(1), tmp_path / "thesis" / "chapter.txt", environment="spirl/Test-v0")
     with pytest.raises(SpirlError, match=r"chapter\.txt.*(Not a directory|File exists)"):
-        import_dataset(MadeSource(1), tmp_path / "thesis" / "chapter.txt" / "x", environment="spirl/Test-v0")
+        import_dataset(made(1), tmp_path / "thesis" / "chapter.txt" / "x", environment="spirl/Test-v0")
     assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    import_dataset(MadeSource(1), tmp_path / "out", environment="spirl/Test-v0")
+    import_dataset(made(1), tmp_path / "out", environment="spirl/Test-v0")
     assert validate_dataset(tmp_path / "out") == []
 
 
 def test_bad_episodes_are_listed_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(SpirlError) as caught:
-        import_dataset(MadeSource(6, some_bad), tmp_path / "out", environment="spirl/Test-v0", shards=2)
+        import_dataset(made(6, some_bad), tmp_path / "out", environment="spirl/Test-v0", shards=2)
     lines = str(caught.value).splitlines()
     assert "skip_bad" in lines[0]
     assert lines[1:] == [
@@ -253,16 +250,14 @@ def test_bad_episodes_are_listed_and_nothing_is_left(tmp_path: Path) -> None:
 
 def test_a_long_list_of_bad_episodes_is_cut_at_ten(tmp_path: Path) -> None:
     with pytest.raises(SpirlError) as caught:
-        import_dataset(MadeSource(15, with_nan), tmp_path / "out", environment="spirl/Test-v0", shards=2)
+        import_dataset(made(15, with_nan), tmp_path / "out", environment="spirl/Test-v0", shards=2)
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[1] for line in lines[1:11]] == [f"e{n:03d}" for n in range(10)]
     assert lines[11].strip() == "and 5 or more"
 
 
 def test_bad_episodes_are_left_out_on_request(tmp_path: Path) -> None:
-    report = import_dataset(
-        MadeSource(6, some_bad), tmp_path / "out", environment="spirl/Test-v0", shards=6, skip_bad=True
-    )
+    report = import_dataset(made(6, some_bad), tmp_path / "out", environment="spirl/Test-v0", shards=6, skip_bad=True)
     assert [problem.episode for problem in report.skipped] == ["e002", "e005"]
     assert (report.card.episodes, len(report.card.files), report.missing) == (4, 4, 0)
     assert sorted(load_all(tmp_path / "out")) == ["e000", "e001", "e003", "e004"]
@@ -270,8 +265,8 @@ def test_bad_episodes_are_left_out_on_request(tmp_path: Path) -> None:
 
 
 def test_nothing_but_bad_episodes_is_an_error_even_so(tmp_path: Path) -> None:
-    with pytest.raises(SpirlError, match="at least one good episode"):
-        import_dataset(MadeSource(2, with_nan), tmp_path / "out", environment="spirl/Test-v0", skip_bad=True)
+    with pytest.raises(SpirlError, match="at least one must be good"):
+        import_dataset(made(2, with_nan), tmp_path / "out", environment="spirl/Test-v0", skip_bad=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,15 +274,15 @@ def test_indices_without_an_episode_are_counted(tmp_path: Path) -> None:
     def odd(index: int) -> Episode | None:
         return good(index) if index % 2 else None
 
-    report = import_dataset(MadeSource(5, odd), tmp_path / "out", environment="spirl/Test-v0", shards=5)
+    report = import_dataset(made(5, odd), tmp_path / "out", environment="spirl/Test-v0", shards=5)
     assert (report.card.episodes, report.missing, len(report.card.files)) == (2, 3, 2)
     with pytest.raises(SpirlError, match="gave no episode for any of 4 indices"):
-        import_dataset(MadeSource(4, lambda index: None), tmp_path / "none", environment="spirl/Test-v0")
+        import_dataset(made(4, lambda index: None), tmp_path / "none", environment="spirl/Test-v0")
 
 
 def test_two_episodes_of_one_id_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpirlError, match="made: more than one episode has the id 'e000'"):
-        import_dataset(MadeSource(2, lambda index: good(0)), tmp_path / "out", environment="spirl/Test-v0")
+        import_dataset(made(2, lambda index: good(0)), tmp_path / "out", environment="spirl/Test-v0")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,7 +291,7 @@ def test_a_source_that_fails_in_a_task_says_so_to_the_caller(tmp_path: Path) -> 
         raise SpirlError("tape 3 is torn")
 
     with pytest.raises(SpirlError, match=r"^tape 3 is torn$"):
-        import_dataset(MadeSource(3, unreadable), tmp_path / "out", environment="spirl/Test-v0")
+        import_dataset(made(3, unreadable), tmp_path / "out", environment="spirl/Test-v0")
     assert not (tmp_path / "out").exists()
 
 
@@ -305,7 +300,7 @@ def test_a_bug_in_a_task_is_not_disguised_and_leaves_nothing(tmp_path: Path) -> 
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(Exception, match="a bug") as caught:
-        import_dataset(MadeSource(1, broken), tmp_path / "out", environment="spirl/Test-v0")
+        import_dataset(made(1, broken), tmp_path / "out", environment="spirl/Test-v0")
     assert not isinstance(caught.value, SpirlError)
     assert not (tmp_path / "out").exists()
 
@@ -326,7 +321,7 @@ def test_storage_that_fails_in_a_task_is_named_with_the_reason(tmp_path: Path) -
         raise OSError(28, "No space left on device", str(tmp_path / "disk"))
 
     with pytest.raises(SpirlError, match=r"shard-00000: No space left on device \(.*disk\)"):
-        import_dataset(MadeSource(1, full), tmp_path / "out", environment="spirl/Test-v0")
+        import_dataset(made(1, full), tmp_path / "out", environment="spirl/Test-v0")
 
 
 def test_only_leftovers_of_dead_imports_are_removed(tmp_path: Path) -> None:
@@ -336,7 +331,7 @@ def test_only_leftovers_of_dead_imports_are_removed(tmp_path: Path) -> None:
     dead, lives, elsewhere = f"{here}-{finished.pid}", f"{here}-{os.getppid()}", f"another-host-{finished.pid}"
     for owner in (dead, lives, elsewhere):
         (tmp_path / f".out.partial-{owner}").mkdir()
-    import_dataset(MadeSource(1), tmp_path / "out", environment="spirl/Test-v0")
+    import_dataset(made(1), tmp_path / "out", environment="spirl/Test-v0")
     found = {path.name for path in tmp_path.iterdir()}
     assert found == {"out", f".out.partial-{lives}", f".out.partial-{elsewhere}"}
 
@@ -360,7 +355,7 @@ def test_an_import_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path)
 
     folder = tmp_path / "data" / "out"
     with pytest.raises(KeyboardInterrupt):
-        import_dataset(MadeSource(12, noted), folder, environment="spirl/Test-v0", shards=4, progress=stop)
+        import_dataset(made(12, noted), folder, environment="spirl/Test-v0", shards=4, progress=stop)
     assert not folder.exists()
     time.sleep(2.0)  # tasks that had been started may finish their shards
     (partial,) = folder.parent.glob(".out.partial-*")
@@ -371,9 +366,9 @@ def test_an_import_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path)
     damaged = min(whole)
     with (partial / f"shard-{damaged:05d}").open("ab") as file:
         file.write(b"x")
-    report = import_dataset(MadeSource(12, noted), folder, environment="spirl/Test-v0", shards=4)
+    report = import_dataset(made(12, noted), folder, environment="spirl/Test-v0", shards=4)
     assert read_now() == {index for index in range(12) if index % 4 not in whole - {damaged}}
-    other = import_dataset(MadeSource(12), tmp_path / "other", environment="spirl/Test-v0", shards=4)
+    other = import_dataset(made(12), tmp_path / "other", environment="spirl/Test-v0", shards=4)
     assert report.card.content_sha256 == other.card.content_sha256
     assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in (tmp_path / "other").iterdir())
     assert validate_dataset(folder) == []
@@ -381,11 +376,11 @@ def test_an_import_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path)
 
 def test_no_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpirlError, match="shards must be ≥ 1, not 0"):
-        import_dataset(MadeSource(1), tmp_path / "out", environment="spirl/Test-v0", shards=0)
+        import_dataset(made(1), tmp_path / "out", environment="spirl/Test-v0", shards=0)
 
 
 def test_the_human_demonstrations_can_be_imported(tmp_path: Path, minari_root: Path) -> None:
-    source = MinariSource("D4RL/kitchen/complete-v2", minari_root, "spirl/Kitchen-v0")
-    report = import_dataset(source, tmp_path / "human", environment="spirl/Kitchen-v0")
+    human = {"type": "minari", "id": "D4RL/kitchen/complete-v2", "root": str(minari_root)}
+    report = import_dataset(sources(human, env="spirl/Kitchen-v0"), tmp_path / "human", environment="spirl/Kitchen-v0")
     assert (report.card.episodes, report.card.steps, len(report.card.files)) == (19, 4209, 8)
     assert validate_dataset(tmp_path / "human") == []

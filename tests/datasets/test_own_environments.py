@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from opened import generated
 from toy_environments import CAMERAS, GOAL, OBJECTS, SIDE
 
 import spirl_ray.envs as envs
-from spirl_ray.config import DataSettings
 from spirl_ray.datasets.importing import import_dataset
-from spirl_ray.datasets.sources import episode_source
 from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.episodes.dataset import read_card, read_episodes
 from spirl_ray.episodes.validation import check_episode, validate_dataset
@@ -27,16 +26,16 @@ def test_the_toy_environments_follow_gymnasiums_interface_and_their_own_declarat
     env = envs.make(env_id)
     check_env(env.unwrapped, skip_render_check=True)
     spec = envs.environment(env_id)
-    assert envs.observed_features(env) == spec.features
+    assert envs.observed_features(env, spec) == spec.features
     for episode in spec.generate(range(3), 0):
         assert check_episode(episode, spec.features, spec.action_dim) == []
         assert episode.metadata["completed"] == ["reached"]
 
 
 def test_gymnasium_knows_them_by_their_ids() -> None:
-    envs.environment(OBJECTS)
+    spec = envs.environment(OBJECTS)
     assert gymnasium.make(OBJECTS, things=5).observation_space["things"].shape == (5, 3)
-    assert envs.observed_features(envs.make(OBJECTS, things=5))["things"].shape == (5, 3)
+    assert envs.observed_features(envs.make(OBJECTS, things=5), spec)["things"].shape == (5, 3)
 
 
 @pytest.mark.slow
@@ -44,8 +43,7 @@ def test_gymnasium_knows_them_by_their_ids() -> None:
 @pytest.mark.parametrize("env_id", [CAMERAS, OBJECTS, GOAL])
 def test_data_are_generated_by_workers_and_cut_into_windows(env_id: str, tmp_path: Path) -> None:
     spec, out = envs.environment(env_id), tmp_path / "data"
-    source = episode_source(DataSettings(source="generated", episodes=6, generate={"noise": 0.3}), env_id)
-    report = import_dataset(source, out, environment=env_id, shards=2)
+    report = import_dataset(generated(env_id, 6, options={"noise": 0.3}), out, environment=env_id, shards=2)
     assert (report.card.episodes, report.missing) == (6, 0)
     assert validate_dataset(out) == []
     card = read_card(out)

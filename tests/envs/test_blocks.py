@@ -77,7 +77,7 @@ def test_the_default_is_the_papers_target() -> None:
 
 def test_images_that_are_needed_and_missing_are_said_clearly() -> None:
     with pytest.raises(SpirlError, match=f"{ID}.*'camera'.*blocks, gripper, hand"):
-        envs.observed_features(envs.make(ID, camera=False))
+        envs.observed_features(envs.make(ID, camera=False), blocks.SPEC)
 
 
 def test_an_episode_follows_from_its_seed() -> None:

@@ -27,7 +27,7 @@ from spirl_ray.envs.kitchen.env import (
     KitchenEnv,
     completed_subtasks,
     joint_positions,
-    minari_observations,
+    recorded_features,
     split_joints,
 )
 from spirl_ray.errors import SpirlError
@@ -75,7 +75,7 @@ def test_physics_equal_the_base_environment_without_noise() -> None:
         theirs = base.step(action)[0]["observation"]
         np.testing.assert_array_equal(env.data.qpos, base.unwrapped.data.qpos)
         np.testing.assert_array_equal(
-            joint_positions(observation), joint_positions(minari_observations(theirs[None]))[0]
+            joint_positions(observation), joint_positions(recorded_features({"observation": theirs[None]}))[0]
         )
 
 
@@ -258,17 +258,16 @@ def test_import_is_light_and_the_kitchen_prints_nothing() -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_minari_observations_are_the_positions() -> None:
+def test_recorded_features_are_the_positions() -> None:
     observations = np.arange(2 * 59, dtype=np.float64).reshape(2, 59)
-    found = minari_observations({"observation": observations})
+    assert SPEC.from_recordings is not None
+    assert SPEC.from_recordings.keys == ("observation",)
+    found = SPEC.from_recordings.features({"observation": observations})
     assert {values.dtype for values in found.values()} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(found["robot"], observations[:, :9])
     np.testing.assert_array_equal(found["objects"], observations[:, 18:39])
-    np.testing.assert_array_equal(minari_observations(observations)["objects"], found["objects"])
     with pytest.raises(SpirlError, match=r"\[T\+1, 59\].*\[2, 58\]"):
-        minari_observations(observations[:, 1:])
-    with pytest.raises(SpirlError, match="'observation'"):
-        minari_observations({"image": observations})
+        recorded_features({"observation": observations[:, 1:]})
 
 
 @pytest.mark.slow
@@ -285,7 +284,7 @@ def test_human_demonstrations_replayed_open_loop_solve_the_task(monkeypatch: pyt
     for episode in episodes:
         start, info = env.reset(seed=0)
         # The recorded start is this one but for its sensor noise.
-        first = joint_positions(minari_observations(episode.observations))[0]
+        first = joint_positions(recorded_features(episode.observations))[0]
         np.testing.assert_allclose(first, joint_positions(start), atol=0.03)
         for action in episode.actions:
             _, _, terminated, _, info = env.step(action)

@@ -15,6 +15,7 @@ from gymnasium import spaces
 
 import spirl_ray.envs as envs
 from spirl_ray import registry
+from spirl_ray.config import EnvironmentSettings, InterfaceSettings
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
 from spirl_ray.episodes.features import Feature, ObjectSet
 from spirl_ray.errors import SpirlError
@@ -62,8 +63,7 @@ def test_a_registered_environment_is_made_with_its_time_limit_and_described() ->
     envs.register_environment(own, Still)
     env = envs.make("test/Still-v0", things=5)
     assert envs.environment("test/Still-v0") is own
-    assert envs.episode_limit(env) == 7
-    assert envs.observed_features(env) == {
+    assert envs.observed_features(env, own) == {
         **FEATURES,
         "things": FEATURES["things"].model_copy(update={"shape": (5, 3)}),
     }
@@ -77,7 +77,26 @@ def test_a_second_environment_of_the_same_id_must_say_that_it_replaces_the_first
     with pytest.raises(SpirlError, match="'test/Still-v0' already"):
         envs.register_environment(spec(), Still)
     envs.register_environment(spec(max_episode_steps=3), Still, replace=True)
-    assert envs.episode_limit(envs.make("test/Still-v0")) == 3
+    assert envs.environment("test/Still-v0").max_episode_steps == 3
+    env = envs.make("test/Still-v0")
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[3] for _ in range(3)] == [False] * 2 + [True]
+
+
+def test_the_settings_time_limit_counts_in_place_of_the_environments_own() -> None:
+    envs.register_environment(spec(), Still)
+    settings = EnvironmentSettings(id="test/Still-v0", max_episode_steps=2)
+    assert envs.environment(settings).max_episode_steps == 2
+    env = envs.make(settings)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[3] for _ in range(2)] == [False, True]
+    assert envs.environment("test/Still-v0").max_episode_steps == 7
+
+
+def test_an_environment_that_describes_itself_is_not_read_otherwise() -> None:
+    envs.register_environment(spec(), Still)
+    with pytest.raises(SpirlError, match=r"interface\.observation: test/Still-v0 .*Leave it out"):
+        envs.environment(EnvironmentSettings(id="test/Still-v0", interface=InterfaceSettings(observation=("arm",))))
 
 
 def test_an_unknown_environment_lists_the_known_ones() -> None:
@@ -111,8 +130,9 @@ def entry_point(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
 def test_an_entry_point_brings_an_environment(entry_point: Callable[[str, str], None]) -> None:
     entry_point("plugin/Still-v0", f"{Path(__file__).stem}:ENTRY")
     env = envs.make("plugin/Still-v0", things=3)
-    assert envs.observed_features(env)["things"].shape == (3, 3)
-    assert envs.episode_limit(env) == 7
+    described = envs.environment("plugin/Still-v0")
+    assert envs.observed_features(env, described)["things"].shape == (3, 3)
+    assert described.max_episode_steps == 7
 
 
 @pytest.mark.parametrize(("name", "value"), [("plugin/Other-v0", "ENTRY"), ("plugin/Still-v0", "FEATURES")])
@@ -139,7 +159,7 @@ def test_an_entry_point_of_something_else_is_named(
 def test_spaces_that_differ_from_what_is_declared_are_named(changes: dict[str, Any], message: str) -> None:
     envs.register_environment(spec(), Still)
     with pytest.raises(SpirlError, match=f"test/Still-v0.*{message}"):
-        envs.observed_features(envs.make("test/Still-v0", **changes))
+        envs.observed_features(envs.make("test/Still-v0", **changes), spec())
 
 
 def test_an_environment_without_named_observations_is_told_so() -> None:
@@ -150,7 +170,7 @@ def test_an_environment_without_named_observations_is_told_so() -> None:
 
     envs.register_environment(spec(), Flat)
     with pytest.raises(SpirlError, match=r"test/Still-v0.*must be a Dict"):
-        envs.observed_features(envs.make("test/Still-v0"))
+        envs.observed_features(envs.make("test/Still-v0"), spec())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from stored import rewrite_card, write_dataset
 
+from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature
 from spirl_ray.episodes.validation import (
@@ -82,13 +83,19 @@ def test_rounding_beyond_one_is_no_problem() -> None:
         ({"rewards": changed(good().rewards, (4,), np.nan)}, "rewards", "row 4 is nan"),
         ({"actions": changed(good().actions, (1, 1), -1.5)}, "actions", r"row 1, column 1 is -1.5, outside"),
         ({"actions": changed(good().actions, (0, 1), 1.00001)}, "actions", "row 0, column 1 is 1.00001"),
-        ({"terminated": True}, "terminated", "both"),
     ],
 )
 def test_a_bad_episode_is_described_by_field_and_place(changes: dict[str, Any], field: str, message: str) -> None:
     (problem,) = check_episode(dataclasses.replace(good(), **changes), FEATURES, ACTION_DIM)
     assert problem[0] == field
     assert re.search(message, problem[1])
+
+
+def test_a_range_tells_bad_actions_in_units_of_the_source() -> None:
+    actions = ActionRange(low=(0.0, -10.0), high=(4.0, 10.0))
+    bad = dataclasses.replace(good(), actions=changed(good().actions, (1, 1), -1.5))
+    (problem,) = check_episode(bad, FEATURES, ACTION_DIM, actions)
+    assert problem == ("actions", "row 1, column 1 is -15, outside [-10, 10] (1 such values)")
 
 
 ARM, THINGS, CAMERA = (good().observations[name] for name in ("arm", "things", "camera"))

@@ -99,7 +99,6 @@ def test_groups_are_written_while_episodes_come(tmp_path: Path, monkeypatch: pyt
         (lambda a: a.update(actions=np.zeros((0, 2))), "actions"),
         (lambda a: a.update(actions=1.0), "actions"),
         (lambda a: a.update(rewards=np.zeros(2)), "rewards"),
-        (lambda a: a.update(terminated=True, truncated=True), "terminated"),
         (lambda a: a.update(metadata={"a": object()}), "metadata"),
         (lambda a: a.update(id="known"), "known"),
     ],
@@ -116,6 +115,36 @@ def test_a_bad_episode_is_refused_by_name_and_leaves_the_others(tmp_path: Path, 
         out.add(**arrays(seed=2))
     assert validate_dataset(tmp_path / "mine") == []
     assert read_card(tmp_path / "mine").episodes == 2
+
+
+def test_the_end_of_the_task_counts_where_a_time_limit_ends_the_episode_as_well(tmp_path: Path) -> None:
+    with writer(tmp_path) as out:
+        out.add(**arrays(), terminated=True, truncated=True)
+    (episode,) = read_episodes(tmp_path / "mine")
+    assert (episode.terminated, episode.truncated) == (True, False)
+    assert validate_dataset(tmp_path / "mine") == []
+
+
+def test_actions_are_given_in_units_of_their_own_and_kept_in_minus_1_to_1(tmp_path: Path) -> None:
+    with writer(tmp_path, actions=[(0, 4), (-10, 10)]) as out:
+        episode = arrays(steps=2)
+        out.add(**{**episode, "actions": [[0, 10], [3, -5]]})
+        with pytest.raises(spirl.SpirlError, match=r"row 1, column 0 is 5, outside \[0, 4\]"):
+            out.add(**{**episode, "actions": [[0, 10], [5, -5]]})
+    card = read_card(tmp_path / "mine")
+    assert card.actions is not None
+    assert (card.actions.low, card.actions.high) == ((0, -10), (4, 10))
+    (read,) = read_episodes(tmp_path / "mine")
+    assert read.actions.tolist() == [[-1, 1], [0.5, -0.5]]
+    assert validate_dataset(tmp_path / "mine") == []
+
+
+def test_the_card_says_whether_there_are_rewards(tmp_path: Path) -> None:
+    for folder, rewards in ((tmp_path / "with", arrays()["rewards"]), (tmp_path / "without", None)):
+        with writer(folder) as out:
+            out.add(**{**arrays(seed=1)})
+            out.add(**{**arrays(), "rewards": rewards})
+        assert read_card(folder / "mine").rewards == (rewards is not None)
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
@@ -152,6 +181,8 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
         ({"features": {"rendered": FEATURES["rendered"]}}, "stored"),
         ({"action_dim": 0}, "action_dim"),
         ({"shards": 0}, "shards"),
+        ({"actions": [(-1, 1)]}, "1 ranges for 2"),
+        ({"actions": [(-1, 1), (2, 2)]}, "entry 1: low is 2"),
     ],
 )
 def test_impossible_arguments_are_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:

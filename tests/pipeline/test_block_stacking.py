@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from opened import generated
 from toy_skills import save_toy_policy, save_toy_skills
 
 import spirl_ray.envs as envs
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.datasets.importing import _Shard, _write_shard
 from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.episodes.table import table_to_episodes
@@ -23,7 +23,6 @@ from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills.model import SkillModel
 
 CONFIG = Path(__file__).parents[2] / "tune_configs" / "blocks.yaml"
-TARGET = {"n_blocks": 7, "max_episode_steps": 12}
 
 
 def shipped() -> Experiment:
@@ -32,10 +31,10 @@ def shipped() -> Experiment:
 
 def test_the_config_is_the_papers_task() -> None:
     experiment = load_experiment(CONFIG)
-    env = envs.make(experiment.env.id, **experiment.env.kwargs)
-    assert envs.observed_features(env)["blocks"].shape == (11, 3)
-    assert envs.environment(experiment.env.id).features["blocks"].shape == (5, 3)
-    assert envs.episode_limit(env) == 1000
+    spec = envs.environment(experiment.environment)
+    assert envs.observed_features(envs.make(experiment.environment), spec)["blocks"].shape == (11, 3)
+    assert spec.features["blocks"].shape == (5, 3)
+    assert spec.max_episode_steps == 1000
     train = experiment.train
     assert (train.target_divergence, train.critic_layers, train.critic_width) == (None, 2, 256)  # None is the paper's 5
     assert (experiment.skills.beta, experiment.skills.prior) == (0.002, "mixture")  # the paper: 0.01, a Gaussian
@@ -45,11 +44,11 @@ def test_the_config_is_the_papers_task() -> None:
 @pytest.mark.parametrize("method", ["spirl", "spirl_cl", "flat_prior"])
 def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, method: str) -> None:
     experiment = shipped().for_method(method)
-    env_id = experiment.env.id
-    facts = envs.environment(env_id)
-    source = GeneratedSource(env_id, episodes=2, kwargs=experiment.data.generate)
+    target = experiment.environment
+    facts = envs.environment(target)
     file = tmp_path / "shard"
-    shard = _Shard(source, (0, 1), file, facts.features, facts.action_dim, False)
+    source = generated(target, 2).source
+    shard = _Shard(source, (0, 1), file, facts.features, facts.action_dim, facts.actions, False)
     try:
         written = _write_shard(shard)
     except SpirlError as error:
@@ -81,23 +80,20 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
         loss.backward()
         optimizer.step()
     assert float(model(*fixed)[aim].detach()) < 0.9 * before
-    skills = save_toy_skills(tmp_path / "skills", model, env_id)
+    skills = save_toy_skills(tmp_path / "skills", model, facts.id)
 
-    plan = RolloutPlan(
-        str(skills), env_id, TARGET, "sampled", prior=True, scores=envs.environment(env_id).scores(TARGET)
-    )
+    plan = RolloutPlan(str(skills), target, "sampled", prior=True, scores=facts.scores(target.kwargs))
     (row,) = run_episodes(plan, [0], tmp_path / "prior.mp4")
     assert (row.metrics["length"], row.metrics["tower_height"]) == (12, 1)
     assert (tmp_path / "prior.mp4").stat().st_size > 1000
 
-    target = envs.observed_features(envs.make(env_id, **TARGET))
-    folder = save_toy_policy(
-        tmp_path / "policy", skills, target, experiment.train, environment=env_id, env_kwargs=TARGET, method=method
-    )
-    (row,) = run_episodes(RolloutPlan(str(folder), env_id, TARGET, "deterministic"), [0])
+    features = envs.observed_features(envs.make(target), facts)
+    folder = save_toy_policy(tmp_path / "policy", skills, features, experiment.train, environment=target, method=method)
+    (row,) = run_episodes(RolloutPlan(str(folder), target, "deterministic"), [0])
     assert row.metrics["length"] == 12
+    eight = target.model_copy(update={"kwargs": {**target.kwargs, "n_blocks": 8}})
     with pytest.raises(SpirlError, match=r"'blocks' has the shape \[8, 3\], this policy needs \[7, 3\]"):
-        run_episodes(RolloutPlan(str(folder), env_id, TARGET | {"n_blocks": 8}, "deterministic"), [0])
+        run_episodes(RolloutPlan(str(folder), eight, "deterministic"), [0])
 
 
 def test_the_target_is_every_tower_that_the_blocks_allow() -> None:

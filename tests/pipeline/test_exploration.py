@@ -13,12 +13,15 @@ from toy import write_config
 from toy_skills import toy_model
 
 import spirl_ray.envs as envs
+from spirl_ray.config import EnvironmentSettings
 from spirl_ray.envs.spec import FloorPlan
 from spirl_ray.pipeline.exploration import coverage_rows, explore_with
 from spirl_ray.skills.model import SkillModel
 
 MAZE = "spirl/Maze-v0"
-SMALL = {"layout_seed": 1, "size": 8, "start": None, "goal": None}
+SMALL = EnvironmentSettings(
+    id=MAZE, kwargs={"layout_seed": 1, "size": 8, "start": None, "goal": None}, max_episode_steps=12
+)
 
 
 def model(decoder: str) -> SkillModel:
@@ -46,22 +49,20 @@ def test_coverage_counts_cells_episodes_and_ratios() -> None:
 @pytest.mark.parametrize("decoder", ["open_loop", "closed_loop", "identity"])
 def test_agents_that_act_together_do_what_each_would_alone(decoder: str) -> None:
     skills = model(decoder)
-    kwargs = {**SMALL, "max_episode_steps": 12}
-    together = explore_with(skills, "prior", MAZE, kwargs, [0, 1, 2], seed=4)
+    together = explore_with(skills, "prior", SMALL, [0, 1, 2], seed=4)
     assert together.shape == (3, 13, 2)
-    env = envs.make(MAZE, **kwargs)
+    env = envs.make(SMALL)
     for number in range(3):
         np.testing.assert_array_equal(together[number, 0], env.reset(seed=4 + number)[0]["position"])
-    again = explore_with(skills, "prior", MAZE, kwargs, [0, 1, 2], seed=4)
+    again = explore_with(skills, "prior", SMALL, [0, 1, 2], seed=4)
     np.testing.assert_array_equal(together, again)
 
 
 def test_explorers_differ() -> None:
-    kwargs = {**SMALL, "max_episode_steps": 12}
     paths = [
-        explore_with(model("open_loop"), "prior", MAZE, kwargs, [0], seed=4),
-        explore_with(model("open_loop"), "standard_normal", MAZE, kwargs, [0], seed=4),
-        explore_with(None, "prior", MAZE, kwargs, [0], seed=4),
+        explore_with(model("open_loop"), "prior", SMALL, [0], seed=4),
+        explore_with(model("open_loop"), "standard_normal", SMALL, [0], seed=4),
+        explore_with(None, "prior", SMALL, [0], seed=4),
     ]
     assert (paths[0] != paths[1]).any()
     assert (paths[1] != paths[2]).any()
@@ -78,7 +79,7 @@ def test_a_maze_from_nothing_to_a_report_and_into_another_layout(tmp_path: Path)
             **{"id": MAZE, "layout_seed": 1, "size": 8, "start": [1, 1], "goal": None},
             "max_episode_steps": 60,
         },
-        data__generate={"size": 8},
+        data__sources__0__options={"size": 8},
         train__env_steps=600,
         train__evaluate_every=600,
         explore__in_run=True,

@@ -25,8 +25,7 @@ def test_the_toy_experiment_names_what_is_there() -> None:
         ({"skills.encoders": {"position": {"kind": "cauchy"}}}, "skills.encoders.position.kind", "vector"),
         ({"train.policy_head": "cauchy"}, "train.policy_head", "residual"),
         ({"overrides": {"sac": {"train.policy_head": "cauchy"}}}, "overrides.sac.train.policy_head", "residual"),
-        ({"data.source": "tapes"}, "data.source", "minari"),
-        ({"env.id": "spirl/Nowhere-v0"}, "env.id", "spirl/Maze-v0"),
+        ({"data.sources.0.type": "tapes"}, "data.sources.0.type", "folder, generated"),
         ({"evaluate.metrics": ["beauty"]}, "evaluate.metrics", "success"),
     ],
 )

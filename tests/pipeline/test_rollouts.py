@@ -9,7 +9,8 @@ import pytest
 from toy_skills import save_toy_policy, save_toy_skills, toy_model
 
 import spirl_ray.envs as envs
-from spirl_ray.envs.metrics import undeclared
+from spirl_ray.config import EnvironmentSettings
+from spirl_ray.envs.metrics import Mode, undeclared
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.rollouts import (
     EpisodeRow,
@@ -29,8 +30,9 @@ def skills(tmp_path: Path) -> Path:
     return save_toy_skills(tmp_path / "skills", model)
 
 
-def plan(skills: Path, mode: str = "sampled") -> RolloutPlan:
-    return RolloutPlan(str(skills), PADS, {}, mode, prior=True, seed=5, scores=envs.environment(PADS).scores({}))  # type: ignore[arg-type]
+def plan(skills: Path, mode: Mode = "sampled") -> RolloutPlan:
+    pads = EnvironmentSettings(id=PADS)
+    return RolloutPlan(str(skills), pads, mode, prior=True, seed=5, scores=envs.environment(pads).scores({}))
 
 
 def test_an_episode_is_the_same_in_any_order_and_company(skills: Path) -> None:
@@ -71,6 +73,6 @@ def test_a_video_is_filmed_beside_the_same_rows(skills: Path, tmp_path: Path) ->
 
 def test_a_policy_of_another_environment_is_refused(skills: Path, tmp_path: Path) -> None:
     features = envs.environment(PADS).features
-    save_toy_policy(tmp_path / "policy", skills, features, environment="spirl/Kitchen-v0")
+    save_toy_policy(tmp_path / "policy", skills, features, environment=EnvironmentSettings(id="spirl/Kitchen-v0"))
     with pytest.raises(SpirlError, match="was trained for spirl/Kitchen-v0"):
-        RolloutPlan(str(tmp_path / "policy"), PADS, {}, "sampled").agent()
+        RolloutPlan(str(tmp_path / "policy"), EnvironmentSettings(id=PADS), "sampled").agent()

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from workspaces import workspace
 
-from spirl_ray.config import EvaluateSettings
+from spirl_ray.config import EnvironmentSettings, EvaluateSettings
+from spirl_ray.envs.metrics import MODES
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import stages as pipeline
 from spirl_ray.pipeline.events import silent
 from spirl_ray.pipeline.rollouts import EpisodeRow, RolloutPlan
 from spirl_ray.pipeline.stages import check_files
 
-ENV = "spirl/PointPads-v0"
-PLANS: Any = {mode: RolloutPlan("agent", ENV, {}, mode) for mode in ("deterministic", "sampled")}  # type: ignore[arg-type]
+ENV = EnvironmentSettings(id="spirl/PointPads-v0")
+PLANS = {mode: RolloutPlan("agent", ENV, mode) for mode in MODES}
 
 
 class Rollouts:
@@ -93,7 +94,7 @@ def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(
 
 def test_an_environment_that_cannot_be_filmed_has_no_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = Rollouts(monkeypatch)
-    monkeypatch.setattr("spirl_ray.pipeline.stages.renders", lambda env_id: env_id != ENV)
+    monkeypatch.setattr("spirl_ray.pipeline.stages.renders", lambda env: env != ENV)
     assert evaluate(tmp_path, videos=True)[0]
     assert rollouts.asked
     assert rollouts.filmed == []

@@ -31,7 +31,7 @@ from toy import TOY  # isort: skip
 
 def run_in(folder: Path, **train: Any) -> TrainingRun:
     experiment = parse_experiment({**TOY, "train": {**TOY["train"], **train}}, "test")
-    pads = environment(experiment.env.id)
+    pads = environment(experiment.environment)
     spec = skill_spec(experiment.skills, "spirl_cl", pads.features, pads.action_dim)
     method = method_config("spirl_cl", experiment.train, spec)
     return TrainingRun(experiment, method, 0, folder / "skills", folder / "out", "hash")

@@ -15,14 +15,19 @@ from workspaces import trial
 
 from spirl_ray.config import (
     DataSettings,
+    EnvironmentSettings,
     EnvSettings,
     EvaluateSettings,
+    InterfaceSettings,
     PretrainSettings,
     SkillSettings,
+    SourceSettings,
     TrainSettings,
     parse_experiment,
 )
-from spirl_ray.datasets.generated import GeneratedSource
+from spirl_ray.datasets.generated import GeneratedSettings, GeneratedSource
+from spirl_ray.datasets.opened import OpenedData
+from spirl_ray.datasets.sources import SourceKind
 from spirl_ray.envs import environment
 from spirl_ray.episodes.features import Feature
 from spirl_ray.errors import SpirlError
@@ -35,24 +40,36 @@ def fresh(folder: Path, **changes: Any) -> Workspace:
     return Workspace(parse_experiment({**TOY, "output": str(folder / "out"), **changes}, "test"))
 
 
-def test_recorded_and_generated_data_alone_or_together_are_three_datasets(tmp_path: Path) -> None:
-    data, env = {**TOY["data"], "dataset": "D4RL/kitchen/complete-v2"}, {"id": "spirl/Kitchen-v0"}
-    made = [fresh(tmp_path, env=env, data={**data, "source": name}) for name in ("generated", "minari", "both")]
+def test_recorded_and_generated_data_alone_or_together_are_three_datasets(tmp_path: Path, minari_root: Path) -> None:
+    human = {"type": "minari", "id": "D4RL/kitchen/complete-v2", "root": str(minari_root)}
+    ours, env = {"type": "generated", "episodes": 6}, {"id": "spirl/Kitchen-v0"}
+    made = [fresh(tmp_path, env=env, data={"sources": chosen}) for chosen in ([ours], [human], [ours, human])]
     assert len({each.dataset for each in made}) == 3
     assert [each.dataset.name.rpartition("-")[0] for each in made] == [
         "generated-6",
         "D4RL-kitchen-complete-v2",
         "generated-6-D4RL-kitchen-complete-v2",
     ]
-    more = fresh(tmp_path, env=env, data={**data, "source": "both", "episodes": 12})
+    more = fresh(tmp_path, env=env, data={"sources": [{**ours, "episodes": 12}, human]})
     assert more.dataset != made[2].dataset
 
 
-@pytest.mark.parametrize("source", ["minari", "both"])
-def test_recorded_data_need_a_name(tmp_path: Path, source: str) -> None:
-    made = fresh(tmp_path, data={**TOY["data"], "source": source})
-    with pytest.raises(SpirlError, match=f"data.source: {source} needs data.dataset"):
-        _ = made.source
+@pytest.mark.parametrize(("kind", "missing"), [("minari", "id"), ("folder", "path")])
+def test_recorded_data_need_a_name(tmp_path: Path, kind: str, missing: str) -> None:
+    made = fresh(tmp_path, data={"sources": [*TOY["data"]["sources"], {"type": kind}]})
+    with pytest.raises(SpirlError, match=rf"data\.sources\.1 \({kind}\)(?s:.*){missing}: is missing"):
+        _ = made.data
+
+
+def test_no_source_says_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(SpirlError, match=r"data\.sources names no source"):
+        _ = fresh(tmp_path, data={}).data
+
+
+def generating(**options: Any) -> dict[str, Any]:
+    """The data settings of the toy experiment, with some options of its source changed."""
+    (source,) = TOY["data"]["sources"]
+    return {"sources": [{**source, **options}]}
 
 
 def test_a_folder_is_reserved_once_and_by_one_experiment(tmp_path: Path) -> None:
@@ -128,7 +145,7 @@ def test_a_change_redoes_what_depends_on_it_and_no_more(tmp_path: Path) -> None:
     looked = trial(tmp_path, evaluate={"episodes": 9})
     assert (looked.policy, looked.prior_rollouts) == (one.policy, one.prior_rollouts)
     assert looked.evaluation != one.evaluation
-    assert trial(tmp_path, data={"episodes": 7}).workspace.dataset != one.workspace.dataset
+    assert trial(tmp_path, data=generating(episodes=7)).workspace.dataset != one.workspace.dataset
 
 
 def test_names_of_classes_and_files_and_texts_for_people_change_no_key(
@@ -143,7 +160,8 @@ def test_names_of_classes_and_files_and_texts_for_people_change_no_key(
     before = keys()
     assert before == keys()
     settings = (EnvSettings, SkillSettings, PretrainSettings, TrainSettings, EvaluateSettings, DataSettings)
-    kinds = (*settings, SkillSpec, MethodConfig, Feature, Method, GeneratedSource, Trial)
+    reading = (EnvironmentSettings, InterfaceSettings, SourceSettings, GeneratedSettings, SourceKind, OpenedData)
+    kinds = (*settings, *reading, SkillSpec, MethodConfig, Feature, Method, GeneratedSource, Trial)
     names = {kind: (kind.__name__, kind.__qualname__, kind.__module__) for kind in kinds}
     described = replace(METHODS["spirl_cl"], summary="in other words")
     monkeypatch.setitem(METHODS._entries, "spirl_cl", described)
@@ -160,7 +178,10 @@ def test_keys_are_made_of_settings(tmp_path: Path) -> None:
     one = trial(tmp_path)
     assert trial(tmp_path, train={"reward_scale": 0.1}).policy != one.policy
     assert trial(tmp_path, env={"kwargs": {"tasks": ["north"]}}).policy != one.policy
-    assert trial(tmp_path, data={"seed": 1}).workspace.dataset != one.workspace.dataset
+    assert trial(tmp_path, env={"max_episode_steps": 9}).policy != one.policy
+    assert trial(tmp_path, env={"max_episode_steps": 9}).skills == one.skills
+    assert trial(tmp_path, data=generating(seed=1)).workspace.dataset != one.workspace.dataset
+    assert trial(tmp_path, data=generating(options={"pads": 2})).workspace.dataset != one.workspace.dataset
 
 
 def test_methods_with_the_same_decoder_share_their_skills(tmp_path: Path) -> None:

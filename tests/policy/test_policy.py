@@ -13,7 +13,7 @@ import torch
 from toy_skills import METHODS
 
 import spirl_ray.envs as envs
-from spirl_ray.config import TrainSettings
+from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.layout import POLICY_CARD, POLICY_TENSORS
 from spirl_ray.policy.policy import load_policy, prior_policy, save_policy
@@ -42,8 +42,7 @@ def saved(folder: Path, skills: Path, **card: Any) -> Callable[[Observation], An
     spec = policy_spec(model, method, FEATURES)
     network, observer = PolicyNetwork(spec, model), PolicyObserver(spec, model)
     fields = {
-        "environment": POINT_PADS,
-        "env_kwargs": {},
+        "environment": EnvironmentSettings(id=POINT_PADS),
         "method": "spirl_cl",
         "seed": 0,
         "latent_limit": None,
@@ -173,7 +172,7 @@ def test_a_card_of_version_1_is_refused_with_what_to_do(make_skills: MakeSkills,
     saved(tmp_path / "policy", make_skills())
     card = tmp_path / "policy" / POLICY_CARD
     card.write_text(json.dumps(json.loads(card.read_text()) | {"format_version": 1}))
-    with pytest.raises(SpirlError, match=r"policy\.json has format version 1; this program reads 2\..*spirl train"):
+    with pytest.raises(SpirlError, match=r"policy\.json has format version 1; this program reads 3\..*spirl train"):
         load_policy(tmp_path / "policy")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
-from stored import write_dataset
+from stored import FEATURES, make_episode, rewrite_card, write_dataset
 
 from spirl_ray.envs import environment
 from spirl_ray.envs.maze import expert as maze
@@ -18,7 +17,6 @@ from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import demonstrations
 from spirl_ray.pipeline.demonstrations import render_demonstrations, spread_episodes
-from spirl_ray.reports import contact_sheet
 from spirl_ray.reports.contact_sheet import COLUMNS, EPISODES, IMAGE_WIDTH, write_contact_sheet
 
 
@@ -55,14 +53,26 @@ def test_a_picture_is_the_one_that_the_environment_drew(pads: Path) -> None:
     assert (end == (70, 130, 200)).all(-1).sum() > 100  # the path
 
 
-def test_an_environment_that_cannot_render_is_refused(
-    pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blind = dataclasses.replace(environment("spirl/PointPads-v0"), render_recorded=None)
-    monkeypatch.setattr(contact_sheet, "environment", lambda _: blind)
-    with pytest.raises(SpirlError, match="cannot render recorded episodes"):
-        write_contact_sheet([pads], tmp_path / "sheet.png")
+@pytest.fixture
+def blind(pads: Path) -> Path:
+    """Episodes of an environment that nobody here knows, without an image."""
+    rewrite_card(pads, environment="somebodys/Pads-v0")
+    return pads
+
+
+def test_an_environment_that_cannot_render_is_refused(blind: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpirlError, match="nothing renders its episodes"):
+        write_contact_sheet([blind], tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_images_that_episodes_hold_are_shown_where_nobody_draws_others(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "seen", [[make_episode(length=3)]], FEATURES, 2, environment=None)
+    write_contact_sheet([data], tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == COLUMNS * IMAGE_WIDTH
+    render_demonstrations(data, tmp_path / "video.mp4", 1, 20)
+    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "video.mp4"))[0] == 4
 
 
 def test_a_video_shows_every_step_of_spread_episodes(pads: Path, tmp_path: Path) -> None:
@@ -85,9 +95,7 @@ def test_a_video_of_long_episodes_takes_as_long_with_fewer_frames(
     assert seconds == pytest.approx(episode.length / 20, rel=0.2)
 
 
-def test_a_video_of_what_cannot_be_rendered_fails(pads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blind = dataclasses.replace(environment("spirl/PointPads-v0"), render_recorded=None)
-    monkeypatch.setattr(demonstrations, "environment", lambda _: blind)
-    with pytest.raises(SpirlError, match="cannot render recorded episodes"):
-        render_demonstrations(pads, tmp_path / "video.mp4", 1, 20)
+def test_a_video_of_what_cannot_be_rendered_fails(blind: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpirlError, match="nothing renders its episodes"):
+        render_demonstrations(blind, tmp_path / "video.mp4", 1, 20)
     assert not (tmp_path / "video.mp4").exists()

@@ -30,7 +30,8 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
     ) -> Any:
         folder = skills or make_skills()
         config = SkillPriorSACConfig()
-        config.environment(environment, env_config={"max_episode_steps": 30})
+        config.environment(environment)
+        config.reading(max_episode_steps=30)
         config.env_runners(num_env_runners=env_runners, num_envs_per_env_runner=2, rollout_fragment_length=8)
         config.learners(num_learners=learners)
         config.debugging(seed=1, log_level="ERROR")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spirl_ray.config import TrainSettings
+from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.algorithm import SkillPriorSACConfig
 from spirl_ray.rl.config import SKILL_ENV, TrainingArguments
@@ -38,6 +38,12 @@ def test_an_impossible_value_is_named() -> None:
         SkillPriorSACConfig().training(polyak=2.0).settings  # noqa: B018
 
 
+def test_an_impossible_way_to_read_the_environment_is_named(make_skills: MakeSkills) -> None:
+    config = SkillPriorSACConfig().skills(make_skills()).environment(PADS).reading(reward="much")
+    with pytest.raises(SpirlError, match=r"interface\.reward"):
+        config.validate()
+
+
 def test_rllibs_own_names_mean_the_same_settings() -> None:
     config = SkillPriorSACConfig().training(gamma=0.9, train_batch_size_per_learner=64, grad_clip=1.0)  # type: ignore[call-arg]
     assert (config.settings.discount, config.settings.batch_size, config.grad_clip) == (0.9, 64, 1.0)
@@ -46,10 +52,12 @@ def test_rllibs_own_names_mean_the_same_settings() -> None:
 def test_the_environment_is_wrapped_once(make_skills: MakeSkills) -> None:
     skills = make_skills("open_loop")
     config = SkillPriorSACConfig().skills(skills).environment(PADS, env_config={"tasks": ["north"]})
+    config.reading(max_episode_steps=30)
     for _ in range(2):
         config.validate()
         assert config.env == SKILL_ENV
-        assert config.env_config["kwargs"] == {"tasks": ["north"]}
+        wanted = EnvironmentSettings(id=PADS, kwargs={"tasks": ["north"]}, max_episode_steps=30)
+        assert EnvironmentSettings.model_validate(config.env_config["environment"]) == wanted
     assert config.method["name"] == "spirl"
     assert list(config.policy.features) == ["position", "velocity", "lamps"]
 
@@ -71,7 +79,8 @@ def test_users_of_rllib_build_and_train_it(make_skills: MakeSkills) -> None:
     config = (
         SkillPriorSACConfig()
         .skills(make_skills("closed_loop"))
-        .environment(PADS, env_config={"max_episode_steps": 30})
+        .environment(PADS)
+        .reading(max_episode_steps=30)
         .env_runners(num_env_runners=0, num_envs_per_env_runner=2, rollout_fragment_length=8)
         .training(**SMALL)
     )
@@ -95,7 +104,8 @@ def test_users_of_tune_search_its_settings(make_skills: MakeSkills, tmp_path: Pa
     config = (
         SkillPriorSACConfig()
         .skills(make_skills("closed_loop"))
-        .environment(PADS, env_config={"max_episode_steps": 30})
+        .environment(PADS)
+        .reading(max_episode_steps=30)
         .env_runners(num_env_runners=0, num_envs_per_env_runner=2, rollout_fragment_length=8)
         .training(**{**SMALL, "target_divergence": tune.grid_search([1.0, 4.0])})
     )

@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from toy_skills import METHODS
 
 import spirl_ray.envs as envs
-from spirl_ray.config import TrainSettings
+from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.methods import method_config
 from spirl_ray.rl.policy_network import PolicySpec, policy_spec
@@ -53,11 +53,11 @@ class CountingEnv(gymnasium.Env[Any, Any]):
         return {name: np.full(space.shape, self.count, np.float32) for name, space in spaces.items()}
 
 
-def skill_env(folder: Path, kwargs: dict[str, Any], limit: float | None = None, env_id: str = POINT_PADS) -> SkillEnv:
+def skill_env(folder: Path, limit: float | None = None, **settings: Any) -> SkillEnv:
     skills = load_skills(folder)
     method = method_config(METHODS[skills.spec.decoder], TrainSettings(), skills.spec)
-    policy = policy_spec(skills, method, envs.environment(env_id).features)
-    return SkillEnv(env_id, kwargs, skills, policy, limit)
+    policy = policy_spec(skills, method, envs.environment(POINT_PADS).features)
+    return SkillEnv(EnvironmentSettings(id=POINT_PADS, **settings), skills, policy, limit)
 
 
 @pytest.mark.parametrize("truncate", [False, True])
@@ -65,9 +65,7 @@ def test_skill_sums_its_rewards_and_is_cut_by_the_end_of_the_episode(
     make_skills: MakeSkills, monkeypatch: pytest.MonkeyPatch, truncate: bool
 ) -> None:
     monkeypatch.setattr(envs, "make", lambda *_, **__: CountingEnv(truncate))
-    monkeypatch.setattr(envs, "episode_limit", lambda env: 120)
-    monkeypatch.setattr(envs, "observed_features", lambda env: envs.environment(POINT_PADS).features)
-    env = skill_env(make_skills(), {})
+    env = skill_env(make_skills(), max_episode_steps=120)
     _, info = env.reset(seed=0)
     assert (info["primitive_steps"], info["phase"]) == (0, 0.0)
 
@@ -89,7 +87,7 @@ def test_skill_is_its_primitive_actions_executed_one_by_one(
     make_skills: MakeSkills, decoder: str, limit: float | None
 ) -> None:
     folder = make_skills(decoder)
-    env = skill_env(folder, {}, limit)
+    env = skill_env(folder, limit)
     latent = LATENT[: env.action_space.shape[0]]
     primitive, execution = envs.make(POINT_PADS), SkillExecution(load_skills(folder), limit)
     seen, _ = env.reset(seed=7)
@@ -107,7 +105,7 @@ def test_skill_is_its_primitive_actions_executed_one_by_one(
 
 
 def test_phase_follows_the_time_limit_that_the_experiment_sets(make_skills: MakeSkills) -> None:
-    env = skill_env(make_skills(), {"max_episode_steps": 10})
+    env = skill_env(make_skills(), max_episode_steps=10)
     env.reset(seed=0)
     phases, steps, truncated = [], [], False
     while not truncated:
@@ -120,7 +118,7 @@ def test_phase_follows_the_time_limit_that_the_experiment_sets(make_skills: Make
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_gymnasium_accepts_the_environment(make_skills: MakeSkills) -> None:
-    env = skill_env(make_skills(), {}, 2.0)
+    env = skill_env(make_skills(), 2.0)
     check_env(env, skip_render_check=True)
     assert env.action_space.shape == (LATENT_DIM,)
 
@@ -129,15 +127,15 @@ def test_skills_that_see_something_else_are_refused(make_skills: MakeSkills) -> 
     skills = load_skills(make_skills(environment="spirl/Kitchen-v0"))
     policy = PolicySpec(features=envs.environment(POINT_PADS).features, head="gaussian", uses_prior=False)
     with pytest.raises(SpirlError, match=f"skills and {POINT_PADS} do not fit: .*'robot'"):
-        SkillEnv(POINT_PADS, {}, skills, policy)
+        SkillEnv(EnvironmentSettings(id=POINT_PADS), skills, policy)
 
 
 def test_skills_of_images_act_in_a_target_with_more_objects(make_skills: MakeSkills) -> None:
     skills = load_skills(make_skills("closed_loop", environment="spirl/BlockStacking-v0"))
-    made = envs.make("spirl/BlockStacking-v0", n_blocks=2)
+    two = EnvironmentSettings(id="spirl/BlockStacking-v0", kwargs={"n_blocks": 2})
     method = method_config("spirl_cl", TrainSettings(), skills.spec)
-    policy = policy_spec(skills, method, envs.observed_features(made))
-    env = SkillEnv("spirl/BlockStacking-v0", {"n_blocks": 2}, skills, policy)
+    policy = policy_spec(skills, method, envs.observed_features(envs.make(two), envs.environment(two)))
+    env = SkillEnv(two, skills, policy)
     assert env.observation_space.shape == (3 + 6 + 2 * 3 + skills.prior.param_dim,)
     try:
         seen, _ = env.reset(seed=0)
@@ -148,4 +146,4 @@ def test_skills_of_images_act_in_a_target_with_more_objects(make_skills: MakeSki
     assert not np.array_equal(seen, after)
     env.close()
     with pytest.raises(SpirlError, match="camera"):
-        SkillEnv("spirl/BlockStacking-v0", {"camera": False}, skills, policy)
+        SkillEnv(two.model_copy(update={"kwargs": {"camera": False}}), skills, policy)

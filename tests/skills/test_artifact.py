@@ -15,6 +15,7 @@ import pytest
 import torch
 from toy_skills import STATE, save_toy_skills, toy_model, toy_spec
 
+from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.features import Feature
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json, write_atomically
@@ -104,14 +105,17 @@ def test_a_flipped_byte_is_named_by_file(artifact: Path) -> None:
 
 def test_skills_fit_whatever_has_their_features_and_actions() -> None:
     spec = toy_spec()
-    check_fit(spec, {**STATE, "more": Feature(shape=(2,))}, 2, "skills and environment")
-    for features, action_dim, said in (
-        ({"other": Feature(shape=(4,))}, 2, r"'state'.* other"),
-        ({"state": Feature(shape=(5,))}, 2, r"'state' .*\[5\].*\[4\]"),
-        (STATE, 3, "actions have 3 .* 2"),
+    check_fit(spec, {**STATE, "more": Feature(shape=(2,))}, 2, None, "skills and environment")
+    doubled = ActionRange(low=(-2.0, -1.0), high=(2.0, 1.0))
+    for features, action_dim, actions, said in (
+        ({"other": Feature(shape=(4,))}, 2, None, r"'state'.* other"),
+        ({"state": Feature(shape=(5,))}, 2, None, r"'state' .*\[5\].*\[4\]"),
+        (STATE, 3, None, "actions have 3 .* 2"),
+        (STATE, 2, doubled, r"\[-2, 2\], \[-1, 1\].*2 actions in \[-1, 1\].*interface\.action"),
     ):
         with pytest.raises(SpirlError, match=f"skills and environment do not fit: .*{said}"):
-            check_fit(spec, features, action_dim, "skills and environment")
+            check_fit(spec, features, action_dim, actions, "skills and environment")
+    check_fit(spec.model_copy(update={"actions": doubled}), STATE, 2, doubled, "skills and environment")
 
 
 @pytest.mark.parametrize("version", [None, 1, 3, "2"])

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import ray.train
 import torch
+from opened import generated
 from ray import cloudpickle
 from ray.train import TrainingFailedError
 from ray.util.queue import Queue
 from torch import Tensor
 
 from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
-from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.envs import environment
@@ -48,7 +48,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 @pytest.fixture(scope="module")
 def dataset(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "pads"
-    import_dataset(GeneratedSource(PADS, EPISODES, 0, {}), out, environment=PADS, shards=FILES)
+    import_dataset(generated(PADS, EPISODES), out, environment=PADS, shards=FILES)
     return out
 
 
@@ -67,6 +67,7 @@ def make_job(
         seed=3,
         validation=frozenset(known[:held]),
         in_memory_limit_mb=limit_mb,
+        position_target=facts.position_target,
     )
 
 
@@ -370,12 +371,10 @@ def test_a_worker_without_a_window_is_refused(dataset: Path, tmp_path: Path) -> 
     assert f"Training worker 2 of 3 would have no episode of {HORIZON} steps" in message
 
 
-def test_augmentation_without_a_position_target_is_refused(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = dataclasses.replace(environment(PADS), position_target=None)
-    monkeypatch.setattr(pretrain_module, "environment", lambda _: plain)
-    assert f"{PADS} does not declare it. Use none." in refusal(make_job(dataset), tmp_path / "out")
+def test_augmentation_without_a_position_target_is_refused(dataset: Path, tmp_path: Path) -> None:
+    message = refusal(dataclasses.replace(make_job(dataset), position_target=None), tmp_path / "out")
+    assert "pretrain.augmentation.kind: target_preserving" in message
+    assert "interface.position_target, or use none" in message
 
 
 # --- choosing what is held out ---

@@ -33,8 +33,14 @@ def test_a_trial_is_the_base_with_its_parameters(tmp_path: Path) -> None:
 
 
 def test_constructor_arguments_of_the_environment_can_be_searched(tmp_path: Path) -> None:
-    chosen = sweep(tmp_path, {"env.max_episode_steps": {"grid": [30, 60]}})
-    assert chosen.experiment({"env.max_episode_steps": 30}).env.kwargs == {"max_episode_steps": 30}
+    chosen = sweep(tmp_path, {"env.position_noise": {"grid": [0.0, 0.1]}})
+    assert chosen.experiment({"env.position_noise": 0.1}).env.kwargs == {"position_noise": 0.1}
+
+
+def test_options_of_a_source_can_be_searched(tmp_path: Path) -> None:
+    chosen = sweep(tmp_path, {"data.sources.0.episodes": {"grid": [3, 6]}})
+    (source,) = chosen.experiment({"data.sources.0.episodes": 3}).data.sources
+    assert source.model_extra == {"episodes": 3}
 
 
 def test_set_changes_the_sweep_or_its_base(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from spirl_ray.errors import SpirlError
 
 
 def reader(path: Path | list[Path], **options: Any) -> RecordingReader:
-    return make(NpzSettings.model_validate({"type": "npz", "path": path, **options}))
+    return make(NpzSettings.model_validate({"type": "npz", "path": path, **options}), None)
 
 
 def read_all(source: RecordingReader, *keys: str) -> list[Recording]:

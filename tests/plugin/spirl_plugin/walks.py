@@ -1,4 +1,4 @@
-"""A source of episodes: walks that this package draws itself, as many as ``data.options.walks`` says."""
+"""A source of episodes: walks that this package draws itself, as many as ``walks`` says."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spirl_plugin.reach import Reach, walk
-from spirl_ray.config import DataSettings
-from spirl_ray.datasets.sources import Chunk, Description, Identity
+from spirl_ray.config import Settings
+from spirl_ray.datasets.sources import Chunk, Description, Identity, SourceKind
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.episode import Episode
+
+
+class WalkSettings(Settings):
+    """The options of ``type: walks``."""
+
+    walks: int
+    """The number of walks."""
 
 
 @dataclass(frozen=True)
@@ -33,5 +41,8 @@ class Walks:
         return Identity("walks", {"number": self.number})
 
 
-def walks(data: DataSettings, env_id: str) -> Walks:
-    return Walks(int(data.options["walks"]))
+def make(options: WalkSettings, spec: EnvironmentSpec | None) -> Walks:
+    return Walks(options.walks)
+
+
+KIND = SourceKind(WalkSettings, make)
