@@ -51,6 +51,7 @@ __all__ = [
     "make",
     "observed_features",
     "register_environment",
+    "render_problem",
     "renders",
     "try_out",
 ]
@@ -69,7 +70,7 @@ class EnvironmentEntry(NamedTuple):
 
 ENVIRONMENTS: Registry[EnvironmentEntry] = Registry("environment", group=GROUP)
 _described: dict[str, EnvironmentSpec] = {}
-_can_render: dict[str, bool] = {}
+_render_problems: dict[str, str | None] = {}
 
 
 def register_environment(
@@ -90,7 +91,7 @@ def register_environment(
     env_id = spec if isinstance(spec, str) else spec.id
     ENVIRONMENTS.register(env_id, entry, replace=replace)
     gymnasium.registry[env_id] = _gymnasium_spec(env_id, entry)
-    for cache in (_described, _can_render):
+    for cache in (_described, _render_problems):
         cache.clear()
 
 
@@ -200,37 +201,46 @@ class _OwnUnits(gymnasium.ActionWrapper):
 
 
 def renders(env: EnvironmentSettings | str) -> bool:
-    """True where an environment can be filmed; one that does not say so itself renders an image once for it.
+    """True where an environment can be filmed, see `render_problem`."""
+    return render_problem(env) is None
+
+
+def render_problem(env: EnvironmentSettings | str) -> str | None:
+    """Why an environment cannot be filmed; None where it can. One that does not say so itself renders an image once.
 
     Raises:
         SpirlError: the id is unknown.
     """
     settings = _settings(env)
     key = fingerprint(settings)
-    if key not in _can_render:
+    if key not in _render_problems:
         entry = _entry(settings)
         if entry is None or entry.spec is None:
-            _can_render[key] = _renders_adapted(settings, None if entry is None else _creator(entry))
+            _render_problems[key] = _problem_of_adapted(settings, None if entry is None else _creator(entry))
         else:
-            creator = _creator(entry)
-            parameters, takes_any = _arguments(creator)
-            modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
-            takes = "render_mode" in parameters or takes_any
-            _can_render[key] = takes and (modes is None or "rgb_array" in modes)
-    return _can_render[key]
+            _render_problems[key] = _declared_problem(_creator(entry))
+    return _render_problems[key]
 
 
-def _renders_adapted(settings: EnvironmentSettings, create: MakeRaw | None) -> bool:
+def _declared_problem(creator: Callable[..., gymnasium.Env]) -> str | None:
+    parameters, takes_any = _arguments(creator)
+    modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
+    if "render_mode" not in parameters and not takes_any:
+        return "it takes no render_mode"
+    return None if modes is None or "rgb_array" in modes else "rgb_array is not among its render modes"
+
+
+def _problem_of_adapted(settings: EnvironmentSettings, create: MakeRaw | None) -> str | None:
     try:
         made = make_adapted(settings, create, "rgb_array")
         try:
             made.reset(seed=0)
-            image = made.render()
+            image: object = made.render()
         finally:
             made.close()
-    except Exception:  # whatever somebody else's renderer raises, such as a missing OpenGL
-        return False
-    return isinstance(image, np.ndarray) and image.ndim == 3
+    except Exception as error:  # whatever somebody else's renderer raises, such as a missing OpenGL
+        return f"{type(error).__name__}: {error}".strip()
+    return None if isinstance(image, np.ndarray) and image.ndim == 3 else "render() gives no image"
 
 
 def observed_features(env: gymnasium.Env, spec: EnvironmentSpec) -> dict[str, Feature]:

@@ -40,6 +40,8 @@ from spirl_ray.errors import SpirlError
 
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
 """The keys of info in which environments say success, in the order in which they are looked for."""
+_LIMITS = ("_max_episode_steps", "max_episode_steps")
+"""Where wrappers and environments keep their time limit."""
 _RETURN = re.compile(r"return\s*(>=|>|<=|<)\s*([-+0-9.eE]+)")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": lambda a, b: a >= b,
@@ -199,7 +201,7 @@ def _time_limit(settings: EnvironmentSettings, made: gymnasium.Env) -> int:
     candidates = (
         settings.max_episode_steps,
         own,
-        *(getattr(made.unwrapped, n, None) for n in ("max_episode_steps", "_max_episode_steps")),
+        *(made.get_wrapper_attr(name) for name in _LIMITS if made.has_wrapper_attr(name)),
     )
     for limit in candidates:
         if isinstance(limit, int) and limit > 0:
@@ -254,7 +256,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         self._return, self._succeeded = 0.0, False
         self._images.clear()
         self._judge.begin()
-        return self._observe(raw), self._told(dict(info), None)
+        return self._observe(raw), self._told(dict(info), None, judged=False)
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         wanted = np.asarray(action, np.float64)
@@ -269,13 +271,13 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
             reward = float(bool(now)) - (1.0 if self._reward == "success - 1" else 0.0)
         return self._observe(raw), float(reward), bool(terminated), bool(truncated), self._told(dict(info), now)
 
-    def _told(self, info: dict[str, Any], now: bool | None) -> dict[str, Any]:
+    def _told(self, info: dict[str, Any], now: bool | None, *, judged: bool = True) -> dict[str, Any]:
         self.info_keys |= dict.fromkeys(map(str, info))
         for key in ("success", "is_success"):
             info.pop(key, None)
         if now is not None:
             info |= {"success": self._succeeded, "success_now": now}
-        if self._completed is not None:
+        if self._completed is not None and judged:  # the info of a reset may lack what the function reads
             info["completed"] = [str(name) for name in self._completed(info)]
         return info
 

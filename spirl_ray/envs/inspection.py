@@ -48,7 +48,8 @@ class EnvironmentInspection:
     """The keys of info."""
     rewards: tuple[float, float]
     """The least and the greatest reward of a step."""
-    renders: bool
+    render_problem: str | None
+    """Why it cannot be filmed."""
 
 
 def inspect_environment(settings: EnvironmentSettings, steps: int = 500) -> EnvironmentInspection:
@@ -124,7 +125,7 @@ def _inspect(
         success=success,
         info_keys=tuple(made.info_keys if isinstance(made, AdaptedEnv) else info_keys),
         rewards=(min(rewards), max(rewards)),
-        renders=envs.renders(settings),
+        render_problem=envs.render_problem(settings),
     )
 
 
