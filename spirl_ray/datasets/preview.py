@@ -99,6 +99,8 @@ def _mapping(opened: OpenedData) -> dict[str, str]:
     mapping: dict[str, str] = {}
     for part in parts:
         if isinstance(part, MappedSource):
+            if part.from_recordings is not None:
+                mapping |= dict.fromkeys(opened.features, " + ".join(part.keys))
             for name, reader in part.readers.items():
                 keys = " + ".join(part.columns.names[reader.key])
                 mapping[name] = keys if mapping.get(name, keys) == keys else f"{mapping[name]} or {keys}"

@@ -79,15 +79,16 @@ def test_data_need_no_rewards(tmp_path: Path) -> None:
 def test_columns_name_and_join_keys(tmp_path: Path) -> None:
     arrays = recorded(observations=None)
     rng = np.random.default_rng(1)
-    arrays |= {"observations.place": rng.normal(size=(T + 1, 3)), "observations.angle": rng.normal(size=(T + 1,))}
+    place, angle = rng.normal(size=(T + 1, 3)), rng.normal(size=(T + 1,))
+    arrays |= {"observations.place": place, "observations.angle": angle}
     made = folder(tmp_path / "made", arrays)
     with pytest.raises(SpirlError, match=r"(?s)'observation' \[4\].*columns.*place"):
         opened(made)
     keys = sorted(opened(made, None).spec.keys.values())
-    place, angle = (next(key for key in keys if name in key) for name in ("place", "angle"))
-    (episode,) = episodes(opened(made, columns={"observation": [place, angle]}))
-    expected = np.concatenate([arrays["observations.place"], arrays["observations.angle"][:, None]], axis=1)
-    np.testing.assert_allclose(episode.observations["observation"], expected, atol=1e-6)
+    joined = [next(key for key in keys if name in key) for name in ("place", "angle")]
+    (episode,) = episodes(opened(made, columns={"observation": joined}))
+    expected = np.concatenate([place, angle[:, None]], axis=1)
+    np.testing.assert_allclose(np.asarray(episode.observations["observation"], np.float64), expected, atol=1e-6)
 
 
 def test_both_flags_mean_that_the_task_ended_the_episode(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from filelock import FileLock
 
 from spirl_ray.datasets.formats.arrays import NUMBERS, assemble, missing
-from spirl_ray.datasets.sources import RecordingSettings
+from spirl_ray.datasets.sources import RecordingSettings, register_source
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.fingerprint import files_identity
@@ -249,7 +250,7 @@ def _minari_root(root: Path) -> Iterator[None]:
             os.environ["MINARI_DATASETS_PATH"] = before
 
 
-def make(settings: MinariSettings) -> RecordingReader:
+def make(settings: MinariSettings, spec: EnvironmentSpec | None) -> RecordingReader:
     """Makes the reader of an entry of type ``minari``.
 
     Raises:
@@ -258,3 +259,6 @@ def make(settings: MinariSettings) -> RecordingReader:
     if renamed := sorted({"action", "reward"} & set(settings.columns)):
         raise SpirlError(f"minari:{settings.id}: columns: {renamed[0]} has one name in Minari and cannot be chosen.")
     return MinariReader(settings.id, settings.root)
+
+
+register_source("minari", MinariSettings, make)
