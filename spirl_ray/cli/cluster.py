@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.terminal import console, print_next, print_table
-from spirl_ray.config import RaySettings, load_experiment
+from spirl_ray.config import Experiment, RaySettings, load_experiment
+from spirl_ray.config_file import split_override
 from spirl_ray.errors import SpirlError
-from spirl_ray.pipeline.ray_environment import prepare_ray
+from spirl_ray.settings import expanded
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -65,7 +65,6 @@ def submit(
     """
     with readable_errors(stopped="The job continues; only the log has stopped."):
         experiment = load_experiment(config, set or [])
-        prepare_ray()
         from spirl_ray.cluster import jobs
         from spirl_ray.pipeline.experiment import check_experiments
 
@@ -108,7 +107,6 @@ def doctor(
     """
     with readable_errors():
         output, storage = _places(set or [])
-        prepare_ray()
         if address is not None and address.startswith(("http://", "https://")):
             _doctor_as_job(address, output, storage)
             return
@@ -139,7 +137,8 @@ def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
         if key.strip() == "storage":
             uri = value
             continue
-        folder = Path(str(yaml.safe_load(value)))
+        _, found = split_override(override, Experiment)
+        folder = expanded(found)
         if not folder.is_absolute():
             raise SpirlError(f"--set {override}: give an absolute path, because it must be the same on every node.")
     return folder, uri

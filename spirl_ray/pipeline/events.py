@@ -16,7 +16,8 @@ Happening = Literal["started", "progress", "waiting", "finished"]
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """An event of an experiment. A stage sends ``started``, ``progress`` any number of times, and
-    ``finished`` unless it fails; ``waiting`` is sent where another process works on the same result."""
+    ``finished`` unless it fails; ``waiting`` is sent where another process works on the same result, and once a minute
+    where Ray has no place for what a stage needs."""
 
     happening: Happening
     stage: Stage | None = None
@@ -33,6 +34,8 @@ class Event:
     """The scores of ``progress``: the newest scores of episodes, by their labels."""
     folder: Path | None = None
     """The folder of ``waiting``: the result on which another process works."""
+    resources: str | None = None
+    """The resources of ``waiting``, in words: what tasks and workers ask for and the cluster does not have free."""
     result: StageResult | None = None
     """The result of ``finished``."""
 

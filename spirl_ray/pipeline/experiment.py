@@ -4,6 +4,7 @@ listener."""
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from spirl_ray.pipeline import stages
 from spirl_ray.pipeline.events import Event, Listener, Progress, Stage, ignore
 from spirl_ray.pipeline.exploration import exploring_trials, run_exploration
 from spirl_ray.pipeline.kinds import check_kinds
+from spirl_ray.pipeline.resources import needs_of, said_while_waiting
 from spirl_ray.pipeline.results import (
     DataResult,
     DemonstrationsResult,
@@ -43,6 +45,7 @@ class ExperimentRun:
         self.workspace = workspace
         self.experiment = workspace.experiment
         self._listener = listener
+        self._one_at_a_time = threading.RLock()
         self._stage: Stage | None = None
         workspace.on_wait = self._tell_waiting
 
@@ -62,9 +65,10 @@ class ExperimentRun:
         method, seed = (None, None) if trial is None else (trial.method, trial.seed)
 
         def tell(**fields: Any) -> None:
-            self._listener(Event(stage=name, method=method, seed=seed, **fields))
+            self._tell(Event(stage=name, method=method, seed=seed, **fields))
 
         def progress(done: float, total: float, metrics: dict[str, Any]) -> None:
+            moved()
             tell(
                 happening="progress",
                 done=done,
@@ -76,7 +80,8 @@ class ExperimentRun:
         self._stage = name
         tell(happening="started")
         try:
-            result = work(progress)
+            with said_while_waiting(lambda text: tell(happening="waiting", resources=text)) as moved:
+                result = work(progress)
         finally:
             self._stage = None
         tell(happening="finished", result=result)
@@ -145,7 +150,11 @@ class ExperimentRun:
         return self.stage("exploration", lambda progress: run_exploration(self.workspace, progress))
 
     def _tell_waiting(self, target: Path) -> None:
-        self._listener(Event(happening="waiting", stage=self._stage, folder=target))
+        self._tell(Event(happening="waiting", stage=self._stage, folder=target))
+
+    def _tell(self, event: Event) -> None:
+        with self._one_at_a_time:
+            self._listener(event)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -176,9 +185,7 @@ def experiment_run(
         if not ray:
             yield run
             return
-        variants = [experiment.for_method(method) for method in experiment.methods]
-        workers = max(max(variant.pretrain.workers, variant.train.env_runners) for variant in variants)
-        with ray_session(experiment.ray, workers):
+        with ray_session(experiment.ray, needs_of([experiment])):
             yield run
 
 

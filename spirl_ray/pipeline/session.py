@@ -17,6 +17,8 @@ from ray.data import DataContext
 
 from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.ray_start import advice, check_address
+from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance
 
 _MEGABYTE = 2**20
 TERMINATED = 128 + signal.SIGTERM
@@ -30,57 +32,67 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def ray_session(settings: RaySettings, workers: int = 1) -> Iterator[None]:
+def ray_session(settings: RaySettings, needs: Needs | None = None) -> Iterator[None]:
     """Connects to Ray for the duration of a command; does nothing if there is a connection already.
 
     Without an address, a job's ``RAY_ADDRESS`` is used, or a local Ray instance is started. It has one logical CPU more
-    than cores (or than ``workers``, if these are more), because short tasks run beside the workers.
+    than cores (or than processes, if these are more), because short tasks run beside the workers.
 
     Args:
         settings: the cluster to use.
-        workers: number of processes, of one logical CPU each, that a stage runs at the same time.
+        needs: what is held at the same time; on a Ray that gets no more nodes, it must be there.
 
     Raises:
-        SpirlError: the named cluster cannot be reached, or a local Ray instance would have too few CPUs.
+        SpirlError: the named cluster cannot be reached, a local Ray instance does not start, or has too little.
     """
+    needs = needs or Needs()
     if ray.is_initialized():
+        if is_own_instance():
+            check_resources(needs, ray.cluster_resources())
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS")
-    if not address and settings.num_cpus is not None and settings.num_cpus <= workers:
-        raise SpirlError(
-            f"ray.num_cpus: {settings.num_cpus} is too few. pretrain.workers and train.env_runners ask for {workers} "
-            "processes at the same time, and one more CPU is needed for tasks beside them. "
-            f"Set ray.num_cpus to {workers + 1}, or leave it out."
-        )
+    if address == "local":
+        address = None
+    if not address and settings.num_cpus is not None:
+        check_resources(Needs(needs.processes, cpu_keys=needs.cpu_keys), {"CPU": settings.num_cpus})
     with _filtered_stderr():
-        yield from _connected(settings, address, workers)
+        yield from _connected(settings, address, needs)
 
 
-def _connected(settings: RaySettings, address: str | None, workers: int) -> Iterator[None]:
-    quiet = logging.ERROR
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _start(settings: RaySettings, address: str | None, needs: Needs) -> None:
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=quiet)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=settings.num_cpus or max(2, os.cpu_count() or 1, workers) + 1,
-                include_dashboard=settings.dashboard,
-                dashboard_host="127.0.0.1",
-                object_store_memory=settings.object_store_mb * _MEGABYTE,
-                log_to_driver=False,
-                logging_level=quiet,
-            )
+            check_address(address, "ray.address" if settings.address else "RAY_ADDRESS")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        # A local Ray needs no copy of the working folder; Ray has read the variable if it was imported before.
+        ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+        ray.init(
+            address="local",
+            num_cpus=settings.num_cpus or max(2, os.cpu_count() or 1, needs.processes) + 1,
+            include_dashboard=settings.dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=settings.object_store_mb * _MEGABYTE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        check_resources(needs, ray.cluster_resources())
+    except SpirlError:
+        ray.shutdown()
+        raise
     except Exception as error:  # Ray raises a bare Exception when its processes are too slow to start
         ray.shutdown()
         if address:
-            raise SpirlError(f"Cannot reach the Ray cluster at {address}: {error}") from error
-        raise SpirlError(
-            f"Cannot start a local Ray instance: {error} If this machine is busy, try again later; the command "
-            "resumes where it stopped."
-        ) from error
+            name = "ray.address" if settings.address else "RAY_ADDRESS"
+            raise SpirlError(f"Cannot reach the Ray cluster at {address} ({name}): {error}") from error
+        raise SpirlError(f"Cannot start a local Ray instance: {error} {advice(error)}") from error
+
+
+def _connected(settings: RaySettings, address: str | None, needs: Needs) -> Iterator[None]:
+    quiet = logging.ERROR
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _start(settings, address, needs)
     for name in ("ray.data", "ray.train", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(quiet)
     context = DataContext.get_current()
@@ -93,10 +105,25 @@ def _connected(settings: RaySettings, address: str | None, workers: int) -> Iter
     try:
         yield
     finally:
-        ray.shutdown()
+        with _quiet_threads():
+            ray.shutdown()
         if in_main_thread:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keeps threads that still ask Ray something when it ends from printing that they got no answer."""
+    before, asking = threading.excepthook, set(threading.enumerate())
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.thread not in asking:
+            before(arguments)
+
+    # It stays, because such a thread may notice a while later; threads that are started from now on are heard.
+    threading.excepthook = hook
+    yield
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
+from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
 from spirl_ray.config import PretrainSettings
@@ -158,10 +159,19 @@ class Batches:
         return table.rows(((torch.arange(number, dtype=torch.float64) + 0.5) * len(table) / number).long())
 
     def _episodes(self) -> Iterator[Episode]:
-        data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS)
-        for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
-            assert isinstance(table, pa.Table)
+        for table in stream_tables(self.files):
             yield from table_to_episodes(table, self._card.features, self._card.action_dim, where=self.job.dataset)
+
+
+def stream_tables(files: list[str]) -> Iterator[pa.Table]:
+    """Reads Parquet files with Ray Data, in tables of a few episodes."""
+    # Names of folders are taken as they are: no columns (lr=0.1/), no URIs (a#b), no queries (a?b).
+    data = ray.data.read_parquet(
+        files, filesystem=LocalFileSystem(), partitioning=None, file_extensions=None, num_cpus=_READ_CPUS
+    )
+    for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
+        assert isinstance(table, pa.Table)
+        yield table
 
 
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:
