@@ -113,7 +113,8 @@ def doctor(
         from spirl_ray.cluster.doctor import check_cluster, cluster_problems
         from spirl_ray.pipeline.session import ray_session
 
-        with ray_session(RaySettings(address=address or os.environ.get("RAY_ADDRESS") or "auto")):
+        named = bool(address or os.environ.get("RAY_ADDRESS"))
+        with ray_session(RaySettings(address=address if named else "auto")):
             reports = check_cluster(output, storage)
         _print_reports(reports)
         problems = [f"{report.node}: {problem}" for report in reports for problem in report.problems]
@@ -138,6 +139,8 @@ def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
             uri = value
             continue
         _, found = split_override(override, Experiment)
+        if found is None:
+            raise SpirlError(f"--set {override}: name a folder.")
         folder = expanded(found)
         if not folder.is_absolute():
             raise SpirlError(f"--set {override}: give an absolute path, because it must be the same on every node.")

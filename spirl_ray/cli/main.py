@@ -258,13 +258,16 @@ def main() -> None:
     """The entry point of the ``spirl`` command."""
     # No window is ever opened; a notebook's backend, for one, may not exist in the environment of this program.
     os.environ["MPLBACKEND"] = "agg"
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the download of Minari's data
     show_what_can_be_shown()
     try:
         app(args=_one_option_each(sys.argv[1:]), prog_name="spirl")
     except SystemExit as end:
         if end.code in (INTERRUPTED, TERMINATED):
             # What libraries still have to say on the way out is about the end itself.
-            threading.excepthook = sys.unraisablehook = lambda _: None
+            threading.excepthook = lambda _: None
+            sys.unraisablehook = lambda _: None
         raise
 
 

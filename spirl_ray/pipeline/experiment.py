@@ -205,10 +205,22 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
         env = experiment.env
         spec = envs.environment(env.id)
         for method in experiment.methods:
-            skill_spec(experiment.for_method(method).skills, method, spec.features, spec.action_dim)
+            variant = experiment.for_method(method)
+            skill_spec(variant.skills, method, spec.features, spec.action_dim)
+            _check_files(variant)
         if make and (key := fingerprint(env)) not in made:
             made.add(key)
             envs.make(env.id, **env.kwargs).close()
+
+
+def _check_files(experiment: Experiment) -> None:
+    """Raises `SpirlError` where an import, which may take hours, would write fewer files than there are workers."""
+    workers, files = experiment.pretrain.workers, experiment.data.shards
+    if workers > files and experiment.data.source != "folder":
+        raise SpirlError(
+            f"pretrain.workers: {workers} training workers need at least as many data files, and data.shards is "
+            f"{files}. Set data.shards to {workers} or more, or lower pretrain.workers."
+        )
 
 
 @contextlib.contextmanager

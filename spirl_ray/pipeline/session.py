@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -105,25 +106,32 @@ def _connected(settings: RaySettings, address: str | None, needs: Needs) -> Iter
     try:
         yield
     finally:
-        with _quiet_threads():
-            ray.shutdown()
+        _silence_threads()
+        ray.shutdown()
         if in_main_thread:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Keeps threads that still ask Ray something when it ends from printing that they got no answer."""
-    before, asking = threading.excepthook, set(threading.enumerate())
+_OUTLIVED: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+"""The threads that were there when a connection to Ray ended."""
 
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if arguments.thread not in asking:
-            before(arguments)
 
-    # It stays, because such a thread may notice a while later; threads that are started from now on are heard.
-    threading.excepthook = hook
-    yield
+def _silence_threads() -> None:
+    """Keeps threads that still ask Ray something after its end from printing that they got no answer.
+
+    The hook is put in place once and stays, because such a thread may notice a while later.
+    """
+    if not _OUTLIVED:
+        before = threading.excepthook
+
+        def hook(arguments: threading.ExceptHookArgs) -> None:
+            if arguments.thread not in _OUTLIVED:
+                before(arguments)
+
+        threading.excepthook = hook
+        _OUTLIVED.add(threading.main_thread())  # which never ends, so this is done once
+    _OUTLIVED.update(threading.enumerate())
 
 
 @contextlib.contextmanager

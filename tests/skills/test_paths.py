@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from spirl_ray.config import PretrainSettings, SkillSettings
 from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.envs import environment
+from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills.artifact import read_skill_card
 from spirl_ray.skills.batches import PretrainJob, stream_tables
@@ -45,17 +45,15 @@ NAMES = [
 
 
 def test_stage_1_reads_from_folders_of_any_name(tmp_path: Path) -> None:
-    """One read for all names: each file holds one row, its number."""
+    """One read for all names; each file holds another episode."""
+    import_dataset(GeneratedSource(PADS, len(NAMES), 0, {}), tmp_path / "data", environment=PADS, shards=len(NAMES))
     files = []
-    for number, name in enumerate(NAMES):
+    for name, file in zip(NAMES, dataset_files(tmp_path / "data"), strict=True):
         (tmp_path / name).mkdir()
-        files.append(str(tmp_path / name / "episodes.parquet"))
-        pq.write_table(pa.table({"number": [number]}), files[-1])
-    found = [table for table in stream_tables(files)]
-    assert all(table.column_names == ["number"] for table in found)
-    assert sorted(n for table in found for n in table["number"].to_pylist()) == list(range(len(NAMES)))
-    for number, file in enumerate(files):
-        assert next(stream_tables([file]))["number"].to_pylist() == [number]
+        files.append(shutil.copy(file, tmp_path / name / "episodes.parquet"))
+    found = [table for table in stream_tables([str(file) for file in files], read_card(tmp_path / "data"))]
+    ids = [entry.id for entry in episode_index(tmp_path / "data")]
+    assert sorted(one for table in found for one in table["episode_id"].to_pylist()) == sorted(ids)
 
 
 def test_data_and_skills_can_be_in_folders_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
