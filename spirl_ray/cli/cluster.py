@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.terminal import console, print_next, print_table
 from spirl_ray.config import Experiment, RaySettings, load_experiment
+from spirl_ray.config_file import split_override
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
-from spirl_ray.pipeline.ray_environment import prepare_ray
+from spirl_ray.settings import expanded
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -66,7 +66,6 @@ def submit(
     """
     with readable_errors(stopped="The job continues; only the log has stopped."):
         experiment = load_experiment(config, set or [])
-        prepare_ray()
         from spirl_ray.cluster import jobs
         from spirl_ray.pipeline.experiment import check_experiments
 
@@ -117,15 +116,15 @@ def doctor(
     with readable_errors():
         output, storage = _places(set or [])
         experiment = None if config is None else load_experiment(config)
-        prepare_ray()
         if address is not None and address.startswith(("http://", "https://")):
             _doctor_as_job(address, output, storage, experiment)
             return
         from spirl_ray.cluster.doctor import check_cluster, cluster_problems
         from spirl_ray.pipeline.session import ray_session
 
-        ray_settings = RaySettings(address=address or os.environ.get("RAY_ADDRESS") or "auto")
-        with ray_session(ray_settings, ship=() if experiment is None else experiment.submit.ship):
+        named = bool(address or os.environ.get("RAY_ADDRESS"))
+        ship = () if experiment is None else experiment.submit.ship
+        with ray_session(RaySettings(address=address if named else "auto"), ship=ship):
             reports = check_cluster(output, storage)
             without = {} if experiment is None else _without_environment(experiment)
         _print_reports(reports)
@@ -159,7 +158,10 @@ def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
         if key.strip() == "storage":
             uri = value
             continue
-        folder = Path(str(yaml.safe_load(value)))
+        _, found = split_override(override, Experiment)
+        if found is None:
+            raise SpirlError(f"--set {override}: name a folder.")
+        folder = expanded(found)
         if not folder.is_absolute():
             raise SpirlError(f"--set {override}: give an absolute path, because it must be the same on every node.")
     return folder, uri
