@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import Result
 from foreign import STEPS
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from spirl_ray.cli import main as cli
 from spirl_ray.config import load_experiment

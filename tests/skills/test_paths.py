@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from opened import generated
 
 from spirl_ray.config import PretrainSettings, SkillSettings
-from spirl_ray.datasets.generated import GeneratedSource
 from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
@@ -46,7 +46,7 @@ NAMES = [
 
 def test_stage_1_reads_from_folders_of_any_name(tmp_path: Path) -> None:
     """One read for all names; each file holds another episode."""
-    import_dataset(GeneratedSource(PADS, len(NAMES), 0, {}), tmp_path / "data", environment=PADS, shards=len(NAMES))
+    import_dataset(generated(PADS, len(NAMES)), tmp_path / "data", environment=PADS, shards=len(NAMES))
     files = []
     for name, file in zip(NAMES, dataset_files(tmp_path / "data"), strict=True):
         (tmp_path / name).mkdir()
@@ -61,7 +61,7 @@ def test_data_and_skills_can_be_in_folders_of_any_name(tmp_path: Path, monkeypat
     temporary = tmp_path / "tmp #?%41"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    import_dataset(GeneratedSource(PADS, 4, 0, {}), folder / "data", environment=PADS, shards=2)
+    import_dataset(generated(PADS, 4), folder / "data", environment=PADS, shards=2)
     spec = environment(PADS)
     small = SkillSettings(horizon=5, latent_dim=2, width=8, decoder_layers=1, prior_layers=1)
     job = PretrainJob(
