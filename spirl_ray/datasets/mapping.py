@@ -106,7 +106,10 @@ def _named(name: str, key: str, layouts: Mapping[str, KeyLayout]) -> str | None:
     for candidate in (name, key, f"{key}s", f"{name}s"):
         if candidate in layouts:
             return candidate
-    return next((recorded for recorded in layouts if feature_name(recorded) == name), None)
+    ends = [
+        recorded for recorded in layouts if feature_name(recorded) == name or recorded.endswith((f".{name}", f".{key}"))
+    ]
+    return ends[0] if len(ends) == 1 else None
 
 
 def _only_one(feature: Feature, layouts: Mapping[str, KeyLayout], spec: EnvironmentSpec) -> str | None:

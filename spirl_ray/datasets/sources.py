@@ -101,7 +101,7 @@ class SourceKind:
     they do not fit, and does not read data."""
 
 
-_FORMATS = ("hdf5", "lerobot", "npz", "parquet", "python")
+_FORMATS = ("hdf5", "lerobot", "minari", "npz", "parquet", "python")
 _MODULES = ("generated", "folder", *(f"formats.{name}" for name in _FORMATS))
 SOURCES: Registry[SourceKind] = Registry(
     "data source",

@@ -179,6 +179,8 @@ def experiment_run(
     check_experiments([experiment], make=ray)
     with readable():
         workspace = Workspace(experiment)
+        if ray and workspace.has_data:
+            _ = workspace.dataset  # opens the sources, so that what is wrong with them is said before any work
         run = ExperimentRun(workspace, listener)
         workspace.reserve(create=create)
         if not ray:

@@ -28,7 +28,7 @@ def settings(
     )
 
 
-def played(env: gymnasium.Env, steps: int = STEPS) -> list[tuple[Any, float, bool, bool, dict[str, Any]]]:
+def played(env: gymnasium.Env, steps: int = STEPS) -> list[Any]:
     env.reset(seed=0)
     return [env.step(np.zeros(2, np.float32)) for _ in range(steps)]
 

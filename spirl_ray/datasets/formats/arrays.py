@@ -74,6 +74,12 @@ def missing(where: str, name: str, there: Iterable[str]) -> SpirlError:
     return SpirlError(f"{where}: has no {name!r}; it has: {', '.join(sorted(there)) or 'nothing'}.")
 
 
+def keys_to_read(keys: Sequence[str], layouts: Mapping[str, KeyLayout]) -> Sequence[str]:
+    """These keys; where there are none, the one of the fewest values a row, because the observations say how long an
+    episode is."""
+    return keys or sorted(layouts, key=lambda key: math.prod(layouts[key].shape[1:]))[:1]
+
+
 def last_flag(flags: Any) -> bool:
     """The last value of a flag for each step, or the flag itself; False where there is none."""
     if flags is None:
@@ -90,6 +96,7 @@ def assemble(
     terminated: Any = None,
     truncated: Any = None,
     metadata: Mapping[str, Any] | None = None,
+    keys: Sequence[str] | None = None,
 ) -> Recording:
     """Makes a recording of the arrays of one episode.
 
@@ -105,6 +112,7 @@ def assemble(
         terminated: a flag, or one for each step, of which the last counts.
         truncated: the same; if there is none, an episode that did not terminate is truncated.
         metadata: JSON-able information.
+        keys: the keys of the observations to keep; None keeps all. All of them say how long the episode is.
 
     Raises:
         SpirlError: the lengths disagree, or an array does not hold numbers.
@@ -136,7 +144,7 @@ def assemble(
         ended, cut = False, True
     return Recording(
         id=identifier,
-        observations={key: vectors(values) for key, values in observations.items()},
+        observations={key: vectors(observations[key]) for key in (observations if keys is None else keys)},
         actions=vectors(actions)[:steps],
         rewards=None if rewards is None else rewards[:steps],
         terminated=ended,

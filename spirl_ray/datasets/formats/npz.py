@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from spirl_ray.datasets.formats.arrays import as_names, assemble, joined, joined_layout, missing, per_row
+from spirl_ray.datasets.formats.arrays import as_names, assemble, joined, joined_layout, keys_to_read, missing, per_row
 from spirl_ray.datasets.formats.flat_rows import FLAGS, SUCCESSORS, FlatRows, array_named, observation_keys
 from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
 from spirl_ray.datasets.formats.npz_members import NpzFile
@@ -87,6 +87,10 @@ class _EpisodeFiles:
     rewards: tuple[str, ...] | None
 
     def layout(self) -> RecordingLayout:
+        return self._layout
+
+    @cached_property
+    def _layout(self) -> RecordingLayout:
         with NpzFile(self.location.files[0]) as file:
             actions = [array_named(file.path, file.arrays, name) for name in self.actions]
             steps = (file.arrays[actions[0]].shape or (0,))[0]
@@ -110,17 +114,19 @@ class _EpisodeFiles:
                 for key in keys:
                     if key not in there:
                         raise missing(f"{path}: episode {name}", key, there)
+                layouts = {key: file.arrays[name] for key, name in there.items() if key in self._layout.observations}
                 rewards = self._rewards(file)
                 actions = [array_named(path, file.arrays, action) for action in self.actions]
                 ended, cut = (file.values(end) if end in file.arrays else None for end in _ENDS)
                 yield assemble(
                     f"{path}: episode {name}",
                     name,
-                    {key: file.values(there[key]) for key in keys},
+                    {key: file.values(there[key]) for key in keys_to_read(keys, layouts)},
                     joined([file.values(action) for action in actions]),
                     joined([file.values(reward) for reward in rewards]) if rewards else None,
                     ended,
                     cut,
+                    keys=keys,
                 )
 
     def _rewards(self, file: NpzFile) -> tuple[str, ...]:

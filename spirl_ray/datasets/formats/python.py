@@ -115,7 +115,7 @@ class PythonReader:
                 metadata = parts.get("metadata") or {}
                 if not isinstance(metadata, Mapping):
                     raise SpirlError(f"{where}: metadata is {type(metadata).__name__}; expected a mapping.")
-                whole = assemble(
+                yield assemble(
                     where,
                     name,
                     observations,
@@ -124,9 +124,8 @@ class PythonReader:
                     parts.get("terminated"),
                     parts.get("truncated"),
                     metadata,
+                    keys,
                 )
-                chosen = {key: whole.observations[key] for key in keys}
-                yield Recording(**{**vars(whole), "observations": chosen})
 
     def origin(self) -> str:
         return f"python:{self.call}"

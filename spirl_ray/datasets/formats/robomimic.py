@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirl_ray.datasets.formats.arrays import assemble, joined, joined_layout, missing, per_row
+from spirl_ray.datasets.formats.arrays import assemble, joined, joined_layout, keys_to_read, missing, per_row
 from spirl_ray.datasets.formats.flat_rows import array_named
 from spirl_ray.datasets.formats.hdf5_file import Hdf5File
 from spirl_ray.datasets.formats.locations import RecordedFiles, numeric_order
@@ -88,6 +88,7 @@ class RobomimicFiles:
         for key in keys:
             if key not in there:
                 raise missing(where, key, there)
+        for key in keys_to_read(keys, {key: file.arrays[name] for key, name in there.items()}):
             values, successors = (
                 _whole(file, where, there[key]),
                 f"{_SUCCESSORS}{there[key].removeprefix(_OBSERVATIONS)}",
@@ -109,6 +110,7 @@ class RobomimicFiles:
             joined([_whole(file, where, array) for array in rewards]) if rewards else None,
             _whole(file, where, _ENDS) if _ENDS in file.arrays else None,
             metadata={"demonstration": demonstration},
+            keys=keys,
         )
 
     def _action_arrays(self, file: Hdf5File, demonstration: str) -> dict[str, KeyLayout]:

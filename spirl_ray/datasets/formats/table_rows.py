@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -255,28 +255,39 @@ class EpisodeRows:
             path = self.location.files[number]
             with TableFile(path) as file:
                 columns = self.roles.columns(file)
-                asked = _asked(columns, keys, f"{path}: table")
+                read = keys or self._narrowest(file, columns)
+                asked = _asked(columns, read, f"{path}: table")
                 window = _Window(file, asked if columns.episode is None else [*asked, columns.episode])
                 for _, row in wanted:
                     name = f"{self.location.name(path)}:{row:05d}"
                     table = window.rows([(row, row + 1)], f"{path}: episode {name}")
                     if columns.episode is not None:
                         name = str(table.column(columns.episode)[0].as_py())
-                    yield self._recording(table, columns, keys, name, f"{path}: episode {name}")
+                    yield self._recording(table, columns, read, keys, name, f"{path}: episode {name}")
 
     @staticmethod
-    def _recording(table: pa.Table, columns: Columns, keys: Sequence[str], name: str, where: str) -> Recording:
+    def _narrowest(file: TableFile, columns: Columns) -> Sequence[str]:
+        """The observation whose lists are nested least, because observations say how long an episode is."""
+        lists = [name for name in columns.observations if is_list(file.columns[name])]
+        return sorted(lists, key=lambda name: str(file.columns[name]).count("<"))[:1]
+
+    @staticmethod
+    def _recording(
+        table: pa.Table, columns: Columns, read: Sequence[str], keys: Sequence[str], name: str, where: str
+    ) -> Recording:
         def values(column: str) -> Values:
             return _unlisted(table.column(column), f"{where}: {column}")
 
-        flags: list[Any] = [flag and values(flag) for flag in (columns.terminated, columns.truncated)]
+        ended, cut = (None if flag is None else values(flag) for flag in (columns.terminated, columns.truncated))
         return assemble(
             where,
             name,
-            {key: values(key) for key in keys},
+            {key: values(key) for key in read},
             joined([values(column) for column in columns.actions]),
             joined([values(column) for column in columns.rewards]) if columns.rewards else None,
-            *flags,
+            ended,
+            cut,
+            keys=keys,
         )
 
 

@@ -121,7 +121,9 @@ def test_a_demonstration_ends_with_its_last_next_observation(tmp_path: Path) -> 
 
 
 def test_without_next_observations_the_last_action_is_left_out(tmp_path: Path) -> None:
-    (episode,) = read_all(reader(save_demonstrations(tmp_path / "a.hdf5", (0,), successors=False)), "position")
+    source = reader(save_demonstrations(tmp_path / "a.hdf5", (0,), successors=False))
+    assert [(len(one.actions), len(one.observations)) for one in read_all(source)] == [(3, 0)]
+    (episode,) = read_all(source, "position")
     np.testing.assert_array_equal(episode.observations["position"][:, 0], [0, 1, 2, 3])
     np.testing.assert_array_equal(episode.actions[:, 0], [0, 1, 2])
     np.testing.assert_array_equal(episode.rewards, [0, 0, 0])

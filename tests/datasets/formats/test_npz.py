@@ -176,6 +176,7 @@ def test_a_file_can_be_one_episode(tmp_path: Path, rows: int) -> None:
     np.testing.assert_array_equal(first.observations["image"], arrays["image"])
     np.testing.assert_array_equal(first.actions, arrays["actions"][:steps])
     np.testing.assert_array_equal(first.rewards, np.arange(steps))
+    assert [(len(one.actions), len(one.observations)) for one in read_all(source)] == [(steps, 0)] * 2
     assert (first.terminated, first.truncated) == ((True, False) if rows == 5 else (False, True))
     assert (second.terminated, second.truncated) == (False, True)
 

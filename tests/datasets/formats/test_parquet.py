@@ -204,7 +204,9 @@ def test_a_row_is_an_episode(tmp_path: Path) -> None:
 
 def test_a_row_with_as_many_observations_as_actions_loses_the_last_action(tmp_path: Path) -> None:
     columns = whole(action=[[[1.0], [2.0], [3.0]], [[3.0], [4.0]]], reward=[[1.0, 2, 3], [4.0, 5]])
-    first, second = read_all(reader(save(tmp_path / "a.parquet", columns), "episode"), "joints")
+    source = reader(save(tmp_path / "a.parquet", columns), "episode")
+    assert [(len(one.actions), len(one.observations)) for one in read_all(source)] == [(2, 0), (1, 0)]
+    first, second = read_all(source, "joints")
     np.testing.assert_array_equal(first.actions, [[1], [2]])
     np.testing.assert_array_equal(second.rewards, [4])
 
