@@ -204,7 +204,8 @@ class MappedSource:
             name: [self.columns.names[r.key], r.feature.model_dump(mode="json")] for name, r in self.readers.items()
         }
         mapping = {"readers": readers, "outside": self.outside, "actions": _plain(self.actions), "keys": self.keys}
-        name = PurePath(self.reader.origin().rpartition(":")[2]).name or "data"
+        place = PurePath(self.reader.origin().rpartition(":")[2])
+        name = (place.name if place.is_absolute() else str(place)) or "data"
         return Identity(
             re.sub(r"[^A-Za-z0-9_.-]", "-", name), {"recordings": self.reader.identity(), "mapping": mapping}
         )

@@ -67,13 +67,13 @@ def read_all(data: OpenedData) -> list[Episode]:
 
 def test_an_episode_keeps_its_observations_actions_and_end(tmp_path: Path) -> None:
     buffers = [recorded(n, length=4 + n) for n in range(2)]
-    expected = [np.array(buffer.observations) for buffer in buffers]
+    observed, acted = np.asarray(list(buffers[1].observations)), np.asarray(list(buffers[1].actions))
     data = opened(make_root(tmp_path / "root", buffers))
     first, second = read_all(data)
     assert (first.id, second.id) == ("made/kitchen-v0:00000", "made/kitchen-v0:00001")
-    np.testing.assert_allclose(np.asarray(second.observations["robot"], np.float64), expected[1][:, :9], rtol=1e-6)
-    np.testing.assert_allclose(np.asarray(second.observations["objects"], np.float64), expected[1][:, 18:39], rtol=1e-6)
-    np.testing.assert_allclose(second.actions, np.array(buffers[1].actions), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(second.observations["robot"], np.float64), observed[:, :9], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(second.observations["objects"], np.float64), observed[:, 18:39], rtol=1e-6)
+    np.testing.assert_allclose(second.actions, acted, rtol=1e-6)
     np.testing.assert_array_equal(second.rewards, np.arange(5, dtype=np.float32))
     assert (second.terminated, second.truncated) == (False, True)
     assert check_episode(second, KITCHEN_SPEC.features, 9) == []

@@ -52,7 +52,7 @@ def test_it_passes_the_checker_without_a_camera() -> None:
 
 @pytest.mark.parametrize("n_blocks", [1, 5, 11])
 def test_only_the_number_of_blocks_differs_from_the_data(n_blocks: int) -> None:
-    found = envs.observed_features(envs.make(ID, n_blocks=n_blocks))
+    found = envs.observed_features(envs.make(ID, n_blocks=n_blocks), blocks.SPEC)
     declared = envs.environment(ID).features
     assert found["blocks"].shape == (n_blocks, 3)
     assert declared["blocks"].shape == (5, 3)
