@@ -166,7 +166,7 @@ def test_report_does_not_make_a_folder_that_is_not_there(tmp_path: Path) -> None
 def test_prior_refuses_methods_that_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExperimentRun, "data", lambda self: None)
     monkeypatch.setattr(ExperimentRun, "trials", [SimpleNamespace(has_prior=False)])
-    monkeypatch.setattr(experiment, "ray_session", lambda settings, workers: contextlib.nullcontext())
+    monkeypatch.setattr(experiment, "ray_session", lambda *arguments: contextlib.nullcontext())
     result = runner.invoke(cli.app, ["prior", str(write_config(tmp_path, methods=["sac"]))])
     assert result.exit_code == 2
     assert "no prior to roll out" in result.output
