@@ -174,7 +174,7 @@ def test_the_divergence_before_the_first_update_is_that_of_the_update_and_draws_
     before = torch.get_rng_state()
     found = built.module.mean_divergence(built.rows()[Columns.OBS])
     assert torch.equal(torch.get_rng_state(), before)
-    expected = built.module.forward_train(built.rows())["divergence"].mean()
+    expected = built.module.forward_train(built.rows())["divergence"].mean().detach()
     # Only the divergence from a uniform distribution is an estimate, from another sample.
     assert found == pytest.approx(float(expected), rel=1e-4 if regulariser == "prior" else 0.5)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from ray.rllib.core.columns import Columns
@@ -31,12 +32,12 @@ class Piece:
 def observe(scale: RewardScale, rewards: list[float], *, name: str = "a", first: int = 0, done: bool = False) -> None:
     """Gives it a piece of an episode of `DECISIONS` decisions; ``first`` is the number of its first decision."""
     count = len(rewards)
-    rows = {
+    rows: dict[str, npt.NDArray[np.float32]] = {
         Columns.REWARDS: np.asarray(rewards, np.float32),
         DISCOUNTS: np.full(count, GAMMA, np.float32),
-        PHASE: np.arange(first, first + count, dtype=np.float32) / DECISIONS,
+        PHASE: (np.arange(first, first + count) / DECISIONS).astype(np.float32),
     }
-    scale.observe([Piece(name, count, done)], rows)  # type: ignore[list-item]
+    scale.observe([Piece(name, count, done)], rows)
 
 
 def end_warm_up(scale: RewardScale, recorded: RewardsSeen | None = None) -> None:
