@@ -25,7 +25,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import experiment
 from spirl_ray.pipeline.events import Event
 from spirl_ray.pipeline.experiment import ExperimentRun
-from spirl_ray.pipeline.results import DataResult, Snapshot, TrainingResult
+from spirl_ray.pipeline.results import DataResult, Finding, SkillsResult, Snapshot, TrainingResult
 
 runner = CliRunner()
 COMMANDS = ["run", "sweep", "pretrain", "prior", "explore", "train", "evaluate", "report"]
@@ -126,6 +126,20 @@ def test_progress_without_a_terminal_is_a_line_every_tenth(tmp_path: Path, capsy
     assert lines[10].endswith("success, deterministic 0.5")
     assert lines[11].endswith(": metrics.csv, 12 Parquet files")
     assert len(lines) == 12
+
+
+def test_what_decides_is_printed_when_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence, warning = Finding("A latent carries [0.7] nats."), Finding("The latent hardly steers.", warning=True)
+    trial: Any = {"method": "spirl_cl", "seed": 0}
+    skills: Any = {"folder": tmp_path, "metrics": {}, "findings": (sentence, warning), **trial}
+    with terminal.StageDisplay() as show:
+        show(Event(happening="progress", stage="training", done=1, total=1000, findings=(sentence, warning), **trial))
+        show(Event(happening="finished", stage="skills", result=SkillsResult(ran=True, **skills), **trial))
+        show(Event(happening="finished", stage="skills", result=SkillsResult(ran=False, **skills), **trial))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [sentence.text, f"warning {warning.text}"]
+    assert lines.count(sentence.text) == 2  # skills that are there already repeat their warnings alone
+    assert lines.count(f"warning {warning.text}") == 3
 
 
 def test_a_stage_with_nothing_to_do_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
