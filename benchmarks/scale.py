@@ -29,6 +29,7 @@ from benchmarks.pretraining_speed import ENVIRONMENT, kitchen_skills
 from spirl_ray.config import EnvSettings, Experiment, RaySettings
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.provenance import commit, hardware
+from spirl_ray.pipeline.resources import Needs
 from spirl_ray.pipeline.session import ray_session
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.rl.algorithm import SkillPriorSAC
@@ -120,7 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    with tempfile.TemporaryDirectory() as name, ray_session(RaySettings(), max(MEASURED)):
+    with tempfile.TemporaryDirectory() as name, ray_session(RaySettings(), Needs(max(MEASURED))):
         skills = random_skills(Path(name) / "skills")
         for runners in MEASURED:
             rows.append(measure(skills, runners))

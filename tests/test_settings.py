@@ -93,9 +93,9 @@ def test_the_last_of_successive_seeds_has_32_bits_too(raw: dict[str, Any]) -> No
 
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/of mine")
-    experiment = parse_experiment({"name": "x", "output": "~/a~b", "data": {"minari_root": "~"}}, "test")
+    experiment = parse_experiment({"name": "x", "output": "~/a~b", "skills": {"artifact": "~"}}, "test")
     assert experiment.output == Path("/home/of mine/a~b")
-    assert experiment.data.minari_root == Path("/home/of mine")
+    assert experiment.skills.artifact == Path("/home/of mine")
     assert parse_experiment({"name": "x", "output": Path("~/a")}, "test").output == Path("/home/of mine/a")
 
 

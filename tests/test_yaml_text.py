@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from sweep_files import RATES, sweep
 
-from spirl_ray.config import Experiment, load_experiment, to_yaml
+from spirl_ray.config import Experiment, load_experiment
+from spirl_ray.config_file import to_yaml
 from spirl_ray.errors import SpirlError
 from spirl_ray.sweeps.sweep_file import load_sweep
 from spirl_ray.yaml_text import dump_yaml, load_yaml
@@ -101,9 +102,9 @@ def test_values_are_what_is_meant_also_where_no_type_is_declared(tmp_path: Path,
 @pytest.mark.parametrize("text", ["2024", "010", "1e-2", "no", "2024-01-31", "a b", "ünï", "lr=0.1", "a#b", "~x"])
 def test_a_setting_that_is_text_is_the_text_that_was_written(tmp_path: Path, text: str) -> None:
     experiment = load_experiment(
-        write(tmp_path, f"output: {text}\ndata:\n  dataset: {text}\nskills:\n  features: {text}\n")
+        write(tmp_path, f"output: {text}\nevaluate:\n  score: {text}\nskills:\n  features: {text}\n")
     )
-    assert (experiment.output, experiment.data.dataset, experiment.skills.features) == (Path(text), text, (text,))
+    assert (experiment.output, experiment.evaluate.score, experiment.skills.features) == (Path(text), text, (text,))
     experiment = load_experiment(write(tmp_path, ""), [f"output={text}", f"skills.features=[{text}]"])
     assert (experiment.output, experiment.skills.features) == (Path(text), (text,))
 
@@ -119,8 +120,8 @@ def test_a_path_after_set_is_taken_as_it_is(tmp_path: Path, text: str) -> None:
 
 
 def test_quotes_around_a_value_after_set_are_not_part_of_it(tmp_path: Path) -> None:
-    found = load_experiment(write(tmp_path, ""), ["output='a #b'", 'data.dataset="x"', "train.features=[a, 'b #c']"])
-    assert (found.output, found.data.dataset, found.train.features) == (Path("a #b"), "x", ("a", "b #c"))
+    found = load_experiment(write(tmp_path, ""), ["output='a #b'", 'evaluate.score="x"', "train.features=[a, 'b #c']"])
+    assert (found.output, found.evaluate.score, found.train.features) == (Path("a #b"), "x", ("a", "b #c"))
 
 
 def test_nothing_after_set_is_cut_off_as_a_comment(tmp_path: Path) -> None:

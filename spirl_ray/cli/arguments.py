@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from rich.markup import escape
 
 from spirl_ray.cli.terminal import error_console
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.ray_environment import prepare_ray
 
-_INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="The experiment's YAML file, such as tune_configs/quickstart.yaml.", show_default=False)
@@ -32,24 +35,33 @@ Overrides = Annotated[
 
 @contextmanager
 def readable_errors(stopped: str | None = None) -> Iterator[None]:
-    """Turns an error that a user can repair into one message on stderr and exit status 2; Ctrl-C is status 130.
+    """Turns an error that a user can repair into one message on stderr and exit status 2.
+
+    Ctrl-C is status 130, SIGTERM is 143.
 
     Args:
-        stopped: message after Ctrl-C; by default, that the same command resumes.
+        stopped: message after Ctrl-C or SIGTERM; by default, that the same command resumes.
     """
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    prepare_ray()
     try:
         yield
     except KeyboardInterrupt:
-        error_console().print(
-            "[yellow]Stopped.[/yellow] "
-            + (stopped or "What is done is kept: the same command resumes from the last checkpoint.")
-        )
-        raise typer.Exit(_INTERRUPTED) from None
+        _say_stopped(stopped)
+        raise typer.Exit(INTERRUPTED) from None
+    except SystemExit as error:
+        if error.code != TERMINATED:
+            raise
+        _say_stopped(stopped)
+        raise typer.Exit(TERMINATED) from None
     except SpirlError as error:
         _fail(str(error))
     except BrokenPipeError:
         raise
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8" or error.encoding not in (sys.getfilesystemencoding(), "ascii"):
+            raise
+        _fail(f"{error.object!r} cannot be the name of a file in this locale. Set LC_ALL=C.UTF-8, or PYTHONUTF8=1.")
     except OSError as error:
         if error.strerror is None or not error.filename:
             raise
@@ -61,6 +73,11 @@ def readable_errors(stopped: str | None = None) -> Iterator[None]:
         if known is None:
             raise
         _fail(str(known))
+
+
+def _say_stopped(text: str | None) -> None:
+    text = text or "What is done is kept: the same command resumes from the last checkpoint."
+    error_console().print(f"[yellow]Stopped.[/yellow] {text}")
 
 
 def _fail(message: str) -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.terminal import console, print_next, print_table
-from spirl_ray.config import RaySettings, load_experiment
+from spirl_ray.config import Experiment, RaySettings, load_experiment
+from spirl_ray.config_file import split_override
 from spirl_ray.errors import SpirlError
-from spirl_ray.pipeline.ray_environment import prepare_ray
+from spirl_ray.files import layout
+from spirl_ray.settings import expanded
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -65,7 +66,6 @@ def submit(
     """
     with readable_errors(stopped="The job continues; only the log has stopped."):
         experiment = load_experiment(config, set or [])
-        prepare_ray()
         from spirl_ray.cluster import jobs
         from spirl_ray.pipeline.experiment import check_experiments
 
@@ -101,6 +101,13 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="An experiment, whose environment is made on every node, with the code of its submit.ship.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Checks every node of a cluster before an experiment uses it: versions, resources, storage, GPUs, import, clock.
 
@@ -108,24 +115,36 @@ def doctor(
     """
     with readable_errors():
         output, storage = _places(set or [])
-        prepare_ray()
+        experiment = None if config is None else load_experiment(config)
         if address is not None and address.startswith(("http://", "https://")):
-            _doctor_as_job(address, output, storage)
+            _doctor_as_job(address, output, storage, experiment)
             return
         from spirl_ray.cluster.doctor import check_cluster, cluster_problems
         from spirl_ray.pipeline.session import ray_session
 
-        with ray_session(RaySettings(address=address or os.environ.get("RAY_ADDRESS") or "auto")):
+        named = bool(address or os.environ.get("RAY_ADDRESS"))
+        ship = () if experiment is None else experiment.submit.ship
+        with ray_session(RaySettings(address=address if named else "auto"), ship=ship):
             reports = check_cluster(output, storage)
+            without = {} if experiment is None else _without_environment(experiment)
         _print_reports(reports)
         problems = [f"{report.node}: {problem}" for report in reports for problem in report.problems]
         problems += cluster_problems(reports)
+        problems += [f"{node}: {problem}" for node, problem in without.items()]
         if problems:
             listing = "\n".join(f"  {problem}" for problem in problems)
             raise SpirlError(f"{len(problems)} problem(s):\n{listing}")
         if output is None:
             console.print("The output folder was not checked: name it with --set output=/shared/folder.")
         console.print(f"[green]All {len(reports)} node(s) are ready.[/green]")
+
+
+def _without_environment(experiment: Experiment) -> dict[str, str]:
+    """The nodes on which the experiment's environment cannot be made, and why."""
+    from spirl_ray.pipeline.nodes import try_on_every_node
+
+    found = try_on_every_node(experiment.environment)
+    return {node: problem for node, problem in found.items() if problem is not None}
 
 
 def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
@@ -139,20 +158,24 @@ def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
         if key.strip() == "storage":
             uri = value
             continue
-        folder = Path(str(yaml.safe_load(value)))
+        _, found = split_override(override, Experiment)
+        if found is None:
+            raise SpirlError(f"--set {override}: name a folder.")
+        folder = expanded(found)
         if not folder.is_absolute():
             raise SpirlError(f"--set {override}: give an absolute path, because it must be the same on every node.")
     return folder, uri
 
 
-def _doctor_as_job(address: str, output: Path | None, storage: str | None) -> None:
+def _doctor_as_job(address: str, output: Path | None, storage: str | None, experiment: Experiment | None) -> None:
     from spirl_ray.cluster import jobs
 
     dashboard = jobs.find_dashboard(address)
     client = _client(dashboard)
     places = {"output": output, "storage": storage}
     command = ["doctor", *(word for key, value in places.items() if value for word in ("--set", f"{key}={value}"))]
-    job = jobs.submit(client, command, name="doctor")
+    command += [] if experiment is None else ["--config", layout.JOB_CONFIG]
+    job = jobs.submit(client, command, name="doctor", experiment=experiment)
     console.print(f"[green]submitted[/green]  {escape(job)}")
     _follow(client, dashboard, job)
 

@@ -153,9 +153,11 @@ def print_preview(experiment: Experiment) -> None:
     """
     from spirl_ray.datasets.preview import preview_data
     from spirl_ray.envs import environment
+    from spirl_ray.pipeline.kinds import check_kinds
     from spirl_ray.pipeline.user_code import make_importable
 
     make_importable(experiment.submit.ship)
+    check_kinds(experiment)
     spec = None if experiment.env.id is None else environment(experiment.environment)
     found = preview_data(experiment.data, experiment.interface, spec)
     _print_sources(found)

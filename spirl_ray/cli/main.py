@@ -6,8 +6,10 @@ The commands are thin: they read the config, call `spirl_ray.api`, and show what
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +21,17 @@ import typer
 from spirl_ray import __version__, api
 from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cli import door
-from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
+from spirl_ray.cli.arguments import INTERRUPTED, TERMINATED, ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.data import data_app, print_expert
-from spirl_ray.cli.terminal import StageDisplay, console, print_next, print_scores, shown
+from spirl_ray.cli.terminal import (
+    StageDisplay,
+    console,
+    print_next,
+    print_scores,
+    show_what_can_be_shown,
+    shown,
+)
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.pipeline.ray_environment import prepare_ray
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -185,7 +193,6 @@ def sweep(
         from spirl_ray.sweeps.sweep_file import load_sweep
 
         chosen = load_sweep(config, set or [])
-        prepare_ray()
         from spirl_ray.cli.sweep import run
         from spirl_ray.pipeline.experiment import check_experiments
         from spirl_ray.sweeps.search import check_planned
@@ -267,7 +274,19 @@ def _one_option_each(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """The entry point of the ``spirl`` command."""
-    app(args=_one_option_each(sys.argv[1:]), prog_name="spirl")
+    # No window is ever opened; a notebook's backend, for one, may not exist in the environment of this program.
+    os.environ["MPLBACKEND"] = "agg"
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the download of Minari's data
+    show_what_can_be_shown()
+    try:
+        app(args=_one_option_each(sys.argv[1:]), prog_name="spirl")
+    except SystemExit as end:
+        if end.code in (INTERRUPTED, TERMINATED):
+            # What libraries still have to say on the way out is about the end itself.
+            threading.excepthook = lambda _: None
+            sys.unraisablehook = lambda _: None
+        raise
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.markup import escape
 
 from spirl_ray.cli.sweep_table import SweepTable, print_failures, print_files, print_ranking
@@ -9,8 +11,9 @@ from spirl_ray.cli.terminal import StageDisplay, console, print_next, say_waitin
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.pipeline.experiment import ExperimentRun
+from spirl_ray.pipeline.resources import said_while_waiting
 from spirl_ray.pipeline.workspace import Workspace
-from spirl_ray.sweeps.ledger import Ledger, Status
+from spirl_ray.sweeps.ledger import Ledger, Status, TrialRecord
 from spirl_ray.sweeps.results import settings, write_best, write_figure, write_results
 from spirl_ray.sweeps.search import remaining
 from spirl_ray.sweeps.sweep_file import Sweep
@@ -52,7 +55,23 @@ def _run(sweep: Sweep, workspace: Workspace, ledger: Ledger, waiting: int) -> Le
         ended = sum(record.ended for record in ledger.records)
         console.print(f"{waiting} trials to run, {ended} have ended, {concurrency} at the same time")
         with SweepTable(f"Sweep {sweep.file.name}", list(sweep.space), sweep.file.metric, ledger.records) as table:
-            return run_sweep(sweep, concurrency, table.change, table.progress)
+            return _watched(sweep, concurrency, table)
+
+
+def _watched(sweep: Sweep, concurrency: int, table: SweepTable) -> Ledger:
+    """Runs the trials; says what they wait for while none of them gets on."""
+    with said_while_waiting(say_waiting) as moved:
+
+        def change(record: TrialRecord) -> None:
+            moved()
+            table.change(record)
+
+        def progress(stages: dict[int, dict[str, Any]]) -> None:
+            if stages != table.stages:
+                moved()
+            table.progress(stages)
+
+        return run_sweep(sweep, concurrency, change, progress)
 
 
 def _show(sweep: Sweep, ledger: Ledger) -> None:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from spirl_ray.cli.terminal import console, print_table, shown
+from spirl_ray.cli.terminal import console, interactive, print_table, shown
 
 _COLOURS = {"running": "yellow", "finished": "green", "stopped": "dim", "failed": "red"}
 _ROWS = 30
@@ -29,14 +29,14 @@ class SweepTable:
         self._live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> SweepTable:
-        if console.is_terminal:
+        if interactive():
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if console.is_terminal:
+        if interactive():
             self._live.stop()
 
     def change(self, record: Any) -> None:
@@ -44,7 +44,7 @@ class SweepTable:
         self.records[record.number] = record
         if record.status != "running":
             self.stages.pop(record.number, None)
-        if console.is_terminal:
+        if interactive():
             return
         text = f"{record.status} {len(record.reports)}" if record.status == "running" else record.status
         if self._printed.get(record.number) != text:

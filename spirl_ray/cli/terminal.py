@@ -5,8 +5,11 @@ On a terminal there are bars; in a pipe or a log file whole lines, which are nev
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +36,29 @@ from spirl_ray.pipeline.results import (
 _FILE_WIDTH = 160
 """The width in characters of tables that are not printed on a terminal."""
 _SECONDS_BETWEEN_LINES = 60.0
+_REPLACE = "spirl.replace"
+_PLAIN = {"…": "...", "·": "-", "–": "-", "—": "-", "×": "x", "±": "+-", "→": "->", "≥": ">=", "≤": "<=", "✓": "ok"}
+"""What stands for a character that cannot be shown; for all others it is a question mark."""
 console = Console(highlight=False, soft_wrap=True)
+
+
+def interactive() -> bool:
+    """True where a person watches a terminal that can move its cursor. Colours alone (FORCE_COLOR) do not make one."""
+    return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
+
+
+def show_what_can_be_shown() -> None:
+    """Lets stdout and stderr replace the characters that a terminal or file cannot show, instead of failing."""
+    codecs.register_error(_REPLACE, _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_REPLACE)
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end
 
 
 def error_console() -> Console:
@@ -41,9 +66,10 @@ def error_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say_waiting(target: Path) -> None:
-    """Prints which result another process is working on."""
-    console.print(f"[yellow]waiting[/yellow] for another process that works on {escape(shown(target))} …")
+def say_waiting(what: Path | str | None) -> None:
+    """Prints what is waited for: the result that another process works on, or resources of the cluster in words."""
+    text = what if isinstance(what, str) else f"another process that works on {shown(what or Path())} …"
+    console.print(f"[yellow]waiting[/yellow] for {escape(text)}")
 
 
 class StageDisplay:
@@ -64,8 +90,8 @@ class StageDisplay:
         self._close()
 
     def __call__(self, event: Event) -> None:
-        if event.happening == "waiting" and event.folder is not None:
-            say_waiting(event.folder)
+        if event.happening == "waiting":
+            say_waiting(event.folder if event.resources is None else event.resources)
         elif event.happening == "started":
             self._open(_title(event))
         elif event.happening == "progress":
@@ -87,7 +113,7 @@ class StageDisplay:
             TextColumn("{task.fields[brief]}", style="dim", markup=False, table_column=rest),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not interactive(),
         )
         self._bar.add_task(title, total=None, brief="starting")
         self._bar.start()
@@ -104,7 +130,7 @@ class StageDisplay:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, brief=text)
         tenth, now = int(10 * done / total), time.monotonic()
-        if not console.is_terminal and (tenth > self._tenth or now - self._time > _SECONDS_BETWEEN_LINES):
+        if not interactive() and (tenth > self._tenth or now - self._time > _SECONDS_BETWEEN_LINES):
             self._tenth, self._time = tenth, now
             console.print(f"  {_title(event)}: {100 * done / total:.0f} %  {text}".rstrip(), markup=False)
 
@@ -246,7 +272,7 @@ def print_values(title: str, values: dict[str, str]) -> None:
 
 def print_table(table: Table) -> None:
     """Prints a table, which is wide where there is no terminal."""
-    if console.is_terminal:
+    if interactive():
         console.print(table, soft_wrap=False)
     else:
         # print(width=…) cannot go beyond the width of the console itself.

@@ -20,11 +20,13 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from spirl_ray.cluster import interpreter
 from spirl_ray.cluster.shipping import stage
 from spirl_ray.config import Experiment
 from spirl_ray.datasets.sources import source_options
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
+from spirl_ray.pipeline.ray_environment import keep_from_proxies
 
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 _TIMEOUT_S = 30.0
@@ -35,6 +37,8 @@ _TALKATIVE = (
     "ray._private.runtime_env.packaging",
 )
 """The loggers that would report every package that is uploaded."""
+_UNKNOWN_ANSWERS = (RuntimeError, ConnectionError, requests.RequestException, ValueError, KeyError, TypeError)
+"""What Ray's client raises where something else answers than it expects."""
 _TOKEN_HELP = (
     "Put the cluster's token into ~/.ray/auth_token, or point RAY_AUTH_TOKEN_PATH to a file that holds it "
     "(on the head node, `ray get-auth-token` prints it)."
@@ -83,7 +87,8 @@ def _token() -> str | None:
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    # Not Path.home(), which fails where there is no home folder.
+    path = Path(os.path.expanduser(named or "~/.ray/auth_token"))
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except OSError as error:
@@ -113,6 +118,8 @@ def connect(dashboard: Dashboard) -> JobSubmissionClient:
             f"{dashboard.url} is on another machine and there is no token here to show it. Nothing was sent. "
             + _TOKEN_HELP
         )
+    # The token is for the dashboard alone, and a proxy would see it.
+    keep_from_proxies(urlsplit(dashboard.url).hostname or "")
     mode = _authentication_mode(dashboard)
     if mode == "disabled" and not dashboard.is_local:
         raise SpirlError(
@@ -130,27 +137,61 @@ def connect(dashboard: Dashboard) -> JobSubmissionClient:
         return JobSubmissionClient(dashboard.url, headers=headers)
     except AuthenticationError as error:
         raise SpirlError(f"{dashboard.url} does not accept the token on this machine. {_TOKEN_HELP}") from error
-    except (ConnectionError, RuntimeError, requests.RequestException) as error:
+    except _UNKNOWN_ANSWERS as error:
         raise SpirlError(f"{dashboard.url} is no dashboard that jobs can be submitted to: {error}") from error
 
 
 def _authentication_mode(dashboard: Dashboard) -> str:
-    """Asks the dashboard for its authentication mode, without the token."""
+    """Asks the dashboard for its authentication mode, without the token: ``disabled`` or ``token``.
+
+    Raises:
+        SpirlError: nothing answers, or something that is not known to be a Ray dashboard.
+    """
+    answer = _ask(dashboard, "authentication_mode")
+    if answer.ok:
+        mode = _field(answer, "authentication_mode")
+        if mode in ("disabled", "token"):
+            return mode
+        found = "an answer that it does not have" if mode is None else f"the authentication mode {mode!r}"
+    elif answer.status_code == requests.codes.not_found and _field(_ask(dashboard, "version"), "ray_version"):
+        return "disabled"  # Ray before 2.52 has no tokens, and not this page either
+    else:
+        found = f"HTTP status {answer.status_code}"
+    raise SpirlError(
+        f"What answers at {dashboard.url} is not a Ray dashboard that this version knows: it gave {found}. Nothing was "
+        "sent. A proxy or a load balancer may answer in its place; name the dashboard itself with --address, or a "
+        "tunnel to it."
+    )
+
+
+def _ask(dashboard: Dashboard, page: str) -> requests.Response:
     try:
-        answer = requests.get(f"{dashboard.url}/api/authentication_mode", timeout=_TIMEOUT_S)
-        # Ray before 2.52 has no tokens, and not this page either.
-        return str(answer.json()["authentication_mode"]) if answer.ok else "disabled"
+        return requests.get(f"{dashboard.url}/api/{page}", timeout=_TIMEOUT_S)
     except requests.RequestException as error:
         raise SpirlError(
             f"Cannot reach a Ray dashboard at {dashboard.url}: {_reason(error)}. Check that the cluster runs and that "
-            "its port is open or tunnelled to here, and name it with --address."
+            "its port is open or tunnelled to here, and name it with --address. Proxies are not used for it."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SpirlError(f"What answers at {dashboard.url} is not a Ray dashboard.") from error
+
+
+def _field(answer: requests.Response, name: str) -> str | None:
+    """A field of an answer in JSON; None where there is none."""
+    try:
+        return str(answer.json()[name])
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _reason(error: requests.RequestException) -> str:
-    return "no answer in time" if isinstance(error, requests.Timeout) else "the connection was refused"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"its certificate is not accepted ({error})"
+    if "getaddrinfo" in str(error) or "NameResolution" in str(error):
+        return "no machine of this name is known"
+    if isinstance(error, requests.ConnectionError):
+        return "the connection was refused or broken off"
+    return str(error)
 
 
 def check_output(experiment: Experiment) -> Path:
@@ -200,13 +241,17 @@ def submit(
         stage(Path(folder), experiment)
         try:
             return client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "spirl_ray.cli", *command]),
+                entrypoint=f"exec {interpreter.COMMAND} " + shlex.join(["-m", "spirl_ray.cli", *command]),
                 submission_id=f"spirl-{name}-{uuid.uuid4().hex[:8]}",
-                runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
+                runtime_env={
+                    "working_dir": folder,
+                    "env_vars": {"PYTHONUNBUFFERED": "1"},
+                    "worker_process_setup_hook": interpreter.HOOK,
+                },
                 metadata={"experiment": name},
                 entrypoint_resources=dict(resources) if resources else None,
             )
-        except (RuntimeError, requests.RequestException) as error:
+        except (AuthenticationError, *_UNKNOWN_ANSWERS) as error:
             raise SpirlError(f"The cluster did not take the job: {error}") from error
 
 
@@ -247,7 +292,7 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -
             if not client.get_job_status(job).is_terminal():
                 asyncio.run(asyncio.sleep(_POLL_S))
         details = client.get_job_info(job)
-    except (RuntimeError, ConnectionError, aiohttp.ClientError, requests.RequestException) as error:
+    except (AuthenticationError, aiohttp.ClientError, *_UNKNOWN_ANSWERS) as error:
         raise SpirlError(
             f"The connection to the cluster was lost ({error}). If the cluster still runs, so does the job."
         ) from error

@@ -17,12 +17,13 @@ from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import stored_features
 from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import SettingPath
 
 
 class FolderSettings(Settings):
     """The options of ``type: folder``."""
 
-    path: Path
+    path: SettingPath
     """The folder of a dataset."""
 
 

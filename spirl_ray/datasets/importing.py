@@ -30,6 +30,7 @@ from spirl_ray.files.fingerprint import fingerprint
 
 _SHOWN_PROBLEMS = 10
 _EPISODES_A_ROW_GROUP = 64
+OUTSIDE_HINT = "For actions outside their range there are data.actions_outside and interface.action."
 
 
 @dataclass(frozen=True)
@@ -346,6 +347,6 @@ def _refusal(source: str, problems: list[Problem]) -> str:
     shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS])
     more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} or more" if len(problems) > _SHOWN_PROBLEMS else ""
     return (
-        f"{source}: bad episodes; repair the source, or leave them out with data.skip_bad (at least one must be "
-        f"good; for actions outside their range there are data.actions_outside and interface.action):\n{shown}{more}"
+        f"{source}: bad episodes; repair the source, or leave them out with data.skip_bad (at least one must be good). "
+        f"{OUTSIDE_HINT}\n{shown}{more}"
     )

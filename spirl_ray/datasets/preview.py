@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from spirl_ray.config import DataSettings
 from spirl_ray.config_environment import InterfaceSettings
+from spirl_ray.datasets.importing import OUTSIDE_HINT
 from spirl_ray.datasets.joined import JoinedSource
 from spirl_ray.datasets.mapping import MappedSource
 from spirl_ray.datasets.opened import OpenedData, open_data
@@ -116,14 +117,16 @@ def _read(found: DataPreview, opened: OpenedData, until: float) -> None:
             for episode in opened.source.read(chunk):
                 found.looked_at += 1
                 found.lengths.append(episode.length)
-                actions = episode.actions if opened.actions is None else opened.actions.restored(episode.actions)
-                if actions.ndim == 2 and len(actions):
-                    lows.append(actions.min(axis=0))
-                    highs.append(actions.max(axis=0))
+                actions = episode.actions
+                if actions.ndim == 2 and len(actions) and actions.shape[1] == opened.action_dim:
+                    own = actions if opened.actions is None else opened.actions.restored(actions)
+                    lows.append(own.min(axis=0))
+                    highs.append(own.max(axis=0))
                 problems = check_episode(episode, opened.features, opened.action_dim, opened.actions)
                 if problems and found.problem is None:
                     name, what = problems[0]
-                    found.problem = f"{opened.source.description().source}: {episode.id}: {name}: {what}"
+                    hint = f". {OUTSIDE_HINT}" if "outside" in what else ""
+                    found.problem = f"{opened.source.description().source}: {episode.id}: {name}: {what}{hint}"
                 if time.monotonic() > until:
                     break
         except SpirlError as error:
@@ -131,5 +134,5 @@ def _read(found: DataPreview, opened: OpenedData, until: float) -> None:
             break
         if time.monotonic() > until:
             break
-    if lows and len({len(low) for low in lows}) == 1:
+    if lows:
         found.low, found.high = np.min(lows, axis=0), np.max(highs, axis=0)

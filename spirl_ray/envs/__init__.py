@@ -106,24 +106,25 @@ def environment(env: EnvironmentSettings | str) -> EnvironmentSpec:
             write.
     """
     settings = _settings(env)
-    key = fingerprint(settings)
-    if key not in _described:
-        _described[key] = _describe(settings)
-    return _described[key]
-
-
-def _describe(settings: EnvironmentSettings) -> EnvironmentSpec:
     import_modules(settings.interface)
     entry = _entry(settings)
     if entry is None or entry.spec is None:
-        return describe_adapted(settings, None if entry is None else _creator(entry))
+        key = fingerprint(settings)
+        if key not in _described:
+            _described[key] = describe_adapted(settings, None if entry is None else _creator(entry))
+        return _described[key]
+    return _declared(entry.spec, settings)
+
+
+def _declared(spec: EnvironmentSpec, settings: EnvironmentSettings) -> EnvironmentSpec:
+    """The description of a registered environment, with the time limit and the range of actions of the settings."""
     own = settings.interface.model_copy(update={"imports": (), "action": ActionSettings()})
     if own != InterfaceSettings():
         changed = [name for name, value in own if value != getattr(InterfaceSettings(), name)]
         raise SpirlError(
             f"interface.{changed[0]}: {settings.id} says this itself, being registered with its features. Leave it out."
         )
-    spec, actions = entry.spec, settings.interface.action
+    actions = settings.interface.action
     if actions != ActionSettings():
         box = KeyLayout((spec.action_dim,), np.dtype(np.float32))
         spec = replace(spec, actions=action_range(box, *_ends(spec), actions, spec.id))

@@ -58,6 +58,8 @@ REPORT_NUMBERS = "results.json"
 
 DATASET_CARD = "card.json"
 """Describes a dataset and completes it: features, counts, source, licence, hashes of the files."""
+IMPORTS = "imported.json"
+"""The datasets of an experiment by the settings of their sources, by which they are found without these."""
 DEMONSTRATIONS_VIDEO = "demonstrations.mp4"
 """Some episodes of a dataset."""
 

@@ -17,7 +17,8 @@ Happening = Literal["started", "progress", "waiting", "finished"]
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """An event of an experiment. A stage sends ``started``, ``progress`` any number of times, and
-    ``finished`` unless it fails; ``waiting`` is sent where another process works on the same result."""
+    ``finished`` unless it fails; ``waiting`` is sent where another process works on the same result, and once a minute
+    where Ray has no place for what a stage needs."""
 
     happening: Happening
     stage: Stage | None = None
@@ -36,6 +37,8 @@ class Event:
     """The findings of ``progress``: what has been found out since the last event about whether stage 2 can learn."""
     folder: Path | None = None
     """The folder of ``waiting``: the result on which another process works."""
+    resources: str | None = None
+    """The resources of ``waiting``, in words: what tasks and workers ask for and the cluster does not have free."""
     result: StageResult | None = None
     """The result of ``finished``."""
 

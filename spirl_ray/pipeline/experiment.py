@@ -4,6 +4,7 @@ listener."""
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from spirl_ray.pipeline import stages
 from spirl_ray.pipeline.events import Event, Listener, Progress, Stage, ignore
 from spirl_ray.pipeline.exploration import exploring_trials, run_exploration
 from spirl_ray.pipeline.kinds import check_kinds
+from spirl_ray.pipeline.resources import needs_of, said_while_waiting
 from spirl_ray.pipeline.results import (
     DataResult,
     DemonstrationsResult,
@@ -46,6 +48,7 @@ class ExperimentRun:
         self.workspace = workspace
         self.experiment = workspace.experiment
         self._listener = listener
+        self._one_at_a_time = threading.RLock()
         self._stage: Stage | None = None
         workspace.on_wait = self._tell_waiting
 
@@ -65,9 +68,10 @@ class ExperimentRun:
         method, seed = (None, None) if trial is None else (trial.method, trial.seed)
 
         def tell(**fields: Any) -> None:
-            self._listener(Event(stage=name, method=method, seed=seed, **fields))
+            self._tell(Event(stage=name, method=method, seed=seed, **fields))
 
         def progress(done: float, total: float, metrics: dict[str, Any]) -> None:
+            moved()
             tell(
                 happening="progress",
                 done=done,
@@ -80,7 +84,8 @@ class ExperimentRun:
         self._stage = name
         tell(happening="started")
         try:
-            result = work(progress)
+            with said_while_waiting(lambda text: tell(happening="waiting", resources=text)) as moved:
+                result = work(progress)
         finally:
             self._stage = None
         tell(happening="finished", result=result)
@@ -153,7 +158,11 @@ class ExperimentRun:
         return self.stage("exploration", lambda progress: run_exploration(self.workspace, progress))
 
     def _tell_waiting(self, target: Path) -> None:
-        self._listener(Event(happening="waiting", stage=self._stage, folder=target))
+        self._tell(Event(happening="waiting", stage=self._stage, folder=target))
+
+    def _tell(self, event: Event) -> None:
+        with self._one_at_a_time:
+            self._listener(event)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -179,14 +188,14 @@ def experiment_run(
     check_experiments([experiment], make=ray)
     with readable():
         workspace = Workspace(experiment)
+        if ray and workspace.has_data:
+            _ = workspace.dataset  # opens the sources, so that what is wrong with them is said before any work
         run = ExperimentRun(workspace, listener)
         workspace.reserve(create=create)
         if not ray:
             yield run
             return
-        variants = [experiment.for_method(method) for method in experiment.methods]
-        workers = max(max(variant.pretrain.workers, variant.train.env_runners) for variant in variants)
-        with ray_session(experiment.ray, workers, experiment.submit.ship):
+        with ray_session(experiment.ray, needs_of([experiment]), experiment.submit.ship):
             yield run
 
 
@@ -204,6 +213,8 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
     for experiment in experiments:
         make_importable(experiment.submit.ship)
         check_kinds(experiment)
+        for method in experiment.methods:
+            _check_files(experiment.for_method(method))
         if experiment.env.id is None:
             continue  # the data say what their features are
         env = experiment.environment
@@ -213,6 +224,16 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
         if make and (key := fingerprint(env)) not in made:
             made.add(key)
             envs.try_out(env)
+
+
+def _check_files(experiment: Experiment) -> None:
+    """Raises `SpirlError` where an import, which may take hours, would write fewer files than there are workers."""
+    workers, files = experiment.pretrain.workers, experiment.data.shards
+    if workers > files and all(source.type != "folder" for source in experiment.data.sources):
+        raise SpirlError(
+            f"pretrain.workers: {workers} training workers need at least as many data files, and data.shards is "
+            f"{files}. Set data.shards to {workers} or more, or lower pretrain.workers."
+        )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from ray.data import DataContext
 
 from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.ray_start import advice, check_address
+from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance
 from spirl_ray.pipeline.user_code import shipped_paths
 
 _MEGABYTE = 2**20
@@ -32,60 +35,70 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def ray_session(settings: RaySettings, workers: int = 1, ship: Sequence[Path] = ()) -> Iterator[None]:
+def ray_session(settings: RaySettings, needs: Needs | None = None, ship: Sequence[Path] = ()) -> Iterator[None]:
     """Connects to Ray for the duration of a command; does nothing if there is a connection already.
 
     Without an address, a job's ``RAY_ADDRESS`` is used, or a local Ray instance is started. It has one logical CPU more
-    than cores (or than ``workers``, if these are more), because short tasks run beside the workers.
+    than cores (or than processes, if these are more), because short tasks run beside the workers.
 
     Args:
         settings: the cluster to use.
-        workers: number of processes, of one logical CPU each, that a stage runs at the same time.
+        needs: what is held at the same time; on a Ray that gets no more nodes, it must be there.
         ship: folders and files of the user's code that workers import.
 
     Raises:
-        SpirlError: the named cluster cannot be reached, or a local Ray instance would have too few CPUs.
+        SpirlError: the named cluster cannot be reached, a local Ray instance does not start, or has too little.
     """
+    needs = needs or Needs()
     if ray.is_initialized():
+        if is_own_instance():
+            check_resources(needs, ray.cluster_resources())
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS")
-    if not address and settings.num_cpus is not None and settings.num_cpus <= workers:
-        raise SpirlError(
-            f"ray.num_cpus: {settings.num_cpus} is too few. pretrain.workers and train.env_runners ask for {workers} "
-            "processes at the same time, and one more CPU is needed for tasks beside them. "
-            f"Set ray.num_cpus to {workers + 1}, or leave it out."
-        )
+    if address == "local":
+        address = None
+    if not address and settings.num_cpus is not None:
+        check_resources(Needs(needs.processes, cpu_keys=needs.cpu_keys), {"CPU": settings.num_cpus})
     with _filtered_stderr():
-        yield from _connected(settings, address, workers, ship)
+        yield from _connected(settings, address, needs, ship)
 
 
-def _connected(settings: RaySettings, address: str | None, workers: int, ship: Sequence[Path]) -> Iterator[None]:
-    quiet = logging.ERROR
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _start(settings: RaySettings, address: str | None, needs: Needs, ship: Sequence[Path]) -> None:
     code: dict[str, Any] = {"runtime_env": {"py_modules": [str(path) for path in shipped_paths(ship)]}} if ship else {}
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=quiet, **code)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=settings.num_cpus or max(2, os.cpu_count() or 1, workers) + 1,
-                include_dashboard=settings.dashboard,
-                dashboard_host="127.0.0.1",
-                object_store_memory=settings.object_store_mb * _MEGABYTE,
-                log_to_driver=False,
-                logging_level=quiet,
-                **code,
-            )
+            check_address(address, "ray.address" if settings.address else "RAY_ADDRESS")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **code)
+            return
+        # A local Ray needs no copy of the working folder; Ray has read the variable if it was imported before.
+        ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+        ray.init(
+            address="local",
+            num_cpus=settings.num_cpus or max(2, os.cpu_count() or 1, needs.processes) + 1,
+            include_dashboard=settings.dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=settings.object_store_mb * _MEGABYTE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **code,
+        )
+        check_resources(needs, ray.cluster_resources())
+    except SpirlError:
+        ray.shutdown()
+        raise
     except Exception as error:  # Ray raises a bare Exception when its processes are too slow to start
         ray.shutdown()
         if address:
-            raise SpirlError(f"Cannot reach the Ray cluster at {address}: {error}") from error
-        raise SpirlError(
-            f"Cannot start a local Ray instance: {error} If this machine is busy, try again later; the command "
-            "resumes where it stopped."
-        ) from error
+            name = "ray.address" if settings.address else "RAY_ADDRESS"
+            raise SpirlError(f"Cannot reach the Ray cluster at {address} ({name}): {error}") from error
+        raise SpirlError(f"Cannot start a local Ray instance: {error} {advice(error)}") from error
+
+
+def _connected(settings: RaySettings, address: str | None, needs: Needs, ship: Sequence[Path]) -> Iterator[None]:
+    quiet = logging.ERROR
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _start(settings, address, needs, ship)
     for name in ("ray.data", "ray.train", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(quiet)
     context = DataContext.get_current()
@@ -98,10 +111,32 @@ def _connected(settings: RaySettings, address: str | None, workers: int, ship: S
     try:
         yield
     finally:
+        _silence_threads()
         ray.shutdown()
         if in_main_thread:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+_OUTLIVED: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+"""The threads that were there when a connection to Ray ended."""
+
+
+def _silence_threads() -> None:
+    """Keeps threads that still ask Ray something after its end from printing that they got no answer.
+
+    The hook is put in place once and stays, because such a thread may notice a while later.
+    """
+    if not _OUTLIVED:
+        before = threading.excepthook
+
+        def hook(arguments: threading.ExceptHookArgs) -> None:
+            if arguments.thread not in _OUTLIVED:
+                before(arguments)
+
+        threading.excepthook = hook
+        _OUTLIVED.add(threading.main_thread())  # which never ends, so this is done once
+    _OUTLIVED.update(threading.enumerate())
 
 
 @contextlib.contextmanager

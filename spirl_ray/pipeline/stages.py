@@ -64,6 +64,7 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResul
             shards=data.shards,
             progress=lambda done, total: progress(done, total, {}),
         )
+        workspace.remember_import()
     attempts = workspace.data.source.attempts
     return DataResult(
         folder=out,
@@ -102,7 +103,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
         if (out / layout.SKILL_CARD).exists():
             return _skills(trial, False, read_skill_card(out).metrics)
         data, settings = trial.experiment.data, trial.experiment.pretrain
-        dataset, described = trial.workspace.dataset, trial.workspace.data.spec
+        dataset, described = trial.workspace.dataset, trial.workspace.described
         check_files(dataset)
         job = PretrainJob(
             dataset=str(dataset),

@@ -32,7 +32,7 @@ from spirl_ray.pipeline.snapshots import (
     results_so_far,
     snapshot_folder,
 )
-from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
+from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config, rllib_seed
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC
 from spirl_ray.rl.methods import MethodConfig
@@ -95,7 +95,7 @@ def train_policy(
     saved = checkpoints(run.out)
     if saved:
         # Episodes that start after a restore must not repeat those from before.
-        config.debugging(seed=run.seed + 1000 * (1 + layout.steps_of(saved[-1])))
+        config.debugging(seed=rllib_seed(run.seed, 1000 * (1 + layout.steps_of(saved[-1]))))
     algorithm: SkillPriorSAC = config.build_algo()
     try:
         if saved:

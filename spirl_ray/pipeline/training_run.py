@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from spirl_ray.config import Experiment
 from spirl_ray.rl.algorithm import SkillPriorSACConfig
 from spirl_ray.rl.methods import MethodConfig
@@ -38,5 +40,20 @@ def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
     )
     config.learners(num_learners=train.learners, num_gpus_per_learner=train.gpus_per_learner)
     config.fault_tolerance(restart_failed_env_runners=True, ignore_env_runner_failures=True)
-    config.debugging(seed=run.seed, log_level="ERROR")
+    config.debugging(seed=rllib_seed(run.seed), log_level="ERROR")
     return config
+
+
+def rllib_seed(seed: int, offset: int = 0) -> int:
+    """The seed of a run for RLlib, which adds the number of an env runner to it and takes 32 bits.
+
+    Args:
+        seed: of the run, of 32 bits.
+        offset: what a resumed run adds, so that its episodes do not repeat those from before.
+
+    Returns:
+        Their sum; where that is too large, a hash of both.
+    """
+    if seed + offset < 2**31:
+        return seed + offset
+    return int(np.random.SeedSequence((seed, offset)).generate_state(1)[0]) >> 1

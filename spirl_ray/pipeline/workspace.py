@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from spirl_ray.config import EnvSettings, Experiment
 from spirl_ray.config_environment import ActionSettings
 from spirl_ray.datasets.opened import OpenedData, open_data
-from spirl_ray.envs import environment
+from spirl_ray.envs import EnvironmentSpec, environment
 from spirl_ray.episodes.dataset import FORMAT_VERSION, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -134,9 +134,48 @@ class Workspace:
         spec = None if experiment.env.id is None else environment(experiment.environment)
         return open_data(experiment.data, experiment.interface, spec)
 
-    @property
+    @cached_property
     def dataset(self) -> Path:
-        """The folder of the imported dataset."""
+        """The folder of the imported dataset.
+
+        Where the sources are gone, it is the one that was imported with the same settings.
+
+        Raises:
+            SpirlError: a source cannot be opened, and has not been imported either.
+        """
+        try:
+            return self._dataset_of_sources()
+        except SpirlError:
+            known = read_json(self._imports) if self._imports.exists() else {}
+            folder = self.folder / layout.DATA / str(known.get(self._data_settings))
+            if self._data_settings not in known or not (folder / layout.DATASET_CARD).exists():
+                raise
+            return folder
+
+    @property
+    def described(self) -> EnvironmentSpec:
+        """The description of the environment, or of the data where there is none."""
+        if self.experiment.env.id is not None:
+            return environment(self.experiment.environment)
+        return self.data.spec
+
+    def remember_import(self) -> None:
+        """Notes which dataset these settings of the data stand for, so that it is found without its sources."""
+        known = read_json(self._imports) if self._imports.exists() else {}
+        write_json(self._imports, {**known, self._data_settings: self.dataset.name})
+
+    @property
+    def _imports(self) -> Path:
+        return self.folder / layout.DATA / layout.IMPORTS
+
+    @property
+    def _data_settings(self) -> str:
+        data = self.experiment.data.model_dump(
+            mode="json", exclude={"shards", "validation_fraction", "in_memory_limit_mb"}
+        )
+        return fingerprint(self.experiment.environment, data)
+
+    def _dataset_of_sources(self) -> Path:
         data, identity = self.data, self.data.source.identity()
         features = {name: feature.model_dump(mode="json") for name, feature in data.features.items()}
         parts = (features, data.action_dim, data.actions, identity.settings, self.experiment.data.skip_bad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from torch import Tensor
 from spirl_ray.config import PretrainSettings
 from spirl_ray.datasets.windows import WindowTable, stream_windows
 from spirl_ray.envs.spec import MakeRenderer, PositionTarget
-from spirl_ray.episodes.dataset import read_card
+from spirl_ray.episodes.dataset import DatasetCard, read_card, read_tables
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.errors import SpirlError
@@ -162,10 +163,26 @@ class Batches:
         return table.rows(((torch.arange(number, dtype=torch.float64) + 0.5) * len(table) / number).long())
 
     def _episodes(self) -> Iterator[Episode]:
-        data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS)
-        for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
-            assert isinstance(table, pa.Table)
+        for table in stream_tables(self.files, self._card):
             yield from table_to_episodes(table, self._card.features, self._card.action_dim, where=self.job.dataset)
+
+
+def stream_tables(files: list[str], card: DatasetCard) -> Iterator[pa.Table]:
+    """Reads a dataset's files with Ray Data, in tables of a few episodes.
+
+    Not with `ray.data.read_parquet`, which takes names of folders for columns (``lr=0.1/``), URIs (``a#b``) and queries
+    (``a?b``).
+    """
+    rows = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
+    data = rows.map_batches(partial(_read, card), batch_size=1, batch_format="pyarrow", num_cpus=_READ_CPUS)
+    for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
+        assert isinstance(table, pa.Table)
+        yield table
+
+
+def _read(card: DatasetCard, rows: pa.Table) -> Iterator[pa.Table]:
+    for file in rows["file"].to_pylist():
+        yield from read_tables(file, card)
 
 
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:

@@ -18,6 +18,7 @@ from spirl_ray.config import EncoderSettings, Settings
 from spirl_ray.episodes.features import Feature, Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
+from spirl_ray.settings import expanded
 from spirl_ray.skills.networks import convolutions
 
 Observations = Mapping[str, Tensor]
@@ -144,13 +145,11 @@ class PretrainedImageEncoder(FeatureEncoder):
         return self.head(apply_to_images(self.trunk, observations[self.name]))
 
     def load_pretrained(self) -> None:
-        from pathlib import Path
-
         from spirl_ray.files.tensors import read_tensors
 
         if not isinstance(self.path, str):
             raise SpirlError(f"skills.encoders.{self.name}: pretrained needs options.path, a safetensors file.")
-        tensors = read_tensors(Path(self.path).expanduser())
+        tensors = read_tensors(expanded(self.path))
         wanted = {f"net.{name}": value for name, value in self.trunk.state_dict().items()}
         for name, value in wanted.items():
             found = tensors.get(name)

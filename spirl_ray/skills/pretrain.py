@@ -15,9 +15,9 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayActorError
+from pyarrow.fs import LocalFileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
@@ -72,6 +72,11 @@ def pretrain(
     Raises:
         SpirlError: the data or the environment does not fit the settings.
     """
+    if not hasattr(ray.train, "get_preemption_info"):
+        raise SpirlError(
+            "The first version of Ray Train has been imported, because RAY_TRAIN_V2_ENABLED was 0, and stage 1 needs "
+            "the second. Unset that variable."
+        )
     workers = job.settings.workers
     card = read_card(job.dataset)
     # Impossible settings raise here, because a worker that raises is restarted ``max_failures`` times.
@@ -94,7 +99,9 @@ def pretrain(
         ),
         run_config=RunConfig(
             name="ray_train",
+            # With a file system, Ray Train takes the path as it is; alone, it would be read as a URI.
             storage_path=str(out.absolute()),
+            storage_filesystem=LocalFileSystem(),
             failure_config=FailureConfig(max_failures=job.settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -279,7 +286,7 @@ def _report(
             "metrics": metrics,
         }
         torch.save(state, Path(folder) / "state.pt")
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        ray.train.report(metrics, checkpoint=Checkpoint(folder, LocalFileSystem()))
 
 
 @torch.no_grad()
@@ -343,14 +350,12 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
         last = False
         while not last and ray.is_initialized():
             last = finished.wait(_LISTEN_S)
-            with contextlib.suppress(Empty, RayActorError):
-                for _ in range(queue.qsize()):  # asking an empty queue is a failed task in the dashboard
-                    row = queue.get_nowait()
-                    if on_row is not None and not errors:
-                        try:
-                            on_row(row)
-                        except Exception as error:
-                            errors.append(error)
+            for row in _waiting_rows(queue):
+                if on_row is not None and not errors:
+                    try:
+                        on_row(row)
+                    except Exception as error:
+                        errors.append(error)
 
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()
@@ -362,3 +367,10 @@ def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[
         queue.shutdown(force=True)
     if errors:
         raise errors[0]
+
+
+def _waiting_rows(queue: Queue) -> Iterator[Rows]:
+    """The rows that are in the queue now; none where it, or Ray, has ended meanwhile, as after Ctrl-C."""
+    with contextlib.suppress(Exception):
+        for _ in range(queue.qsize()):  # asking an empty queue is a failed task in the dashboard
+            yield queue.get_nowait()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pyarrow.fs import LocalFileSystem
 from ray import tune
 from ray.exceptions import RayError
 
@@ -239,7 +240,7 @@ def _report(row: Row, request: TrialRequest) -> None:
             layout.steps_of(saved[-1]),
         )
         write_json(Path(copy) / layout.ORIGIN, vars(origin))
-        tune.report(row, checkpoint=tune.Checkpoint.from_directory(copy))
+        tune.report(row, checkpoint=tune.Checkpoint(copy, LocalFileSystem()))
 
 
 def _continue(request: TrialRequest, name: str, given: Path) -> TrialRequest:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pyarrow.fs import LocalFileSystem
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -23,6 +24,7 @@ from spirl_ray.envs.metrics import MODES
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically
+from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance, needs_of
 from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.results import write_results
@@ -53,11 +55,19 @@ OnProgress = Callable[[dict[int, Row]], None]
 def cpus_of_a_trial(sweep: Sweep) -> float:
     """The number of logical CPUs that a trial keeps busy: its driver, and the env runners and learners or the training
     workers."""
-    variants = [experiment.for_method(method) for experiment in sweep.examples() for method in experiment.methods]
-    workers = max(
-        max(variant.pretrain.workers, variant.train.env_runners + variant.train.learners) for variant in variants
+    return sweep.file.resources.cpus + needs_of(sweep.examples()).processes
+
+
+def _needs(sweep: Sweep, concurrency: int) -> Needs:
+    """What this number of trials hold at the same time."""
+    each, resources = needs_of(sweep.examples()), sweep.file.resources
+    return Needs(
+        math.ceil(concurrency * cpus_of_a_trial(sweep)),
+        concurrency * (each.gpus + resources.gpus),
+        {name: concurrency * amount for name, amount in resources.custom.items()},
+        cpu_keys=f"{concurrency} trial(s) at the same time (concurrency)",
+        gpu_keys=each.gpu_keys or "resources.gpus",
     )
-    return sweep.file.resources.cpus + workers
 
 
 @contextlib.contextmanager
@@ -68,14 +78,15 @@ def ray_for(sweep: Sweep) -> Iterator[int]:
     hold some of the CPUs for which the others wait.
 
     Raises:
-        SpirlError: the cluster has too few CPUs for the sweep.
+        SpirlError: the cluster has too few CPUs for the sweep, or the local Ray too little of anything.
     """
     settings, each = sweep.base.ray, cpus_of_a_trial(sweep)
     asked = sweep.file.samples if sweep.file.scheduler.kind == "pbt" else sweep.file.concurrency
-    if not (ray.is_initialized() or settings.address or os.environ.get("RAY_ADDRESS")):
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    if not ray.is_initialized() and address in (None, "", "local"):
         cores = settings.num_cpus - 1 if settings.num_cpus is not None else os.cpu_count() or 1
         concurrency = asked or max(1, int(cores // each))
-        with ray_session(settings, math.ceil(concurrency * each)):
+        with ray_session(settings, _needs(sweep, concurrency)):
             yield concurrency
         return
     with ray_session(settings):
@@ -86,6 +97,8 @@ def ray_for(sweep: Sweep) -> Iterator[int]:
                 f"{concurrency} trial(s) at the same time need {concurrency * each + 1:g} CPUs ({each:g} each, and one "
                 f"for tasks beside them), the cluster has {cpus:g}. Lower concurrency, or start more nodes first."
             )
+        if is_own_instance():
+            check_resources(_needs(sweep, concurrency), ray.cluster_resources())
         yield concurrency
 
 
@@ -146,7 +159,9 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
         ),
         run_config=tune.RunConfig(
             name=_SCRATCH,
+            # With a file system, Tune takes the path as it is; alone, it would be read as a URI.
             storage_path=str(sweep.folder),
+            storage_filesystem=LocalFileSystem(),
             callbacks=[recorder, *trackers(sweep)],
             failure_config=tune.FailureConfig(max_failures=sweep.file.max_failures),
             # No limit to a population's checkpoints: Tune numbers them anew after a pause, and then fails to delete

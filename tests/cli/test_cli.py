@@ -75,6 +75,15 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(capsys: pytest.CaptureFixture[st
     assert "the same command" in capsys.readouterr().err
 
 
+def test_a_termination_says_the_same_and_exits_143(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as found, command.readable_errors():
+        sys.exit(143)
+    assert found.value.exit_code == 143
+    assert capsys.readouterr().err.startswith("Stopped. ")
+    with pytest.raises(SystemExit), command.readable_errors():
+        sys.exit(3)
+
+
 def test_a_bug_is_not_disguised_as_bad_input() -> None:
     with pytest.raises(ZeroDivisionError), command.readable_errors():
         raise ZeroDivisionError

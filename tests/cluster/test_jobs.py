@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
+import importlib
+import os
+import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +17,8 @@ from toy import TOY
 from typer.testing import CliRunner
 
 from spirl_ray.cli import main as cli
-from spirl_ray.cluster import jobs
-from spirl_ray.cluster.jobs import Dashboard, check_output, connect, find_dashboard, follow
+from spirl_ray.cluster import interpreter, jobs
+from spirl_ray.cluster.jobs import Dashboard, check_output, connect, find_dashboard, follow, submit
 from spirl_ray.config import parse_experiment
 from spirl_ray.errors import SpirlError
 
@@ -24,6 +29,9 @@ def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, mode: str | Exception) -> list[str]:
@@ -39,6 +47,101 @@ def answer(monkeypatch: pytest.MonkeyPatch, mode: str | Exception) -> list[str]:
 
     monkeypatch.setattr(jobs.requests, "get", get)
     return asked
+
+
+class Server:
+    """A web server of this test, which notes what it is asked and by whom a token is shown."""
+
+    def __init__(self, status: int, body: str, pages: dict[str, str] | None = None) -> None:
+        self.asked: list[str] = []
+        self.tokens: list[str] = []
+        test = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                test.asked.append(self.path)
+                test.tokens += [token for token in [self.headers.get("Authorization")] if token]
+                known = (pages or {}).get(self.path)
+                self.send_response(status if known is None else 200)
+                self.end_headers()
+                self.wfile.write((body if known is None else known).encode())
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Server:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "found"),
+    [
+        (502, "<html>Bad gateway</html>", "HTTP status 502"),
+        (503, "{}", "HTTP status 503"),
+        (401, "who are you", "HTTP status 401"),
+        (403, "", "HTTP status 403"),
+        (404, "nothing here", "HTTP status 404"),
+        (200, "<html>Log in</html>", "an answer"),
+        (200, "[]", "an answer"),
+        (200, '{"authentication_mode": "kerberos"}', "'kerberos'"),
+    ],
+)
+def test_an_unknown_answer_is_never_taken_for_no_token(
+    monkeypatch: pytest.MonkeyPatch, status: int, body: str, found: str
+) -> None:
+    made = client(monkeypatch)
+    with Server(status, body) as server, pytest.raises(SpirlError, match="not a Ray dashboard") as caught:
+        connect(Dashboard(server.url, "secret"))
+    assert found in str(caught.value)
+    assert "asks for no token" not in str(caught.value)
+    assert (made, server.tokens) == ([], [])
+
+
+def test_an_old_ray_has_a_version_and_no_page_about_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = client(monkeypatch)
+    with Server(404, "", {"/api/version": '{"ray_version": "2.40.0"}'}) as server:
+        connect(Dashboard(server.url, None))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
+def test_no_proxy_is_asked_for_a_dashboard(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("no_proxy", "other.example")
+    with Server(502, "") as proxy, Server(200, '{"authentication_mode": "token"}') as dashboard:
+        monkeypatch.setenv(variable, proxy.url)
+        monkeypatch.setenv("NO_PROXY", "another.example")
+        with pytest.raises(SpirlError):  # past the question for the mode, with the token
+            connect(Dashboard(dashboard.url, "secret"))
+    assert proxy.asked == []
+    assert dashboard.asked[0] == "/api/authentication_mode"
+    assert dashboard.tokens == ["Bearer secret"]
+    for name in ("no_proxy", "NO_PROXY"):
+        assert os.environ[name].split(",") == ["other.example", "another.example", "127.0.0.1"]
+
+
+def test_a_job_runs_with_the_interpreter_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+    fake: Any = SimpleNamespace(submit_job=lambda **arguments: sent.update(arguments))
+    submit(fake, ["--version"], name="x")
+    module, _, function = sent["runtime_env"]["worker_process_setup_hook"].rpartition(".")
+    monkeypatch.setenv(interpreter.VARIABLE, "")
+    getattr(importlib.import_module(module), function)()  # as Ray does in the process that starts the command
+    environment = {**os.environ, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(sent["entrypoint"], shell=True, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("spirl-ray ")
+    (tmp_path / "python").write_text("#!/bin/sh\necho other $*\n")
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}  # a node where Ray calls no hook
+    done = subprocess.run(sent["entrypoint"], shell=True, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "other -m spirl_ray.cli --version\n"
 
 
 def client(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline import session
 from spirl_ray.pipeline.session import finished_tasks, interruptible, readable_cause
 
 
@@ -55,3 +58,27 @@ def test_interruptible_work_returns_and_raises_as_if_it_were_called() -> None:
     assert interruptible(lambda: 3) == 3
     with pytest.raises(SpirlError, match="inside"):
         interruptible(lambda: (_ for _ in ()).throw(SpirlError("inside")))
+
+
+def test_threads_that_outlive_the_connection_are_silent_and_later_ones_are_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(session, "_OUTLIVED", weakref.WeakSet())
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: heard.append(arguments.thread.name))
+    ended = threading.Event()
+
+    def ask() -> None:
+        ended.wait(60.0)
+        raise RuntimeError("Ray has ended")
+
+    asking = threading.Thread(target=ask, name="asking")
+    asking.start()
+    session._silence_threads()
+    session._silence_threads()
+    ended.set()
+    asking.join()
+    later = threading.Thread(target=ask, name="later")
+    later.start()
+    later.join()
+    assert heard == ["later"]

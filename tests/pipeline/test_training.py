@@ -23,7 +23,7 @@ from spirl_ray.pipeline.rollouts import EpisodeRow
 from spirl_ray.pipeline.session import TERMINATED
 from spirl_ray.pipeline.snapshots import SnapshotEvaluations
 from spirl_ray.pipeline.training import MetricsLog, is_trained, read_provenance
-from spirl_ray.pipeline.training_run import TrainingRun
+from spirl_ray.pipeline.training_run import TrainingRun, rllib_seed
 from spirl_ray.rl.methods import method_config, skill_spec
 
 from toy import TOY  # isort: skip
@@ -276,3 +276,13 @@ def test_a_checkpoint_that_was_being_written_when_another_attempt_began_is_not_p
     loop(run, {})
     assert saved(run) == [900, 1000]
     assert not list((run.out / "checkpoints").glob(".*"))
+
+
+def test_seeds_of_resumed_runs_stay_within_32_bits_and_differ() -> None:
+    assert rllib_seed(7) == 7
+    assert rllib_seed(7, 3000) == 3007
+    large = [rllib_seed(seed, offset) for seed in (2**31, 2**32 - 2, 2**32 - 1) for offset in (0, 10**12, 2 * 10**12)]
+    large += [rllib_seed(0, 10**12), rllib_seed(1, 10**12)]
+    assert len(set(large)) == len(large)
+    # RLlib adds numbers of env runners, and a million for evaluations.
+    assert all(0 <= seed < 2**32 - 2_000_000 for seed in large)

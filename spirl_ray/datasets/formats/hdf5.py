@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from spirl_ray.datasets.formats.arrays import as_names
@@ -17,6 +16,7 @@ from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import SettingPath
 
 Layout = Literal["auto", "d4rl", "robomimic"]
 
@@ -25,7 +25,7 @@ class Hdf5Settings(RecordingSettings):
     """The options of an entry ``{type: hdf5, path: …}``."""
 
     type: Literal["hdf5"] = "hdf5"
-    path: Path | tuple[Path, ...]
+    path: SettingPath | tuple[SettingPath, ...]
     """A file, a folder of files, or a list of both; they are one source."""
     layout: Layout = "auto"
     """``d4rl``: all episodes in flat rows. ``robomimic``: a group for each demonstration. ``auto``: robomimic where the

@@ -32,6 +32,7 @@ from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, Values
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.fingerprint import files_identity
+from spirl_ray.settings import SettingPath
 
 _ACTION, _REWARD, _DONE, _SUCCESS = "action", "next.reward", "next.done", "next.success"
 _COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -44,7 +45,7 @@ class LeRobotSettings(RecordingSettings):
     """An entry of ``data.sources`` of type ``lerobot``."""
 
     type: Literal["lerobot"] = "lerobot"
-    path: Path
+    path: SettingPath
     """The folder that holds ``meta``, ``data`` and ``videos``."""
     episodes: tuple[int, ...] | None = None
     """The ``episode_index`` of the episodes to read; all by default."""

@@ -20,6 +20,7 @@ from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.fingerprint import files_identity
+from spirl_ray.settings import SettingPath
 
 _D4RL = "D4RL (Fu et al. 2020, arXiv:2004.07219)"
 _KNOWN_ORIGINS = {
@@ -39,7 +40,7 @@ class MinariSettings(RecordingSettings):
     type: Literal["minari"] = "minari"
     id: str
     """The Minari id, such as ``D4RL/kitchen/complete-v2``."""
-    root: Path | None = None
+    root: SettingPath | None = None
     """The folder of local Minari datasets. None: Minari's own folder, to which missing datasets are downloaded."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from spirl_ray.datasets.formats.arrays import as_names, assemble, joined, joined_layout, keys_to_read, missing, per_row
@@ -15,6 +14,7 @@ from spirl_ray.datasets.formats.npz_members import NpzFile
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
+from spirl_ray.settings import SettingPath
 
 Layout = Literal["auto", "ogbench", "d4rl", "episodes"]
 _ENDS = ("terminated", "truncated")
@@ -24,7 +24,7 @@ class NpzSettings(RecordingSettings):
     """The options of an entry ``{type: npz, path: …}``."""
 
     type: Literal["npz"] = "npz"
-    path: Path | tuple[Path, ...]
+    path: SettingPath | tuple[SettingPath, ...]
     """A file, a folder of files, or a list of both; they are one source."""
     layout: Layout = "auto"
     """``ogbench`` and ``d4rl``: all episodes in flat rows. ``episodes``: one file an episode. ``auto``: by the names of

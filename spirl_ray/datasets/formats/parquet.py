@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from spirl_ray.datasets.formats.arrays import as_names
@@ -17,13 +16,14 @@ from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import SettingPath
 
 
 class ParquetSettings(RecordingSettings):
     """The options of an entry ``{type: parquet, path: …, rows: …}``."""
 
     type: Literal["parquet"] = "parquet"
-    path: Path | tuple[Path, ...]
+    path: SettingPath | tuple[SettingPath, ...]
     """A Parquet, Arrow or Feather file, a folder of them, or a list of both; they are one source."""
     rows: Literal["step", "episode"]
     """What a row is: one step, or an episode with lists in its columns."""

@@ -67,7 +67,7 @@ def make_root(root: Path, buffers: list[EpisodeBuffer], observations: Any = PLAI
 
 
 def reader(root: Path | None, dataset: str = MADE) -> RecordingReader:
-    return make(MinariSettings.model_validate({"type": "minari", "id": dataset, "root": root}))
+    return make(MinariSettings.model_validate({"type": "minari", "id": dataset, "root": root}), None)
 
 
 def read_all(source: RecordingReader, *keys: str) -> list[Recording]:
@@ -208,7 +208,7 @@ def test_unbounded_actions_have_no_bounds_and_texts_are_no_observations(tmp_path
     with pytest.raises(SpirlError, match=r"episode 0: task: holds <U5"):
         read_all(reader(root), "task")
     with pytest.raises(SpirlError, match="columns: action"):
-        make(MinariSettings(id=MADE, columns={"action": "a"}))
+        make(MinariSettings(id=MADE, columns={"action": "a"}), None)
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from spirl_ray.errors import SpirlError
 
 
 def reader(path: Path | list[Path], rows: str = "step", **options: Any) -> RecordingReader:
-    return make(ParquetSettings.model_validate({"type": "parquet", "path": path, "rows": rows, **options}))
+    return make(ParquetSettings.model_validate({"type": "parquet", "path": path, "rows": rows, **options}), None)
 
 
 def read_all(source: RecordingReader, *keys: str) -> list[Recording]:

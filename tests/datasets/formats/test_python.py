@@ -69,7 +69,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 def reader(call: str, **options: Any) -> RecordingReader:
-    return make(PythonSettings.model_validate({"type": "python", "call": call, **options}))
+    return make(PythonSettings.model_validate({"type": "python", "call": call, **options}), None)
 
 
 def read_all(source: RecordingReader, *keys: str) -> list[Recording]:
