@@ -94,7 +94,7 @@ def test_an_environment_of_ones_own_is_learned(tmp_path: Path) -> None:
     spirl("run", "drawer.yaml", "--set", "data.sources.0.episodes=6", *TOY_SIZE, folder=folder)
     (rows,) = folder.glob("runs/drawer/evaluation/*/episodes.csv")
     header = rows.read_text().splitlines()[0].split(",")
-    assert {"success", "subtasks", "return"} <= set(header)
+    assert {"success", "completed", "return"} <= set(header)
 
 
 def test_a_lerobot_folder_is_written_and_read(tmp_path: Path) -> None:

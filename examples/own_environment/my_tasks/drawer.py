@@ -44,20 +44,22 @@ class Drawer(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         self.observation_space = gymnasium.spaces.Dict(parts)
         # Metres for the hand, and a gripper that closes above 0.5: not [-1, 1].
         self.action_space = box(np.array([-STEP, -STEP, 0.0], np.float32), np.array([STEP, STEP, 1.0], np.float32))
-        self.hand, self.opening, self.wanted, self.holds = np.zeros(2), 0.0, 0.3, False
+        self.hand, self.opening, self.wanted = np.zeros(2), 0.0, 0.3
+        self.holds = self.grasped = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         super().reset(seed=seed)
         self.hand = self.np_random.uniform([-0.6, -0.5], [0.2, 0.5])
-        self.opening, self.holds = 0.0, False
+        self.opening, self.holds, self.grasped = 0.0, False, False
         self.wanted = self.np_random.uniform(0.2, 0.5)
         return self._observation(), self._info()
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
         near = bool(np.linalg.norm(self.hand - self._handle()) < REACH)
         self.holds = near and float(action[2]) > 0.5
+        self.grasped |= self.holds
         moved = np.clip(self.hand + np.clip(action[:2], -STEP, STEP), -1.0, 1.0)
         if self.holds:
             self.opening = float(np.clip(HANDLE[0] - moved[0], 0.0, 0.6))
@@ -91,12 +93,12 @@ class Drawer(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         return {**found, "pixels": self.render()} if self._camera else found
 
     def _info(self) -> dict[str, Any]:
-        return {"held": self.holds, "opened": bool(abs(self.opening - self.wanted) < TOLERANCE)}
+        return {"grasped": self.grasped, "opened": bool(abs(self.opening - self.wanted) < TOLERANCE)}
 
 
 def completed(info: Mapping[str, Any]) -> list[str]:
-    """The subtasks that are completed in a step, by name, for ``interface.completed``."""
-    return [name for name, done in (("grasp", info["held"]), ("open", info["opened"])) if done]
+    """The names of the subtasks that have been completed so far, for ``interface.completed``."""
+    return [name for name, done in (("grasp", info["grasped"]), ("open", info["opened"])) if done]
 
 
 def episodes(indices: Sequence[int], camera: bool = False) -> Iterator[dict[str, Any]]:
