@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import spirl_ray as spirl
+from spirl_ray.pipeline.events import Event
 
 CONFIG = Path(__file__).with_suffix(".yaml")
 DATASET = "example/door-v0"
@@ -102,10 +103,10 @@ def main() -> None:
         changes = {**QUICK, "data.sources.0.root": str(asked.root.absolute()), "output": str(asked.output)}
         changes["env.max_episode_steps"] = asked.steps
         found = spirl.run(spirl.load_experiment(CONFIG, changes), on_event=show)
-        print(f"return {found.evaluations[0].mean('deterministic')['return']:.2f}, report {found.report.html}")
+        print(f"report {found.report.html}")
 
 
-def show(event: Any) -> None:
+def show(event: Event) -> None:
     """Prints which stage has finished."""
     if event.happening == "finished":
         print(f"finished {event.stage}")
