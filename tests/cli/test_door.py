@@ -146,6 +146,15 @@ def test_a_look_at_data_writes_nothing() -> None:
     assert not Path("out").exists()
 
 
+def test_a_look_at_data_alone_leads_to_skills() -> None:
+    result = spirl(
+        "data", "import", config(npz(), env={}, interface={"action": {"low": [-5], "high": [5]}}), "--dry-run"
+    )
+    assert result.exit_code == 0, result.output
+    assert "spirl pretrain task.yaml" in result.output
+    assert "spirl run" not in result.output
+
+
 # --- bad input ---
 
 
