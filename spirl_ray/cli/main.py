@@ -110,7 +110,8 @@ def pretrain(config: ConfigFile, set: Overrides = None) -> None:
     """
     with _command(config, set) as command:
         api.pretrain(command.experiment, on_event=command.show)
-        command.next("prior", "what the skills do before any reinforcement learning")
+        if command.experiment.env.id is not None:
+            command.next("prior", "what the skills do before any reinforcement learning")
 
 
 @app.command()
@@ -213,8 +214,12 @@ def import_data(
     """Imports (or generates) the experiment's trajectories into its folder, and validates them."""
     if dry_run:
         with readable_errors():
-            door.print_preview(load_experiment(config, set or []))
-            print_next(["spirl", "run", str(config)], "both stages")
+            experiment = load_experiment(config, set or [])
+            door.print_preview(experiment)
+            if experiment.env.id is None:
+                print_next(["spirl", "pretrain", str(config)], "skills from these data")
+            else:
+                print_next(["spirl", "run", str(config)], "both stages")
         return
     with _command(config, set) as command:
         data = api.import_data(command.experiment, on_event=command.show)
