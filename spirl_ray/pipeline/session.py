@@ -87,7 +87,8 @@ def _start(settings: RaySettings, address: str | None, needs: Needs) -> None:
         if address:
             name = "ray.address" if settings.address else "RAY_ADDRESS"
             raise SpirlError(f"Cannot reach the Ray cluster at {address} ({name}): {error}") from error
-        raise SpirlError(f"Cannot start a local Ray instance: {error} {advice(error)}") from error
+        reason = str(error).rstrip(". ")
+        raise SpirlError(f"Cannot start a local Ray instance: {reason}. {advice(error)}") from error
 
 
 def _connected(settings: RaySettings, address: str | None, needs: Needs) -> Iterator[None]:
