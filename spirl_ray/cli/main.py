@@ -6,6 +6,7 @@ The commands are thin: they read the config, call `spirl_ray.api`, and show what
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -281,6 +282,7 @@ def main() -> None:
     """The entry point of the ``spirl`` command."""
     # No window is ever opened; a notebook's backend, for one, may not exist in the environment of this program.
     os.environ["MPLBACKEND"] = "agg"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says where its cache is if there is no home
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the download of Minari's data
     show_what_can_be_shown()
