@@ -32,8 +32,14 @@ class ActionRange(BaseModel):
 
     @classmethod
     def around(cls, low: Sequence[float], high: Sequence[float]) -> ActionRange | None:
-        """The range with these ends, or None where it is [-1, 1]."""
+        """The range with these ends, or None where it is [-1, 1].
+
+        The ends of a float32 space are taken as the decimals that they stand for: 0.05, not 0.05000000074505806. So
+        they equal those that somebody writes.
+        """
         found = cls(low=tuple(map(float, low)), high=tuple(map(float, high)))
+        widths = [high - low for low, high in zip(found.low, found.high, strict=True)]
+        found = cls(low=tuple(map(_decimal, found.low, widths)), high=tuple(map(_decimal, found.high, widths)))
         return None if set(found.low) == {-1.0} and set(found.high) == {1.0} else found
 
     @classmethod
@@ -52,6 +58,14 @@ class ActionRange(BaseModel):
         """Actions [..., A] in [-1, 1] in units of their own, float64."""
         low, high = np.asarray(self.low), np.asarray(self.high)
         return low + (np.asarray(actions, np.float64) + 1.0) / 2.0 * (high - low)
+
+
+def _decimal(end: float, width: float) -> float:
+    """The shortest decimal of a float32 number; other numbers, and those that this would move visibly, as they are."""
+    with np.errstate(over="ignore"):
+        single = np.float32(end)
+    short = float(str(single))
+    return short if float(single) == end and abs(short - end) <= 1e-7 * width else end
 
 
 def described(actions: ActionRange | None, action_dim: int) -> str:
