@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from benchmarks import experts
+from benchmarks.collect import shared_settings
 from benchmarks.scale import predict
 from benchmarks.speed import append_row
+from spirl_ray.config import load_experiment
 from spirl_ray.episodes.dataset import Episode
 from spirl_ray.errors import SpirlError
 
@@ -86,6 +88,15 @@ def test_table_with_other_columns_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SpirlError, match="other columns"):
         append_row(table, {"rate": 1.0}, quick=True)
     assert table.read_text(encoding="utf-8") == "something,else\n1,2\n"
+
+
+def test_folders_of_the_machine_are_left_out_of_a_published_config() -> None:
+    source = {"type": "minari", "id": "D4RL/kitchen/complete-v2", "root": "/home/somebody/minari"}
+    experiment = load_experiment({"name": "x", "output": "/home/somebody/out", "data": {"sources": [source]}})
+    settings = shared_settings(experiment)
+    assert "somebody" not in str(settings)
+    assert settings["data"]["sources"] == [{"type": "minari", "id": "D4RL/kitchen/complete-v2"}]
+    assert load_experiment(settings).train == experiment.train
 
 
 def test_experts_are_counted_by_what_their_episodes_say(monkeypatch: pytest.MonkeyPatch) -> None:
