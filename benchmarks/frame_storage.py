@@ -10,17 +10,18 @@ Demonstrations in the kitchen are filmed at 64 × 64 and 128 × 128 pixels, RGB,
 - ``mp4_lossless`` and ``mp4``: one H.264 video an episode beside the numbers, without loss, and at crf 18 with 4:2:0
   colours; ``pixel_difference`` is the mean difference from what was filmed (0 to 255).
 
-``write_ms``, ``read_ms`` and ``windows_ms`` are milliseconds of one core (of this process and its ffmpeg) for each 1,000
-frames: of writing, of reading the file into episodes in memory, and of one pass of all windows of 10 steps with all
-their frames, in batches of 128. ``total_ms`` is an import and one such pass; ``pass_ms`` is what each further pass costs
-a training that streams. ``*_ratio`` is the same over that of ``raw_zstd``. The ways are measured in turns, once to warm up
-and then as often as ``--rounds`` says, and the median counts.
+``write_ms``, ``read_ms`` and ``windows_ms`` are milliseconds of one core (of this process and its ffmpeg) for each
+1,000 frames: of writing, of reading the file into episodes in memory, and of one pass of all windows of 10 steps with
+all their frames, in batches of 128. ``total_ms`` is an import and one such pass; ``pass_ms`` is what each further pass
+costs a training that streams. ``*_ratio`` is the same over that of ``raw_zstd``. The ways are measured in turns, once
+to warm up and then as often as ``--rounds`` says, and the median counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import resource
 import statistics
 import subprocess
@@ -181,7 +182,7 @@ def measure_once(way: Way, episodes: list[Episode]) -> tuple[Row, list[Episode]]
         for _ in WindowTable(found, HORIZON, features(_size(episodes))).shuffled(BATCH, torch.Generator()):
             pass
         marks.append(cpu_seconds())
-    write, read, windows = (1e6 * (after - before) / frames for before, after in zip(marks, marks[1:], strict=False))
+    write, read, windows = (1e6 * (after - before) / frames for before, after in itertools.pairwise(marks))
     row = {"bytes_per_frame": size / frames, "write_ms": write, "read_ms": read, "windows_ms": windows}
     return row | {"pass_ms": read + windows, "total_ms": write + read + windows}, found
 

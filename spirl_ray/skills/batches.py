@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from spirl_ray.config import PretrainSettings
+from spirl_ray.datasets.read_ahead import read_ahead
 from spirl_ray.datasets.windows import WindowTable, stream_windows
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import read_card
 from spirl_ray.episodes.episode import Episode
-from spirl_ray.episodes.table import table_to_episodes
+from spirl_ray.episodes.features import stored_features
+from spirl_ray.episodes.table import schema, table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.collectives import sum_over_workers
 from spirl_ray.skills.decoders import DECODERS
@@ -26,6 +28,8 @@ from spirl_ray.skills.spec import SkillSpec
 MEGABYTE = 2**20
 _READ_CPUS = 0.25
 """The logical CPUs of a task that reads Parquet, few enough that it fits beside the training workers."""
+_EPISODES_AT_A_TIME, _BYTES_AT_A_TIME = 64, 16 * MEGABYTE
+"""The most episodes, and about the most bytes, that are copied at once from what those tasks have read."""
 _VALIDATION_WINDOWS = 1024
 """The approximate number of held-out windows of all workers together, few enough to fit in memory."""
 
@@ -51,7 +55,8 @@ class Batches:
     """Batches of windows from a worker's files, read by Ray Data; their observations hold the model's features.
 
     ``in_memory`` drains the shard once and indexes tensors; otherwise every pass streams the episodes through
-    shuffled buffers of at most ``in_memory_limit_mb``. Held-out windows are only in ``held``, which may be None.
+    shuffled buffers. A buffer has half of ``in_memory_limit_mb``, and the episodes that a thread reads for the next one
+    meanwhile have the other half. Held-out windows are only in ``held``, which may be None.
     """
 
     def __init__(self, job: PretrainJob, files: list[str], batch_size: int, *, in_memory: bool) -> None:
@@ -104,13 +109,14 @@ class Batches:
         batch = next(self._stream, None)
         if batch is None:
             order = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            spec = self.job.spec
+            spec, half = self.job.spec, int(self.job.in_memory_limit_mb * MEGABYTE / 2)
+            training = (episode for episode in self._episodes() if episode.id not in self.job.validation)
             self._stream = stream_windows(
-                (episode for episode in self._episodes() if episode.id not in self.job.validation),
+                read_ahead(training, half),
                 spec.horizon,
                 self.batch_size,
                 order,
-                int(self.job.in_memory_limit_mb * MEGABYTE),
+                half,
                 features=spec.observed,
                 renderers=self._renderers,
                 observed=self._observed,
@@ -158,10 +164,17 @@ class Batches:
         return table.rows(((torch.arange(number, dtype=torch.float64) + 0.5) * len(table) / number).long())
 
     def _episodes(self) -> Iterator[Episode]:
-        data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS)
-        for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
+        """Reads the files, without images that the model does not observe."""
+        card, observed = self._card, self.job.spec.observed
+        features = {name: f for name, f in stored_features(card.features).items() if not f.is_image or name in observed}
+        step = sum(f.size * np.dtype(f.dtype).itemsize for f in features.values()) + 4 * card.action_dim
+        at_a_time = int(_BYTES_AT_A_TIME * card.episodes / (card.steps * step))
+        rows = max(1, min(at_a_time, _EPISODES_AT_A_TIME))
+        columns = schema(features, card.action_dim).names
+        data = ray.data.read_parquet(self.files, num_cpus=_READ_CPUS).select_columns(columns)
+        for table in data.iter_batches(batch_size=rows, batch_format="pyarrow"):
             assert isinstance(table, pa.Table)
-            yield from table_to_episodes(table, self._card.features, self._card.action_dim, where=self.job.dataset)
+            yield from table_to_episodes(table, features, card.action_dim, where=self.job.dataset)
 
 
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:
