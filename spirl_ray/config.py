@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -150,7 +150,7 @@ class TrainSettings(Settings):
     warmup_decisions: int = Field(default=5000, ge=0, le=MANY)
     """Decisions sampled before learning starts."""
     replay_capacity: int = Field(default=1_000_000, ge=1, le=MANY)
-    reward_scale: float | Literal["auto"] = "auto"
+    reward_scale: Annotated[float, Field(gt=0.0)] | Literal["auto"] = "auto"
     """The factor on rewards in the learner; ``auto`` brings values to about 5, see `spirl_ray.rl.rewards`. Returns are
     shown without it."""
     discount: float = Field(default=0.99, gt=0.0, le=1.0)
@@ -190,12 +190,13 @@ class TrainSettings(Settings):
     publish: Literal["best", "last"] = "best"
     """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
 
-    @field_validator("reward_scale", mode="before")
+    @field_validator("reward_scale", mode="wrap")
     @classmethod
-    def _positive_or_auto(cls, value: Any) -> Any:
-        if value != "auto" and not (isinstance(value, int | float) and value > 0):
-            raise ValueError("must be a number above 0, or auto")
-        return value
+    def _one_message(cls, value: Any, validate: Any) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError("must be a number above 0, or auto") from None
 
     @model_validator(mode="after")
     def _one_alpha(self) -> TrainSettings:

@@ -237,6 +237,14 @@ def test_shipped_experiments_load(path: Path) -> None:
     assert load_experiment(path).name
 
 
+@pytest.mark.parametrize("path", _SHIPPED, ids=lambda p: p.name)
+def test_shipped_experiments_fix_the_scale_of_rewards_with_which_they_have_learned(path: Path) -> None:
+    raw = yaml.safe_load(path.read_text())
+    base = raw.get("base", raw)
+    train = base["train"] if isinstance(base, dict) else load_experiment(path.parent / base).train.model_dump()
+    assert isinstance(train["reward_scale"], float)
+
+
 def test_an_environments_arguments_may_stand_beside_its_id(tmp_path: Path) -> None:
     path = write(tmp_path, "name: test\nenv: {id: spirl/Maze-v0, size: 20, kwargs: {layout_seed: 3}}\n")
     chosen = load_experiment(path, ["env.start=[4, 5]", "env.goal=null"])
@@ -277,6 +285,21 @@ def test_a_bare_name_is_a_shipped_config(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_output_that_is_a_uri_is_refused_with_what_to_do(output: str) -> None:
     with pytest.raises(SpirlError, match=r"output: .*this is a URI.*storage: "):
         parse_experiment({"name": "x", "output": output}, "test")
+
+
+@pytest.mark.parametrize("value", ["fast", "0", "-1.0", "null", "[1.0]"])
+def test_a_scale_of_rewards_is_a_positive_number_or_auto(file: Path, value: str) -> None:
+    with pytest.raises(SpirlError) as error:
+        load_experiment(file, [f"train.reward_scale={value}"])
+    assert str(error.value).count("\n") == 1
+    assert "train.reward_scale: " in str(error.value)
+    assert "auto" in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "scale"), [("auto", "auto"), ("2", 2.0), ("0.5", 0.5), ("1e-3", 1e-3)])
+def test_a_scale_of_rewards_may_be_chosen_or_left_to_the_rewards(file: Path, value: str, scale: Any) -> None:
+    assert load_experiment(file, [f"train.reward_scale={value}"]).train.reward_scale == scale
+    assert load_experiment(file).train.reward_scale == "auto"
 
 
 def test_a_fixed_alpha_is_not_below_the_floor() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import spirl_ray.envs as envs
-from spirl_ray.config import EnvironmentSettings, TrainSettings
+from spirl_ray.config import EnvironmentSettings, TrainSettings, load_experiment
+from spirl_ray.datasets.sources import source_options
 from spirl_ray.policy.policy import save_policy
 from spirl_ray.rl.methods import method_config
 from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
@@ -25,22 +28,37 @@ PADS = "spirl/PointPads-v0"
 STEPS = 30
 ON_PADS = ("--environment", PADS, "--arguments", json.dumps({"tasks": ["north"]}), "--max-episode-steps", STEPS)
 SMALL = ("--training", json.dumps({"critic_width": 8, "critic_layers": 1, "batch_size": 16, "warmup_decisions": 8}))
+TOY_SIZE = (
+    *("data.shards=2", "pretrain.updates=20", "pretrain.log_every=20", "skills.width=16", "skills.prior_layers=1"),
+    *("train.env_steps=200", "train.evaluate_every=200", "train.evaluate_episodes=1", "train.warmup_decisions=8"),
+    *("evaluate.episodes=1", "evaluate.prior_episodes=1", "evaluate.videos=0", "ray.object_store_mb=80"),
+)
 MakeSkills = Callable[..., Path]
 
 
-def run(script: str, *arguments: object) -> list[str]:
-    """The lines that a script prints; it must succeed."""
+def run(script: str, *arguments: object, folder: Path | None = None) -> list[str]:
+    """The lines that a script prints when it is started in a folder; it must succeed."""
+    return started(EXAMPLES / script, *arguments, folder=folder)
+
+
+def spirl(*arguments: object, folder: Path) -> list[str]:
+    """The lines that a command prints when it is started in a folder; it must succeed."""
+    return started("-m", "spirl_ray.cli", *arguments, folder=folder)
+
+
+def started(*command: object, folder: Path | None) -> list[str]:
     # Other tests have set Ray's variables in this process, such as RAY_ENABLE_AUTO_CONNECT; a user has not.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = os.pathsep.join([str(EXAMPLES.parent), clean.get("PYTHONPATH", "")])
     # Short, because Ray's socket paths must fit in 107 bytes; patient, for busy machines.
-    with tempfile.TemporaryDirectory(prefix="spirl-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="spirl-", dir="/tmp", ignore_cleanup_errors=True) as sockets:
         done = subprocess.run(
-            [sys.executable, EXAMPLES / script, *map(str, arguments)],
+            [sys.executable, *map(str, command)],
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=900,
-            env={**clean, "PYTHONPATH": path, "RAY_TMPDIR": folder, "RAY_raylet_start_wait_time_s": "120"},
+            env={**clean, "PYTHONPATH": path, "RAY_TMPDIR": sockets, "RAY_raylet_start_wait_time_s": "120"},
         )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
@@ -48,8 +66,62 @@ def run(script: str, *arguments: object) -> list[str]:
 
 def test_every_example_is_in_the_list_and_has_a_test() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")}
-    assert scripts == set(re.findall(r"`(\w+\.py)`", (EXAMPLES / "README.md").read_text()))
+    listed = re.findall(r"`([\w/]+\.(?:py|yaml))`", (EXAMPLES / "README.md").read_text())
+    assert scripts == {name for name in listed if name.endswith(".py")}
     assert scripts == set(re.findall(r'run\(\s*"(\w+\.py)"', Path(__file__).read_text()))
+    configs = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.yaml")}
+    assert configs == {name for name in listed if name.endswith(".yaml")}
+
+
+@pytest.mark.parametrize("config", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda config: config.stem)
+def test_a_config_can_be_read(config: Path) -> None:
+    experiment = load_experiment(config)
+    assert experiment.name == config.stem
+    for place, source in enumerate(experiment.data.sources):
+        source_options(source, place)
+
+
+@pytest.mark.slow
+def test_a_hand_is_recorded_and_learned_from(tmp_path: Path) -> None:
+    printed = run("adroit_door.py", "--quick", "--steps", 60, folder=tmp_path)
+    assert [line.split()[1] for line in printed if line.startswith("finished")][-1] == "report"
+    assert (tmp_path / "runs/adroit_door_quick/report/report.html").exists()
+
+
+@pytest.mark.slow
+def test_an_environment_of_ones_own_is_learned(tmp_path: Path) -> None:
+    folder = shutil.copytree(EXAMPLES / "own_environment", tmp_path / "own")
+    spirl("run", "drawer.yaml", "--set", "data.sources.0.episodes=6", *TOY_SIZE, folder=folder)
+    (rows,) = folder.glob("runs/drawer/evaluation/*/episodes.csv")
+    header = rows.read_text().splitlines()[0].split(",")
+    assert {"success", "completed", "return"} <= set(header)
+
+
+def test_a_lerobot_folder_is_written_and_read(tmp_path: Path) -> None:
+    run("lerobot_folder.py", "--episodes", 3, folder=tmp_path)
+    config = EXAMPLES / "lerobot_folder.yaml"
+    printed = "\n".join(spirl("data", "import", config, "--dry-run", folder=tmp_path))
+    assert re.search(r"front\W+observation\.images\.front", printed)
+    assert "3 of 3 episodes" in printed
+
+
+@pytest.mark.slow
+def test_skills_are_learned_from_a_lerobot_folder(tmp_path: Path) -> None:
+    run("lerobot_folder.py", "--episodes", 4, folder=tmp_path)
+    spirl("pretrain", EXAMPLES / "lerobot_folder.yaml", "--set", *TOY_SIZE, folder=tmp_path)
+    (skills,) = tmp_path.glob("runs/lerobot_folder/skills/*/skill.json")
+    spec = load_skills(skills.parent).spec
+    assert spec.features == ("arm", "front")
+    assert spec.actions is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ogbench") is None, reason="OGBench is not installed: pip install -e '.[ogbench]'")
+def test_play_is_recorded_with_ogbench(tmp_path: Path) -> None:
+    run("ogbench_cube.py", "--episodes", 2, "--rows", 120, folder=tmp_path)
+    printed = "\n".join(spirl("data", "import", EXAMPLES / "ogbench_cube.yaml", "--dry-run", folder=tmp_path))
+    assert "lengths: 119 to 119 actions" in printed
+    assert "2 of 2 episodes" in printed
 
 
 def test_a_policy_acts(make_skills: MakeSkills, tmp_path: Path) -> None:

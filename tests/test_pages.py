@@ -12,16 +12,21 @@ from typing import get_args
 
 import pytest
 import typer
+import yaml
 from pydantic import BaseModel
 
 from spirl_ray.cli.main import app
-from spirl_ray.config import Experiment
+from spirl_ray.config import Experiment, parse_experiment
+from spirl_ray.datasets.sources import source_options
+from spirl_ray.episodes.dataset import read_card
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Pages about the present; the changelog also names what is gone."""
 page = pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+CONFIGS = [ROOT / "docs" / name for name in ("bring_your_task.md", "configuration.md", "data.md")]
+"""Pages on which every block of YAML is a config, or a part of one."""
 
 
 def _code(text: str) -> str:
@@ -55,9 +60,8 @@ def test_links_lead_to_files_that_exist(page: Path) -> None:
 @page
 def test_settings_that_a_page_names_exist(page: Path) -> None:
     known = set(_settings())
-    named = re.findall(
-        r"(?<![\w./-])((?:data|skills|pretrain|train|evaluate|explore|ray)\.[a-z_]+)(?![\w(/])", _code(page.read_text())
-    )
+    groups = "data|interface|skills|pretrain|train|evaluate|explore|ray|submit"
+    named = re.findall(rf"(?<![\w./-])((?:{groups})\.[a-z_]+)(?![\w(/])", _code(page.read_text()))
     modules = {f"{file.parent.name}.{file.stem}" for file in (ROOT / "spirl_ray").glob("*/*.py")}
     assert [key for key in named if key not in known | modules and not key.endswith((".md", ".safetensors"))] == []
 
@@ -75,6 +79,28 @@ def test_modules_that_a_page_names_exist(page: Path) -> None:
     modules = re.findall(r"-m ((?:benchmarks|spirl_ray)[.\w]*)", code)
     files += [name.replace(".", "/") + ".py" for name in modules]
     assert [name for name in files if not any((base / name).exists() for base in (ROOT, ROOT / "spirl_ray"))] == []
+
+
+@pytest.mark.parametrize("page", CONFIGS, ids=lambda page: page.name)
+def test_yaml_on_a_page_is_a_config(page: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        experiment = parse_experiment({"name": "sample", **yaml.safe_load(block)}, block)
+        for place, source in enumerate(experiment.data.sources):
+            source_options(source, place)
+
+
+def test_the_sample_of_a_dataset_runs(tmp_path: Path) -> None:
+    samples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    (script,) = [sample for sample in samples if "DatasetWriter" in sample]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    card = read_card(tmp_path / "data" / "mine")
+    assert (card.episodes, card.rewards) == (20, False)
+    assert card.actions is not None
+    assert card.actions.high == (0.5, 80.0)
 
 
 def test_the_samples_of_extending_run(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The commands are thin: they read the config, call `spirl_ray.api`, and show what
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -110,7 +111,8 @@ def pretrain(config: ConfigFile, set: Overrides = None) -> None:
     """
     with _command(config, set) as command:
         api.pretrain(command.experiment, on_event=command.show)
-        command.next("prior", "what the skills do before any reinforcement learning")
+        if command.experiment.env.id is not None:
+            command.next("prior", "what the skills do before any reinforcement learning")
 
 
 @app.command()
@@ -213,8 +215,12 @@ def import_data(
     """Imports (or generates) the experiment's trajectories into its folder, and validates them."""
     if dry_run:
         with readable_errors():
-            door.print_preview(load_experiment(config, set or []))
-            print_next(["spirl", "run", str(config)], "both stages")
+            experiment = load_experiment(config, set or [])
+            door.print_preview(experiment)
+            if experiment.env.id is None:
+                print_next(["spirl", "pretrain", str(config)], "skills from these data")
+            else:
+                print_next(["spirl", "run", str(config)], "both stages")
         return
     with _command(config, set) as command:
         data = api.import_data(command.experiment, on_event=command.show)
@@ -276,6 +282,7 @@ def main() -> None:
     """The entry point of the ``spirl`` command."""
     # No window is ever opened; a notebook's backend, for one, may not exist in the environment of this program.
     os.environ["MPLBACKEND"] = "agg"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says where its cache is if there is no home
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the download of Minari's data
     show_what_can_be_shown()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from spirl_ray.config_environment import EnvironmentSettings
+import yaml
+
+from spirl_ray.config_environment import ActionSettings, EnvironmentSettings
 from spirl_ray.envs.inspection import EnvironmentInspection
 
 
@@ -23,7 +26,8 @@ def starting_config(name: str, settings: EnvironmentSettings, found: Environment
         "limit": spec.max_episode_steps,
         "actions": found.own_actions,
         "interface": interface_yaml(settings, found),
-        "success": found.success,
+        "kwargs": f"kwargs: {_in_one_line(settings.kwargs)}" if settings.kwargs else "# kwargs: {}",
+        "ship": _ship(settings),
     }
     return _TEMPLATE.format(**values)
 
@@ -37,7 +41,10 @@ def interface_yaml(settings: EnvironmentSettings, found: EnvironmentInspection) 
     for feature_name, feature in spec.features.items():
         group = feature.role if feature.role in groups else "observation"
         groups[group].append(feature_name)
+    own = settings.interface
     lines = ["interface:"]
+    if own.imports:
+        lines.append(f"  imports: {_flow(list(own.imports))}")
     keys = [spec.keys[n] for n in groups["observation"]]
     lines.append(f"  observation: {_flow(keys)} # skills, prior, policy and critics observe these")
     keys = [spec.keys[n] for n in groups["goal"]]
@@ -45,28 +52,48 @@ def interface_yaml(settings: EnvironmentSettings, found: EnvironmentInspection) 
     if groups["image"]:
         lines.append("  images:")
         for feature_name in groups["image"]:
-            height, width, channels = spec.features[feature_name].shape
+            (height, width, channels), frames = spec.features[feature_name].shape, spec.features[feature_name].frames
             grey = "true" if channels == 1 else "false"
             size = f"[{height}, {width}]"
             lines.append(
-                f"    {feature_name}: {{key: {spec.keys[feature_name]}, size: {size}, frames: 1, grey: {grey}}}"
+                f"    {feature_name}: {{key: {spec.keys[feature_name]}, size: {size}, frames: {frames}, grey: {grey}}}"
             )
     else:
         lines.append("  images: {} # such as {front: {key: pixels, size: 64, frames: 2}}")
     if found.left_out:
         lines.append(f"  # left out: {', '.join(found.left_out)}")
+    if own.action != ActionSettings():
+        lines.append(f"  action: {_in_one_line(own.action.model_dump(mode='json'))}")
     lines.append(f"  # success: {found.success}")
-    lines.append(f"  success: {settings.interface.success or 'null'} # info.KEY, terminated, return >= X, or none")
+    lines.append(f"  success: {own.success or 'null'} # info.KEY, terminated, return >= X, or none")
     if found.info_keys:
         lines.append(f"  # info holds {', '.join(found.info_keys)}")
     low, high = found.rewards
     lines.append(f"  # random steps had rewards from {low:.3g} to {high:.3g}")
-    lines.append(f"  reward: {settings.interface.reward} # or success, or success - 1")
+    lines.append(f"  reward: {own.reward} # or success, or success - 1")
+    if own.completed is not None:
+        lines.append(f"  completed: {own.completed}")
+    if own.position_target is not None:
+        lines.append(f"  position_target: {_in_one_line(own.position_target.model_dump(mode='json'))}")
     return "\n".join(lines) + "\n"
 
 
 def _flow(keys: list[str]) -> str:
     return "[" + ", ".join(keys) + "]"
+
+
+def _in_one_line(values: Any) -> str:
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=float("inf")).strip()
+
+
+def _ship(settings: EnvironmentSettings) -> str:
+    """The part ``submit``; it names the module of the environment if that is in the current folder."""
+    module = (settings.id or "").rpartition(":")[0].partition(".")[0]
+    for own in (Path(module), Path(f"{module}.py")):
+        if module and own.exists():
+            return f"submit:\n  ship: [./{own}] # your own code, which travels to every process"
+    what = "folders and files of your own code that the environment or the data need"
+    return f"# submit:\n#   ship: [./my_package] # {what}"
 
 
 _TEMPLATE = """\
@@ -80,7 +107,7 @@ seeds: [0]
 
 env:
   id: {id}
-  # kwargs: {{}} # the arguments of its constructor
+  {kwargs} # the arguments of its constructor
   max_episode_steps: {limit}
 
 # its own actions: {actions}
@@ -111,6 +138,5 @@ train:
   critic_layer_norm: true
   evaluate_every: 20000
 
-# submit:
-#   ship: [./my_package] # folders and files of your own code that the environment or the data need
+{ship}
 """

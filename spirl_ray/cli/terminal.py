@@ -22,11 +22,11 @@ from rich.table import Column, Table
 
 from spirl_ray.metrics import training_metrics
 from spirl_ray.pipeline.events import Event, Stage
-from spirl_ray.pipeline.findings import Finding
 from spirl_ray.pipeline.results import (
     DataResult,
     EvaluationResult,
     ExplorationResult,
+    Finding,
     ReportResult,
     SkillsResult,
     StageResult,

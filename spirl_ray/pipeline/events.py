@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from spirl_ray.pipeline.findings import Finding
-from spirl_ray.pipeline.results import StageResult
+from spirl_ray.pipeline.results import Finding, StageResult
 
 Stage = Literal["data", "demonstrations", "skills", "prior", "exploration", "training", "evaluation", "report"]
 Happening = Literal["started", "progress", "waiting", "finished"]

@@ -14,9 +14,9 @@ The limits of the warnings are from experience with Gaussian priors and closed-l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from spirl_ray.config import SkillSettings, TrainSettings
+from spirl_ray.pipeline.results import Finding
 from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.rewards import TARGET_VALUE, scale_for
 from spirl_ray.skills.decoders import DECODERS
@@ -33,15 +33,6 @@ MOST_SAMPLE_ERROR = 2.5
 one distribution differ by twice its variance, so a prior that is right has about 2 at most."""
 MOST_OFF = 5.0
 """Values are too large or too small where they are this many times away from `TARGET_VALUE`."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence, or a few, about something that decides whether stage 2 can learn."""
-
-    text: str
-    warning: bool = False
-    """True where the user should change a setting, which the text names."""
 
 
 # --- after stage 1 ---
@@ -241,4 +232,4 @@ def number(value: float) -> str:
     """Formats a number with three digits, or all of those before the point; rounding errors are 0."""
     if abs(value) < 1e-6:
         return "0"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -70,7 +71,10 @@ def _usable_backend() -> None:
     backend = os.environ.pop("MPLBACKEND")
     import matplotlib  # here and without the variable, because with a bad one the import fails
 
+    module = backend.removeprefix("module://").partition(".")[0] if backend.startswith("module://") else "matplotlib"
     try:
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(backend)
         matplotlib.rcParams["backend"] = backend
     except ValueError:
         matplotlib.rcParams["backend"] = backend = "agg"

@@ -7,10 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spirl_ray.pipeline.findings import Finding
-
 Means = Mapping[str, float]
 """The means over the episodes of an evaluation, by the name of the metric; ``episodes`` is their number."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence, or a few, about something that decides whether stage 2 can learn."""
+
+    text: str
+    warning: bool = False
+    """True where the user should change a setting, which the text names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,8 @@ def _start(settings: RaySettings, address: str | None, needs: Needs, ship: Seque
         if address:
             name = "ray.address" if settings.address else "RAY_ADDRESS"
             raise SpirlError(f"Cannot reach the Ray cluster at {address} ({name}): {error}") from error
-        raise SpirlError(f"Cannot start a local Ray instance: {error} {advice(error)}") from error
+        reason = str(error).rstrip(". ")
+        raise SpirlError(f"Cannot start a local Ray instance: {reason}. {advice(error)}") from error
 
 
 def _connected(settings: RaySettings, address: str | None, needs: Needs, ship: Sequence[Path]) -> Iterator[None]:

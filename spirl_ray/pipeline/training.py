@@ -20,9 +20,10 @@ from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, remove_partial_folders, write_atomically, write_json
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.files.tables import read_csv, write_csv
-from spirl_ray.pipeline.findings import Finding, reward_findings, reward_numbers
+from spirl_ray.pipeline.findings import reward_findings, reward_numbers
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.provenance import commit, hardware, versions
+from spirl_ray.pipeline.results import Finding
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import TERMINATED, deferred_termination
 from spirl_ray.pipeline.snapshots import (
@@ -181,7 +182,8 @@ def _loop(
                 _checkpoint(run, attempt, algorithm)
             if leaves:
                 sys.exit(TERMINATED)
-    _note_rewards(run, attempt, algorithm, monitor)
+    if algorithm.rewards.warmed_up:
+        _note_rewards(run, attempt, algorithm, monitor)
 
 
 def _note_rewards(

@@ -10,7 +10,7 @@ from typing import Any
 
 from spirl_ray.envs.metrics import Scores
 from spirl_ray.files.tables import CsvRow, read_csv
-from spirl_ray.pipeline.findings import Finding
+from spirl_ray.pipeline.results import Finding
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from spirl_ray.rl.replay import DISCOUNTS, PHASE, DecisionReplay
 from spirl_ray.skills.execution import decision_discount
 
 TARGET_VALUE = 5.0
-"""The most that values have after scaling. The settings that have learned so far had about that: 4 in the kitchen (4
-subtasks, scale 1), 5 in OGBench's cube (1 at success, scale 5), some units in block stacking (hundreds, scale 0.01)."""
+"""The most that values have after scaling. Settings that have learned had values of 4 in the kitchen (4 subtasks, scale
+1), of 5 in OGBench's cube (1 at success, scale 5), and of 17 in block stacking (1718 in its data, scale 0.01)."""
 _FIRST_DECISIONS = 1024
 """The most decisions of the warm-up at which the divergence of the policy is measured before it learns."""
 Vector = NDArray[np.float64]

@@ -25,7 +25,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import experiment
 from spirl_ray.pipeline.events import Event
 from spirl_ray.pipeline.experiment import ExperimentRun
-from spirl_ray.pipeline.results import DataResult, Snapshot, TrainingResult
+from spirl_ray.pipeline.results import DataResult, Finding, SkillsResult, Snapshot, TrainingResult
 
 runner = CliRunner()
 COMMANDS = ["run", "sweep", "pretrain", "prior", "explore", "train", "evaluate", "report"]
@@ -128,6 +128,20 @@ def test_progress_without_a_terminal_is_a_line_every_tenth(tmp_path: Path, capsy
     assert len(lines) == 12
 
 
+def test_what_decides_is_printed_when_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence, warning = Finding("A latent carries [0.7] nats."), Finding("The latent hardly steers.", warning=True)
+    trial: Any = {"method": "spirl_cl", "seed": 0}
+    skills: Any = {"folder": tmp_path, "metrics": {}, "findings": (sentence, warning), **trial}
+    with terminal.StageDisplay() as show:
+        show(Event(happening="progress", stage="training", done=1, total=1000, findings=(sentence, warning), **trial))
+        show(Event(happening="finished", stage="skills", result=SkillsResult(ran=True, **skills), **trial))
+        show(Event(happening="finished", stage="skills", result=SkillsResult(ran=False, **skills), **trial))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [sentence.text, f"warning {warning.text}"]
+    assert lines.count(sentence.text) == 2  # skills that are there already repeat their warnings alone
+    assert lines.count(f"warning {warning.text}") == 3
+
+
 def test_a_stage_with_nothing_to_do_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = DataResult(folder=tmp_path, ran=False, episodes=1, steps=2)
     with terminal.StageDisplay() as show:
@@ -166,7 +180,7 @@ def test_report_does_not_make_a_folder_that_is_not_there(tmp_path: Path) -> None
 def test_prior_refuses_methods_that_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExperimentRun, "data", lambda self: None)
     monkeypatch.setattr(ExperimentRun, "trials", [SimpleNamespace(has_prior=False)])
-    monkeypatch.setattr(experiment, "ray_session", lambda settings, workers: contextlib.nullcontext())
+    monkeypatch.setattr(experiment, "ray_session", lambda *arguments: contextlib.nullcontext())
     result = runner.invoke(cli.app, ["prior", str(write_config(tmp_path, methods=["sac"]))])
     assert result.exit_code == 2
     assert "no prior to roll out" in result.output

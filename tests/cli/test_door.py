@@ -99,6 +99,38 @@ def test_a_config_of_a_nested_environment_names_its_keys() -> None:
     assert "achieved_goal" in Path("nested.yaml").read_text()
 
 
+def test_a_begun_config_makes_the_same_environment_again() -> None:
+    Path("mine_to_ship.py").write_text(
+        "import gymnasium\n\ndef make(limit):\n    return gymnasium.make('Pendulum-v1', max_episode_steps=limit)\n"
+    )
+    result = spirl("init", "mine", "--env", "mine_to_ship:make", "--kwargs", "{limit: 7}")
+    assert result.exit_code == 0, result.output
+    experiment = load_experiment("mine.yaml")
+    assert experiment.env.kwargs == {"limit": 7}
+    assert [path.name for path in experiment.submit.ship] == ["mine_to_ship.py"]
+
+
+def test_what_a_check_prints_says_what_the_config_said() -> None:
+    said = {
+        "imports": ["foreign"],
+        "observation": ["arm.joints"],
+        "goal": ["desired_goal"],
+        "images": {"view": {"key": "camera", "frames": 2, "grey": True}},
+        "action": {"low": [-0.5], "high": [0.5]},
+        "success": "none",
+        "completed": "builtins:list",
+        "position_target": {"feature": "arm_joints", "positions": [0, None], "gain": [0.1]},
+    }
+    result = spirl("env", "check", config(env={"id": "foreign:Nested"}, interface=said), "--steps", "3")
+    assert result.exit_code == 0, result.output
+    printed = result.output[result.output.index("interface:") : result.output.index("Next:")]
+    again = load_experiment({"name": "again", **yaml.safe_load(printed)}).interface
+    before = load_experiment("task.yaml").interface
+    assert again.images is not None
+    assert (again.images["view"].frames, again.images["view"].grey) == (2, True)
+    assert again.model_copy(update={"images": None}) == before.model_copy(update={"images": None})
+
+
 def test_a_check_shows_what_is_read_and_measured() -> None:
     result = spirl("env", "check", config(env={"id": "foreign:Random"}), "--steps", str(2 * STEPS))
     assert result.exit_code == 0, result.output
@@ -112,6 +144,15 @@ def test_a_look_at_data_writes_nothing() -> None:
     for shown in ("npz:", "float64 [4]", "Mapping", "Nothing would be refused", "2 of 2"):
         assert shown in result.output
     assert not Path("out").exists()
+
+
+def test_a_look_at_data_alone_leads_to_skills() -> None:
+    result = spirl(
+        "data", "import", config(npz(), env={}, interface={"action": {"low": [-5], "high": [5]}}), "--dry-run"
+    )
+    assert result.exit_code == 0, result.output
+    assert "spirl pretrain task.yaml" in result.output
+    assert "spirl run" not in result.output
 
 
 # --- bad input ---

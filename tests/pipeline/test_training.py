@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from spirl_ray.config import parse_experiment
+from spirl_ray.config import TrainSettings, parse_experiment
 from spirl_ray.envs import environment
 from spirl_ray.envs.metrics import EpisodeMetric, declare
 from spirl_ray.errors import SpirlError
@@ -25,6 +25,7 @@ from spirl_ray.pipeline.snapshots import SnapshotEvaluations
 from spirl_ray.pipeline.training import MetricsLog, is_trained, read_provenance
 from spirl_ray.pipeline.training_run import TrainingRun, rllib_seed
 from spirl_ray.rl.methods import method_config, skill_spec
+from spirl_ray.rl.rewards import RewardScale
 
 from toy import TOY  # isort: skip
 
@@ -217,6 +218,7 @@ class Algorithm:
     def __init__(self, events: dict[int, Callable[[], Any]]) -> None:
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         self.events, self.learner_metrics = events, dict[str, float]()
+        self.rewards = RewardScale(TrainSettings(), horizon=10)
 
     def train(self) -> None:
         self.counters["env_steps"] += 50

@@ -11,12 +11,15 @@ import pytest
 
 from spirl_ray.envs.metrics import EpisodeMetric, declare, subtask_scores, undeclared
 from spirl_ray.errors import SpirlError
+from spirl_ray.metrics import deciding_metrics
+from spirl_ray.pipeline.results import Finding
 from spirl_ray.pipeline.video import VideoWriter
-from spirl_ray.reports.records import ExperimentRecord, PriorRecord, SkillRecord, TrialRecord
+from spirl_ray.reports.records import DecidingRecord, ExperimentRecord, PriorRecord, SkillRecord, TrialRecord
 from spirl_ray.reports.report import duration, write_report
 
 SUBTASKS = ("microwave", "kettle", "bottom burner", "light switch")
 SCORES = subtask_scores(SUBTASKS)
+DECIDING = [row.name for stage in ("pretrain", "train") for row in deciding_metrics(stage)]
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect"}
 
 
@@ -206,6 +209,7 @@ def test_results_csv_has_a_row_for_every_evaluation_point_and_the_final_one(whol
             "wall_clock_s",
             "config_hash",
             "commit",
+            *DECIDING,
         ]
     )
     assert len(rows) == 6 * (10 + 2)
@@ -215,6 +219,7 @@ def test_results_csv_has_a_row_for_every_evaluation_point_and_the_final_one(whol
         **{"episodes": "2", "return": "3", "length": "280", "subtasks": "3", "microwave": "1", "kettle": "1"},
         **{"bottom_burner": "1", "light_switch": "0", "wall_clock_s": "5025.0", "config_hash": "c0ffee"},
         "commit": "abc1234",
+        **dict.fromkeys(DECIDING, ""),
     }
 
 
@@ -235,6 +240,26 @@ def test_results_json_has_the_numbers_of_the_tables(whole):
     assert numbers["priors"][1]["mean"] == 1
 
 
+def test_what_decides_is_on_the_page_and_in_both_files(tmp_path):
+    findings = (Finding("A latent carries 0.7 nats."), Finding("The latent <hardly> steers.", warning=True))
+    deciding = DecidingRecord("spirl", 0, {"latent_nats": 0.7, "expected_value": 182.0}, findings)
+    record = experiment(trials=[trial(tmp_path), trial(tmp_path, seed=1)], deciding=[deciding])
+    files, page = report(tmp_path / "report", record)
+    assert "A latent carries 0.7 nats." in page.text
+    assert "Warning: The latent <hardly> steers." in page.text
+    assert "latent nats0.7 nats per skillDivergence of the encoder from the skill prior" in page.text
+    assert "expected value182" in page.text
+    with files.csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["seed"], row["latent_nats"], row["expected_value"]) for row in rows} == {
+        ("0", "0.7", "182"),
+        ("1", "", ""),
+    }
+    [numbers] = json.loads(files.json.read_text())["deciding"]
+    assert numbers["metrics"] == {"latent_nats": 0.7, "expected_value": 182.0}
+    assert [finding["warning"] for finding in numbers["findings"]] == [False, True]
+
+
 def test_experiment_with_nothing_trained_is_a_report_that_says_so(tmp_path):
     files, page = report(tmp_path / "report", experiment())
     for words in (
@@ -244,6 +269,7 @@ def test_experiment_with_nothing_trained_is_a_report_that_says_so(tmp_path):
         "No skill model yet",
         "No data card",
         "Nothing has been trained yet",
+        "Nothing has been measured yet that decides",
     ):
         assert words in page.text
     assert files.csv.read_text().count("\n") == 1

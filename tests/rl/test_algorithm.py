@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
 
 from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
@@ -135,10 +136,17 @@ def test_policy_from_scratch_explores_with_the_prior_until_learning_starts(
     assert not acts_from_prior()
 
 
-def test_restored_run_is_bit_equal_and_learns_on(build: Callable[..., Any], tmp_path: Path) -> None:
-    algorithm = build(updates_per_decision=0.3)
+@pytest.mark.parametrize("reward_scale", ["auto", 0.1])
+def test_restored_run_is_bit_equal_and_learns_on(
+    build: Callable[..., Any], tmp_path: Path, reward_scale: str | float
+) -> None:
+    algorithm = build(updates_per_decision=0.3, reward_scale=reward_scale)
     for _ in range(4):
         algorithm.train()
+    assert algorithm.rewards.warmed_up
+    if reward_scale == "auto":
+        algorithm.rewards.seen.largest_return, algorithm.rewards._settled = -182.0, 0.02
+    algorithm.replay.columns[Columns.REWARDS][: len(algorithm.replay)] = -10.0
     algorithm.save_checkpoint(str(tmp_path / "first"))
     files = {file.suffix for file in (tmp_path / "first").rglob("*") if file.is_file()}
     assert files == {".json", ".safetensors"}
@@ -151,8 +159,9 @@ def test_restored_run_is_bit_equal_and_learns_on(build: Callable[..., Any], tmp_
     ]
     assert set(steps) == {float(algorithm.counters["updates"])}
 
-    restored = build(updates_per_decision=0.3)
+    restored = build(updates_per_decision=0.3, reward_scale=reward_scale)
     restored.load_checkpoint(str(tmp_path / "first"))
+    assert restored.rewards.factor == (0.02 if reward_scale == "auto" else 0.1)
     restored.save_checkpoint(str(tmp_path / "second"))
     again = checkpoint.read_state(tmp_path / "second")
     for state in (saved, again):
@@ -170,6 +179,29 @@ def test_restored_run_is_bit_equal_and_learns_on(build: Callable[..., Any], tmp_
     before = restored.counters["updates"]
     restored.train()
     assert restored.counters["updates"] > before
+
+
+def test_the_learner_gets_scaled_rewards_and_the_replay_keeps_them_as_they_are(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = build(reward_scale="auto", warmup_decisions=DECISIONS)
+    learned: list[torch.Tensor] = []
+    update = algorithm.learner_group.update
+
+    def noted(batch: Any, **options: Any) -> Any:
+        learned.append(batch[DEFAULT_MODULE_ID][Columns.REWARDS])
+        return update(batch=batch, **options)
+
+    monkeypatch.setattr(algorithm.learner_group, "update", noted)
+    algorithm.train()
+    assert algorithm.rewards.starting_divergence == pytest.approx(0.0, abs=1e-5)
+    assert algorithm.rewards.seen.decisions == DECISIONS
+    algorithm.replay.columns[Columns.REWARDS][: len(algorithm.replay)] = -10.0
+    algorithm.rewards._settled = 0.02
+    algorithm._owed_updates = 1.0
+    algorithm._learn()
+    assert learned[-1].tolist() == pytest.approx([-0.2] * 32)
+    assert set(algorithm.replay.columns[Columns.REWARDS][: len(algorithm.replay)]) == {-10.0}
 
 
 def test_running_algorithm_goes_back_to_a_checkpoint(build: Callable[..., Any], tmp_path: Path) -> None:

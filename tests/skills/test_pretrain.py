@@ -29,6 +29,7 @@ from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
+from spirl_ray.metrics import deciding_metrics
 from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills import batches as batches_module
 from spirl_ray.skills import pretrain as pretrain_module
@@ -165,6 +166,14 @@ def test_one_worker_leaves_an_artifact_and_reports_on_the_way(
     assert sorted({row["update"] for row in rows}) == [5.0, 10.0, 15.0, 20.0]
     assert card.metrics == rows[-1]
     assert np.isfinite([row["validation_loss"] for row in rows]).all()
+    deciding = {row.name for row in deciding_metrics("pretrain")}
+    assert deciding <= rows[-1].keys()
+    assert deciding.isdisjoint(rows[0])
+    assert card.metrics["error_removed"] == pytest.approx(
+        1.0 - card.metrics["error_posterior"] / card.metrics["error_prior_mean"]
+    )
+    # Held-out windows with the posterior's mean: half of the squared error is the reconstruction loss.
+    assert card.metrics["error_posterior"] == pytest.approx(2.0 * card.metrics["validation_reconstruction"], rel=1e-4)
     check_normalisation(out, make_job(dataset))
 
 
@@ -202,6 +211,15 @@ def test_two_workers_train_one_model_on_all_of_the_data(dataset: Path, observe: 
     assert updates_in(log, rank=0) == updates_in(log, rank=1) == [*range(UPDATES)]
     assert np.isfinite(list(metrics.values())).all()
     check_normalisation(tmp_path / "out", job)
+
+
+def test_what_latents_decide_is_measured_on_the_training_data_where_nothing_is_held_out(
+    dataset: Path, tmp_path: Path
+) -> None:
+    metrics = pretrain(make_job(dataset, held=0, workers=2, updates=2), tmp_path / "out")
+    assert {row.name for row in deciding_metrics("pretrain")} <= metrics.keys()
+    assert metrics["latent_nats"] > 0.0
+    assert "validation_loss" not in metrics
 
 
 def overtaken_worker(out: Path, config: dict[str, Any]) -> None:
@@ -253,7 +271,7 @@ def test_data_beyond_the_limit_is_streamed(dataset: Path, observe: Any, tmp_path
     metrics = pretrain(job, tmp_path / "out")
     passes = [line for line in log.read_text().splitlines() if line.startswith("pass")]
     assert len(passes) >= 2
-    assert set(passes) == {f"pass {int(0.01 * 2**20)}"}
+    assert set(passes) == {f"pass {int(0.01 * 2**20 / 2)}"}  # the other half is for reading ahead
     assert np.isfinite(list(metrics.values())).all()
     check_normalisation(tmp_path / "out", job)
 

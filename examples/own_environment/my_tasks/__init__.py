@@ -1,0 +1,1 @@
+"""A package of one's own; it needs nothing of spirl-ray."""

@@ -1,0 +1,155 @@
+"""What is said about latents and rewards, and when it is a warning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from toy_skills import METHODS, toy_spec
+
+from spirl_ray.config import TrainSettings
+from spirl_ray.pipeline.findings import number, reward_findings, reward_numbers, skill_findings
+from spirl_ray.pipeline.results import Finding
+from spirl_ray.rl.methods import method_config
+from spirl_ray.rl.rewards import RewardScale
+
+
+def latents(nats: float = 3.0, removed: float = 0.6, sample: float = 1.5) -> dict[str, float]:
+    """Metrics of skills; ``sample`` is the error of samples in errors of the prior's mean."""
+    return {
+        "latent_nats": nats,
+        "latent_nats_standard": nats + 1.0,
+        "error_prior_mean": 0.1,
+        "error_posterior": 0.1 * (1.0 - removed),
+        "error_prior_sample": 0.1 * sample,
+        "error_removed": removed,
+    }
+
+
+def said(metrics: dict[str, float], delta: float = 4.0, method: str = "spirl_cl", **skills: Any) -> tuple[Finding, ...]:
+    train = TrainSettings(target_divergence=delta)
+    decoder = next((kind for kind, name in METHODS.items() if name == method), "open_loop" if method == "ssp" else "")
+    spec = toy_spec(decoder or "identity", **skills)
+    return skill_findings(metrics, spec, method_config(method, train, spec), train)
+
+
+def warnings(findings: tuple[Finding, ...]) -> str:
+    return " ".join(finding.text for finding in findings if finding.warning)
+
+
+@pytest.mark.parametrize(
+    ("nats", "delta", "removed", "key"),
+    [
+        (0.7, 2.0, 0.42, "Lower skills.beta"),
+        (0.7, 2.0, 0.6, "Lower skills.beta"),
+        (3.0, 4.0, 0.3, "Lower skills.beta"),
+        (2.1, 2.0, 0.51, ""),
+        (3.0, 4.0, 0.5, ""),
+        (6.1, 4.0, 0.92, ""),
+        (11.0, 4.0, 0.6, "raise train.target_divergence to 5.5"),
+        (9.5, 2.0, 0.57, "Raise skills.beta"),
+        (9.5, 2.0, 0.2, "does not reach the actions"),
+    ],
+)
+def test_latents_that_steer_too_little_or_carry_too_much_are_warned_of(
+    nats: float, delta: float, removed: float, key: str
+) -> None:
+    text = warnings(said(latents(nats, removed), delta))
+    assert key in text
+    assert bool(text) == bool(key)
+
+
+def test_a_prior_is_too_wide_where_samples_are_far_worse_than_its_mean() -> None:
+    assert not warnings(said(latents(sample=2.0)))
+    assert "skills.prior: mixture" in warnings(said(latents(sample=3.0)))
+    assert "skills.prior: mixture" not in warnings(said(latents(sample=3.0), prior="mixture"))
+
+
+def test_every_number_is_in_a_sentence() -> None:
+    text = " ".join(finding.text for finding in said(latents(3.14, 0.6, 1.7)))
+    assert all(part in text for part in ("3.14", "4.14", "4 nats", "0.04", "0.1", "0.17", "60 %"))
+
+
+def test_a_tuned_beta_is_moved_by_its_target() -> None:
+    assert "Raise skills.target_kl (now 0.2)" in warnings(said(latents(0.5), target_kl=0.2))
+    assert "Lower skills.target_kl (now 0.2)" in warnings(said(latents(20.0), target_kl=0.2))
+    assert "for example to 0.001" in warnings(said(latents(20.0), beta=0.0))
+
+
+def test_of_flat_methods_only_what_makes_sense_is_said() -> None:
+    metrics = {"error_prior_mean": 0.385, "error_prior_sample": 0.675}
+    (finding,) = said(metrics, method="flat_prior")
+    assert "0.385" in finding.text
+    assert not finding.warning
+    assert said(metrics, method="bc_sac") == (finding,)
+    assert said(metrics, method="sac") == ()
+
+
+def test_without_a_prior_nothing_is_compared_with_a_divergence_from_it() -> None:
+    assert not warnings(said(latents(nats=30.0, sample=9.0), method="ssp"))
+    assert "hardly steers" in warnings(said(latents(removed=0.1), method="ssp"))
+    train = TrainSettings(fixed_alpha=0.1)
+    spec = toy_spec()
+    fixed = skill_findings(latents(nats=30.0), spec, method_config("spirl_cl", train, spec), train)
+    assert not warnings(fixed)
+
+
+def test_of_skills_of_which_nothing_was_measured_nothing_is_said() -> None:
+    assert said({"validation_loss": 1.0}) == ()
+
+
+# --- rewards ---
+
+
+def rewards(reward: float, largest_return: float, settled: bool = True, **train: Any) -> tuple[Finding, ...]:
+    settings = TrainSettings(**{"initial_alpha": 0.1, "target_divergence": 4.0, **train})
+    scale = RewardScale(settings, 10)
+    scale.seen.decisions, scale.seen.total, scale.seen.largest = 100, 100 * reward, reward or largest_return
+    scale.seen.largest_return, scale.seen.decisions_in_episode = largest_return, 20.0
+    scale.starting_divergence = 0.5
+    spec = toy_spec()
+    method = method_config("spirl_cl", settings, spec)
+    return reward_findings(reward_numbers(scale.numbers(), settings, method), settings, method, settled=settled)
+
+
+def test_minus_one_a_step_is_too_large_and_never_succeeding_is_told() -> None:
+    found = rewards(-10.0, -182.0, reward_scale=1.0)
+    text = " ".join(finding.text for finding in found)
+    assert "train.reward_scale: 0.02, or auto" in warnings(found)
+    assert all(part in text for part in ("-10 on average", "-182", "-1,000", "0.1 · 0.5 = 0.05", "0.1 · 4 = 0.4"))
+    assert "-1,000" not in " ".join(f.text for f in rewards(-10.0, -182.0, reward_scale=1.0, timeout_is_terminal=True))
+    scaled = rewards(-10.0, -182.0)
+    assert "auto has chosen 0.02" in " ".join(finding.text for finding in scaled)
+    assert not warnings(scaled)
+
+
+def test_one_at_success_is_too_small() -> None:
+    assert "train.reward_scale: 5, or auto" in warnings(rewards(0.0, 1.0, reward_scale=1.0))
+    assert not warnings(rewards(0.0, 1.0, reward_scale=5.0))
+    assert not warnings(rewards(0.0, 1.0))
+
+
+def test_a_reward_that_nobody_has_seen_is_no_warning() -> None:
+    found = rewards(0.0, 0.0, settled=False, alpha_min=0.5)
+    assert "No reward has been seen" in found[0].text
+    assert "until the first episode with a reward has ended" in found[-1].text
+    assert not warnings(found)
+
+
+def test_a_penalty_that_rewards_cannot_make_up_for_is_warned_of() -> None:
+    assert "Lower train.alpha_min" in warnings(rewards(0.0, 4.0, alpha_min=2.0))
+    assert not warnings(rewards(0.0, 4.0, alpha_min=0.5))
+
+
+def test_a_fixed_alpha_has_no_target() -> None:
+    text = " ".join(finding.text for finding in rewards(0.0, 4.0, fixed_alpha=0.2))
+    assert "0.2 · 0.5 = 0.1 before the first update; alpha stays" in text
+    assert "target divergence" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-1000.0, "-1,000"), (999.9999, "1,000"), (0.012345, "0.0123"), (-4.7e-9, "0"), (2.0, "2"), (0.00025, "0.00025")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text
