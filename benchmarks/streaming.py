@@ -54,7 +54,7 @@ def vary(filmed: list[Episode], number: int) -> Episode:
     """Another episode: a film with other brightness and colours, shifted, perhaps mirrored, and its actions."""
     rng, source = np.random.default_rng(number), filmed[number % len(filmed)]
     gains = (256 * rng.uniform(0.6, 1.0, 3)).astype(np.uint16)
-    frames = (source.observations["front"] * gains >> 8).astype(np.uint8)
+    frames = (source.observations["front"].astype(np.uint16) * gains >> 8).astype(np.uint8)
     frames = np.roll(frames, rng.integers(0, SIZE, 2), (1, 2))[:, :, :: rng.choice((-1, 1))]
     robot = source.observations["robot"] + rng.normal(0.0, 0.1, 9).astype(np.float32)
     return replace(source, id=f"{number:06d}", observations={"robot": robot, "front": np.ascontiguousarray(frames)})
@@ -109,7 +109,7 @@ class Watch:
                 self.mark()
             return generator(seed, update, rank)
 
-        Batches.draw, pretraining.update_generator = timed_draw, marked  # type: ignore[method-assign]
+        Batches.draw, pretraining.update_generator = timed_draw, marked  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
