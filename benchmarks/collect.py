@@ -53,6 +53,12 @@ def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -
     return [row for row in found if tuple(row.get(key, "") for key in keys) not in new] + rows
 
 
+def shared_settings(experiment: Experiment) -> dict[str, Any]:
+    """The settings of an experiment without the folders of the machine on which it ran."""
+    places: Any = {"output": True, "data": {"sources": {"__all__": {"root", "path"}}}}
+    return experiment.model_dump(mode="json", exclude=places)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,7 +91,7 @@ def main() -> None:
         write_json(
             RESULTS / f"{name}.json",
             {
-                "config": experiment.model_dump(mode="json", exclude={"output": True, "data": {"minari_root"}}),
+                "config": shared_settings(experiment),
                 "versions": versions(),
                 "hardware": hardware(),
             },

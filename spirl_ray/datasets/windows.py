@@ -217,6 +217,7 @@ def stream_windows(
             table = WindowTable(buffer, horizon, features, renderers=renderers, observed=observed)
             buffer, size = [], 0
             yield from table.shuffled(batch_size, generator)
+            del table  # or its episodes would stay in memory with those of the next buffer
         buffer.append(episode)
         size += added
     if buffer:

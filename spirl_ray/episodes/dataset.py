@@ -151,8 +151,10 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
             yield from table_to_episodes(table, card.features, card.action_dim, where=file)
 
 
-def read_tables(file: str, card: DatasetCard, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Reads one dataset file as tables of a few episodes each.
+def read_tables(
+    file: str, card: DatasetCard, columns: list[str] | None = None, rows: int = _ROWS_AT_A_TIME
+) -> Iterator[pa.Table]:
+    """Reads one dataset file as tables of at most ``rows`` episodes each.
 
     Raises:
         SpirlError: the file is missing or damaged, or its columns contradict the card.
@@ -160,7 +162,7 @@ def read_tables(file: str, card: DatasetCard, columns: list[str] | None = None) 
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             check_schema(parquet.schema_arrow, card.features, card.action_dim, where=file)
-            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=columns, use_threads=False):
+            for batch in parquet.iter_batches(rows, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except FileNotFoundError:
         raise SpirlError(f"{file}: missing, but named in the dataset's {layout.DATASET_CARD}") from None

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from spirl_ray.config import PretrainSettings
+from spirl_ray.datasets.read_ahead import read_ahead
 from spirl_ray.datasets.windows import WindowTable, stream_windows
 from spirl_ray.envs.spec import MakeRenderer, PositionTarget
 from spirl_ray.episodes.dataset import DatasetCard, read_card, read_tables
 from spirl_ray.episodes.episode import Episode
-from spirl_ray.episodes.table import table_to_episodes
+from spirl_ray.episodes.features import stored_features
+from spirl_ray.episodes.table import schema, table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.collectives import sum_over_workers
 from spirl_ray.skills.decoders import DECODERS
@@ -27,6 +29,8 @@ from spirl_ray.skills.spec import SkillSpec
 MEGABYTE = 2**20
 _READ_CPUS = 0.25
 """The logical CPUs of a task that reads Parquet, few enough that it fits beside the training workers."""
+_EPISODES_AT_A_TIME, _BYTES_AT_A_TIME = 64, 16 * MEGABYTE
+"""The most episodes, and about the most bytes, that are copied at once from what those tasks have read."""
 _VALIDATION_WINDOWS = 1024
 """The approximate number of held-out windows of all workers together, few enough to fit in memory."""
 
@@ -56,7 +60,8 @@ class Batches:
     """Batches of windows from a worker's files, read by Ray Data; their observations hold the model's features.
 
     ``in_memory`` drains the shard once and indexes tensors; otherwise every pass streams the episodes through
-    shuffled buffers of at most ``in_memory_limit_mb``. Held-out windows are only in ``held``, which may be None.
+    shuffled buffers. A buffer has half of ``in_memory_limit_mb``, and the episodes that a thread reads for the next one
+    meanwhile have the other half. Held-out windows are only in ``held``, which may be None.
     """
 
     def __init__(self, job: PretrainJob, files: list[str], batch_size: int, *, in_memory: bool) -> None:
@@ -109,13 +114,14 @@ class Batches:
         batch = next(self._stream, None)
         if batch is None:
             order = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            spec = self.job.spec
+            spec, half = self.job.spec, int(self.job.in_memory_limit_mb * MEGABYTE / 2)
+            training = (episode for episode in self._episodes() if episode.id not in self.job.validation)
             self._stream = stream_windows(
-                (episode for episode in self._episodes() if episode.id not in self.job.validation),
+                read_ahead(training, half),
                 spec.horizon,
                 self.batch_size,
                 order,
-                int(self.job.in_memory_limit_mb * MEGABYTE),
+                half,
                 features=spec.observed,
                 renderers=self._renderers,
                 observed=self._observed,
@@ -163,26 +169,36 @@ class Batches:
         return table.rows(((torch.arange(number, dtype=torch.float64) + 0.5) * len(table) / number).long())
 
     def _episodes(self) -> Iterator[Episode]:
-        for table in stream_tables(self.files, self._card):
-            yield from table_to_episodes(table, self._card.features, self._card.action_dim, where=self.job.dataset)
+        """Reads the files, without images that the model does not observe."""
+        card, observed = self._card, self.job.spec.observed
+        features = {name: f for name, f in stored_features(card.features).items() if not f.is_image or name in observed}
+        step = sum(f.size * np.dtype(f.dtype).itemsize for f in features.values()) + 4 * card.action_dim
+        at_a_time = int(_BYTES_AT_A_TIME * card.episodes / (card.steps * step))
+        rows = max(1, min(at_a_time, _EPISODES_AT_A_TIME))
+        for table in stream_tables(self.files, card, schema(features, card.action_dim).names, rows):
+            yield from table_to_episodes(table, features, card.action_dim, where=self.job.dataset)
 
 
-def stream_tables(files: list[str], card: DatasetCard) -> Iterator[pa.Table]:
-    """Reads a dataset's files with Ray Data, in tables of a few episodes.
+def stream_tables(
+    files: list[str], card: DatasetCard, columns: list[str] | None = None, episodes: int = _EPISODES_AT_A_TIME
+) -> Iterator[pa.Table]:
+    """Reads columns of a dataset's files with Ray Data, in tables of some episodes.
 
     Not with `ray.data.read_parquet`, which takes names of folders for columns (``lr=0.1/``), URIs (``a#b``) and queries
     (``a?b``).
     """
     rows = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
-    data = rows.map_batches(partial(_read, card), batch_size=1, batch_format="pyarrow", num_cpus=_READ_CPUS)
-    for table in data.iter_batches(batch_size=64, batch_format="pyarrow"):
+    data = rows.map_batches(
+        partial(_read, card, columns, episodes), batch_size=1, batch_format="pyarrow", num_cpus=_READ_CPUS
+    )
+    for table in data.iter_batches(batch_size=episodes, batch_format="pyarrow"):
         assert isinstance(table, pa.Table)
         yield table
 
 
-def _read(card: DatasetCard, rows: pa.Table) -> Iterator[pa.Table]:
+def _read(card: DatasetCard, columns: list[str] | None, episodes: int, rows: pa.Table) -> Iterator[pa.Table]:
     for file in rows["file"].to_pylist():
-        yield from read_tables(file, card)
+        yield from read_tables(file, card, columns, episodes)
 
 
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:

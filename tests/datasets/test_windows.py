@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -150,6 +152,28 @@ def test_streaming_holds_no_more_episodes_than_a_buffer() -> None:
     stream = stream_windows(episodes(), HORIZON, 4, torch.Generator().manual_seed(0), limit, features=FEATURES)
     next(stream)
     assert len(read) == 3  # two fill the buffer, the third shows that it is full
+
+
+def test_streaming_forgets_a_buffer_before_it_fills_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[weakref.ref[WindowTable]] = []
+
+    class Recorded(WindowTable):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            tables.append(weakref.ref(self))
+
+    def episodes() -> Iterator[Episode]:
+        for number, episode in enumerate(make_episodes((10,) * 6)):
+            if number == 3:  # the second of the second buffer
+                gc.collect()
+                assert [table() for table in tables] == [None]
+            yield episode
+
+    monkeypatch.setattr(windows_module, "WindowTable", Recorded)
+    limit = 2 * make_episodes((10,))[0].nbytes
+    stream = stream_windows(episodes(), HORIZON, 4, torch.Generator().manual_seed(0), limit, features=FEATURES)
+    assert len(list(stream)) == 9
+    assert len(tables) == 3
 
 
 # --- images ---
