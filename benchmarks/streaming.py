@@ -54,7 +54,7 @@ def vary(filmed: list[Episode], number: int) -> Episode:
     """Another episode: a film with other brightness and colours, shifted, perhaps mirrored, and its actions."""
     rng, source = np.random.default_rng(number), filmed[number % len(filmed)]
     gains = (256 * rng.uniform(0.6, 1.0, 3)).astype(np.uint16)
-    frames = (source.observations["front"].astype(np.uint16) * gains >> 8).astype(np.uint8)
+    frames = (np.asarray(source.observations["front"], np.uint16) * gains >> 8).astype(np.uint8)
     frames = np.roll(frames, rng.integers(0, SIZE, 2), (1, 2))[:, :, :: rng.choice((-1, 1))]
     robot = source.observations["robot"] + rng.normal(0.0, 0.1, 9).astype(np.float32)
     return replace(source, id=f"{number:06d}", observations={"robot": robot, "front": np.ascontiguousarray(frames)})
@@ -96,20 +96,22 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._thread.start()
-        draw, generator = Batches.draw, pretraining.update_generator
+        draw, numbers = Batches.draw, pretraining.update_generator
 
-        def timed_draw(batches: Batches, numbers: torch.Generator) -> Window:
+        def timed_draw(batches: Batches, generator: torch.Generator) -> Window:
             started = time.perf_counter()
-            drawn = draw(batches, numbers)
+            drawn = draw(batches, generator)
             self.drawing += time.perf_counter() - started
             return drawn
 
         def marked(seed: int, update: int, rank: int) -> torch.Generator:
             if update % WARM_UPDATES == 0:
                 self.mark()
-            return generator(seed, update, rank)
+            return numbers(seed, update, rank)
 
-        Batches.draw, pretraining.update_generator = timed_draw, marked  # type: ignore[method-assign, assignment]
+        # The worker is a process of its own, which ends with the training.
+        setattr(Batches, "draw", timed_draw)  # noqa: B010
+        pretraining.update_generator = marked
         return self
 
     def __exit__(self, *_: object) -> None:

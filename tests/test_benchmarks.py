@@ -1,8 +1,9 @@
-"""The benchmark runs from end to end; what it measures on a busy machine is not looked at."""
+"""The benchmarks run from end to end; what they measure on a busy machine is not looked at."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
-from benchmarks import experts
+from benchmarks import experts, frame_storage, streaming
 from benchmarks.collect import shared_settings
 from benchmarks.scale import predict
 from benchmarks.speed import append_row
 from spirl_ray.config import load_experiment
-from spirl_ray.episodes.dataset import Episode
+from spirl_ray.episodes.dataset import Episode, read_episodes
 from spirl_ray.errors import SpirlError
 
 ROOT = Path(__file__).parents[1]
@@ -130,3 +132,50 @@ def test_prediction_names_the_slowest_part() -> None:
     learning = predict(measured, 10, learns=True)
     assert learning["bottleneck"] == "learner"
     assert learning["env_steps_per_s"] == pytest.approx(320.0 / 0.34)
+
+
+def filmed(count: int, size: int) -> list[Episode]:
+    """Episodes of smooth frames that change from step to step."""
+    axis, episodes = np.arange(size), []
+    for number in range(count):
+        frames = np.stack([(axis[:, None, None] + 2 * axis[:, None] + 3 * step) % 200 for step in range(16)])
+        frames = np.repeat(frames, 3, axis=3).astype(np.uint8) + np.uint8(20 * number)
+        observations = {"robot": np.full((16, 9), number, np.float32), "front": frames}
+        actions = np.zeros((15, 9), np.float32)
+        episodes.append(Episode(str(number), observations, actions, np.zeros(15, np.float32), False, True))
+    return episodes
+
+
+@pytest.mark.parametrize("name", frame_storage.WAYS)
+def test_every_way_to_store_frames_gives_them_back(name: str) -> None:
+    episodes = filmed(2, 64)
+    row, found = frame_storage.measure_once(frame_storage.WAYS[name], episodes)
+    for written, read in zip(episodes, found, strict=True):
+        difference = np.abs(written.observations["front"].astype(int) - read.observations["front"])
+        assert difference.mean() < 3 if name == "mp4" else not difference.any()
+        np.testing.assert_array_equal(written.observations["robot"], read.observations["robot"])
+    assert all(math.isfinite(value) and value >= 0 for value in row.values())
+
+
+def test_data_to_stream_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
+    size = 5.5 * filmed(1, 64)[0].nbytes
+    streaming.write_dataset(filmed(2, 64), tmp_path / "data", size)
+    episodes = list(read_episodes(tmp_path / "data"))
+    assert len(episodes) == 6
+    assert sum(episode.nbytes for episode in episodes) >= size
+    frames = [episode.observations["front"] for episode in episodes]
+    assert not any(np.array_equal(one, other) for one, other in itertools.combinations(frames, 2))
+
+
+@pytest.mark.slow
+def test_streaming_is_compared_with_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> None:
+    monkeypatch.setattr(streaming, "clips", filmed)
+    cloudpickle.register_pickle_by_value(streaming)  # Ray's workers cannot import it
+    try:
+        row = streaming.measure(tmp_path, 0.01, 4.0, 100, 1)
+    finally:
+        cloudpickle.unregister_pickle_by_value(streaming)
+    assert row["streamed_passes"] > 1
+    for name in ("ratio", "cpu_ratio", "memory_peak_mb", "streamed_peak_mb", "streamed_thread_ms"):
+        assert math.isfinite(row[name])
+        assert row[name] > 0

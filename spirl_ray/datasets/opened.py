@@ -9,7 +9,7 @@ import numpy as np
 
 from spirl_ray.config import DataSettings
 from spirl_ray.config_environment import InterfaceSettings
-from spirl_ray.datasets.folder import FolderSource
+from spirl_ray.datasets.folder import FolderSource, fitted
 from spirl_ray.datasets.joined import JoinedSource
 from spirl_ray.datasets.mapping import (
     Columns,
@@ -79,6 +79,8 @@ def open_data(data: DataSettings, interface: InterfaceSettings, spec: Environmen
     sources: list[EpisodeSource] = []
     features, rewards = fitting_features(spec.features, spec), True
     for (source, options), where in zip(made, wheres, strict=True):
+        if isinstance(source, FolderSource):
+            source = fitted(source, spec)
         if isinstance(source, EpisodeSource):
             own = source.card.features if isinstance(source, FolderSource) else spec.features
             rewards &= not isinstance(source, FolderSource) or source.card.rewards

@@ -111,12 +111,19 @@ class DatasetWriter:
     def _range(self, ends: Sequence[tuple[float, float]] | None) -> ActionRange | None:
         if ends is None:
             return None
-        if len(ends) != self.action_dim:
+        try:
+            pairs = [(low, high) for low, high in ends]
+        except TypeError:
             raise SpirlError(
-                f"{self._where}: actions has {len(ends)} ranges for {self.action_dim} entries of an action"
+                f"{self._where}: actions must be a pair (low, high) for each entry of an action, such as "
+                f"{[(-1.0, 1.0)] * self.action_dim}, not {ends!r}"
+            ) from None
+        if len(pairs) != self.action_dim:
+            raise SpirlError(
+                f"{self._where}: actions has {len(pairs)} ranges for {self.action_dim} entries of an action"
             )
         try:
-            return ActionRange.around([low for low, _ in ends], [high for _, high in ends])
+            return ActionRange.around([low for low, _ in pairs], [high for _, high in pairs])
         except ValidationError as error:
             raise SpirlError(f"{self._where}: actions: {error.errors()[0]['msg']}") from error
 

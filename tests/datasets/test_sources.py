@@ -219,6 +219,37 @@ def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
         sources({"type": "folder", "paths": "x"}, env=PADS)
 
 
+def test_a_dataset_folder_gets_the_shapes_and_roles_of_the_environment(tmp_path: Path) -> None:
+    features = {
+        "position": {"shape": (2, 1), "role": "proprioception"},
+        "velocity": point_pads.FEATURES["velocity"],
+        "lamps": point_pads.FEATURES["lamps"],
+        "voltage": {"shape": (1,)},
+    }
+    with spirl.DatasetWriter(tmp_path / "mine", features=features, action_dim=2) as writer:
+        (episode,) = point_pads.SPEC.generate([0], 0)
+        voltage = np.zeros((len(episode.actions) + 1, 1))
+        position = episode.observations["position"][..., None]
+        writer.add(
+            observations={**episode.observations, "position": position, "voltage": voltage}, actions=episode.actions
+        )
+    opened = sources({"type": "folder", "path": str(tmp_path / "mine")}, env=PADS)
+    assert opened.features == point_pads.FEATURES
+    (read,) = read_all(opened.source)
+    assert set(read.observations) == set(point_pads.FEATURES)
+    for name, values in episode.observations.items():
+        np.testing.assert_array_equal(read.observations[name], values)
+
+
+def test_folders_without_an_environment_must_agree(tmp_path: Path) -> None:
+    paths = [write_folder(tmp_path / "one"), tmp_path / "two"]
+    with spirl.DatasetWriter(paths[1], features={"position": {"shape": (3,)}}, action_dim=2) as writer:
+        writer.add(observations={"position": np.zeros((3, 3))}, actions=np.zeros((2, 2)))
+    data = DataSettings.model_validate({"sources": [{"type": "folder", "path": str(path)} for path in paths]})
+    with pytest.raises(SpirlError, match=r"two holds .*position \[3\].*What does not fit: position"):
+        open_data(data, InterfaceSettings(), None)
+
+
 def test_a_dataset_folder_with_another_range_of_actions_says_both(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "mine", actions=[(-2, 2), (-1, 1)])
     with pytest.raises(SpirlError, match=r"\[-2, 2\], \[-1, 1\].*2 actions in \[-1, 1\].*interface\.action"):

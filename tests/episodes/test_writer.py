@@ -181,6 +181,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
         ({"features": {"rendered": FEATURES["rendered"]}}, "stored"),
         ({"action_dim": 0}, "action_dim"),
         ({"shards": 0}, "shards"),
+        ({"actions": (-1, 1)}, "(-1.0, 1.0)"),
         ({"actions": [(-1, 1)]}, "1 ranges for 2"),
         ({"actions": [(-1, 1), (2, 2)]}, "entry 1: low is 2"),
     ],
