@@ -85,8 +85,8 @@ class InterfaceSettings(Settings):
     """The images by feature name; a key alone is short for ``{key: …}``. None: all there are."""
     action: ActionSettings = ActionSettings()
     success: str | None = None
-    """What says success: ``info.KEY``, ``terminated``, ``return >= X``, or ``none``. None looks for success, is_success
-    and goal_achieved in info."""
+    """What says success: ``info.KEY``, ``terminated``, ``return >= X`` (of the whole episode), or ``none``. None looks
+    for success, is_success and goal_achieved in info."""
     reward: Literal["env", "success", "success - 1"] = "env"
     """The environment's own reward, 1 in steps with success and else 0, or 0 and else -1."""
     completed: str | None = None

@@ -346,7 +346,7 @@ class SuccessJudge:
         """
         if self.text is not None and self._key is None:
             if self._compare is not None:
-                return self._compare(episode_return)
+                return ended and self._compare(episode_return)
             return terminated if self.text.strip() == "terminated" else None
         keys = self._keys if self._key is None else (self._key,)
         for key in keys:

@@ -34,6 +34,7 @@ from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.pipeline.user_code import make_importable
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.rl.methods import skill_spec
+from spirl_ray.skills.artifact import check_fit, read_skill_card
 
 Result = TypeVar("Result", bound=StageResult)
 
@@ -219,7 +220,11 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
             continue  # the data say what their features are
         env = experiment.environment
         spec = envs.environment(env)
-        for method in experiment.methods if experiment.skills.artifact is None else ():
+        artifact = experiment.skills.artifact
+        if artifact is not None:
+            skills = read_skill_card(artifact).spec
+            check_fit(skills, spec.features, spec.action_dim, spec.actions, f"The skills in {artifact} and {spec.id}")
+        for method in experiment.methods if artifact is None else ():
             skill_spec(experiment.for_method(method).skills, method, spec.features, spec.action_dim)
         if make and (key := fingerprint(env)) not in made:
             made.add(key)

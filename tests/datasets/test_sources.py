@@ -220,7 +220,7 @@ def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
 
 
 def test_a_dataset_folder_gets_the_shapes_and_roles_of_the_environment(tmp_path: Path) -> None:
-    features = {
+    features: dict[str, Any] = {
         "position": {"shape": (2, 1), "role": "proprioception"},
         "velocity": point_pads.FEATURES["velocity"],
         "lamps": point_pads.FEATURES["lamps"],

@@ -123,12 +123,18 @@ def test_scores_are_success_ever_and_at_the_end() -> None:
     [
         ("info.solved", [False, False, True, True]),
         ("terminated", [False] * 4),
-        ("return >= -1", [True, True, True, True]),
+        ("return >= -1", [False] * 4),
     ],
 )
 def test_settings_say_what_success_is(success: str, expected: list[bool]) -> None:
     env = envs.make(settings(kwargs={"success_key": "solved"}, success=success))
     assert [step[4]["success"] for step in played(env, 4)] == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(-8.0, True), (-7.0, False)])
+def test_a_return_is_judged_at_the_end_of_the_episode(limit: float, expected: bool) -> None:
+    steps = played(envs.make(settings(success=f"return >= {limit}")))
+    assert [step[4]["success"] for step in steps] == [False] * (STEPS - 1) + [expected]
 
 
 def test_without_success_the_score_is_the_return() -> None:

@@ -287,7 +287,13 @@ def _images(column: pa.ChunkedArray, shape: tuple[int, ...], scaled: bool, where
 
 
 def make(settings: LeRobotSettings, spec: EnvironmentSpec | None) -> LeRobotReader:
-    """Makes the reader of an entry of type ``lerobot``."""
+    """Makes the reader of an entry of type ``lerobot``.
+
+    Raises:
+        SpirlError: actions or rewards are renamed, which have one name in LeRobot's format.
+    """
+    if renamed := sorted({"action", "reward"} & set(settings.columns)):
+        raise SpirlError(f"lerobot:{settings.path}: columns: {renamed[0]} has one name in LeRobot's format.")
     return LeRobotReader(settings.path.expanduser().absolute(), settings.episodes)
 
 
