@@ -168,7 +168,8 @@ def print_preview(experiment: Experiment) -> None:
 
 def _print_sources(found: DataPreview) -> None:
     for source in found.sources:
-        table = Table("", "", title=escape(f"{source.place}: {source.origin}"), show_header=False)
+        console.print(escape(f"{source.place}: {source.origin}"))  # a title would be wrapped to the table's width
+        table = Table("", "", show_header=False)
         table.add_row("episodes", f"{source.episodes:,}")
         for key, what in source.keys.items():
             table.add_row(f"key {escape(key)}", escape(what))

@@ -41,6 +41,7 @@ from spirl_ray.episodes.recording import KeyLayout
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.registry import Registry
+from spirl_ray.settings import in_words
 
 __all__ = [
     "EnvironmentEntry",
@@ -281,7 +282,7 @@ def _observed(env_id: str, name: str, feature: Feature, found: spaces.Dict) -> F
     try:
         return Feature.model_validate({**feature.model_dump(), "shape": own})
     except ValidationError as error:
-        raise SpirlError(f"{env_id}: the space of the feature {name!r}: {error.errors()[0]['msg']}") from error
+        raise SpirlError(f"{env_id}: the space of the feature {name!r}: {in_words(error.errors()[0])}") from error
 
 
 def _creator(entry: EnvironmentEntry) -> Callable[..., gymnasium.Env]:

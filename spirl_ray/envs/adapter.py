@@ -9,7 +9,6 @@ import random
 import re
 import tempfile
 import traceback
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,20 +17,17 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from spirl_ray.config_environment import EnvironmentSettings, InterfaceSettings
 from spirl_ray.envs.interface import (
-    FeatureReader,
     action_range,
     choose_features,
-    flattened,
     key_layouts,
-    leaf,
     position_target,
 )
 from spirl_ray.envs.metrics import Scores, adapted_scores
+from spirl_ray.envs.observer import Observer, command_of
 from spirl_ray.envs.offscreen import choose_backend
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
 from spirl_ray.episodes.features import Array
@@ -85,7 +81,7 @@ def make_adapted(
 def make_raw(
     settings: EnvironmentSettings, create: MakeRaw | None = None, render_mode: str | None = None
 ) -> gymnasium.Env:
-    """Makes the environment as its author wrote it, with its time limit.
+    """Makes the environment as its author wrote it.
 
     Raises:
         SpirlError: nobody knows the id, its module cannot be imported, or its constructor fails.
@@ -100,9 +96,6 @@ def make_raw(
         raise _constructor_failed(settings, error) from error
     if not isinstance(made, gymnasium.Env):
         raise SpirlError(f"env.id: {settings.id} made {type(made).__name__}, which is not a gymnasium.Env.")
-    limit = settings.max_episode_steps
-    if limit is not None and (made.spec is None or made.spec.max_episode_steps != limit):
-        made = TimeLimit(made, limit)
     return made
 
 
@@ -228,11 +221,8 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
     def __init__(self, env: gymnasium.Env, settings: EnvironmentSettings) -> None:
         super().__init__(env)
         described = _described(settings, env)
-        self._raw_space = env.observation_space
-        self._readers: dict[str, FeatureReader] = choose_features(
-            key_layouts(env.observation_space), settings.interface, str(settings.id)
-        )
-        self._spaces = flattened(env.observation_space)
+        readers = choose_features(key_layouts(env.observation_space), settings.interface, str(settings.id))
+        self._observer = Observer(env.observation_space, readers, described.max_episode_steps, str(settings.id))
         assert isinstance(env.action_space, spaces.Box)
         self._box, self._actions = env.action_space, described.actions
         self.observation_space = observation_space(described.features)
@@ -240,7 +230,6 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         self._judge = SuccessJudge(settings.interface, str(settings.id))
         self._reward = settings.interface.reward
         self._completed = _function(settings.interface.completed, "interface.completed")
-        self._images: dict[str, deque[Array]] = {}
         self._return, self._succeeded = 0.0, False
         self.info_keys: dict[str, None] = {}
         """The keys that the infos of the environment have had so far."""
@@ -252,24 +241,23 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
             # Some environments draw from the global generators.
             np.random.seed(seed % 2**32)
             random.seed(seed)
-        raw, info = self.env.reset(seed=seed, options=options)
+        observation, info = self._observer.begin(self.env.reset(seed=seed, options=options))
         self._return, self._succeeded = 0.0, False
-        self._images.clear()
         self._judge.begin()
-        return self._observe(raw), self._told(dict(info), None, judged=False)
+        return observation, self._told(info, None, judged=False)
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         wanted = np.asarray(action, np.float64)
         if self._actions is not None:
             wanted = self._actions.restored(wanted)
-        command = np.clip(wanted.reshape(self._box.shape), self._box.low, self._box.high).astype(self._box.dtype)
-        raw, reward, terminated, truncated, info = self.env.step(command)
-        self._return += float(reward)
-        now = self._judge(info, bool(terminated), self._return, ended=bool(terminated or truncated))
+        given = self.env.step(command_of(wanted, self._box))
+        observation, reward, terminated, truncated, info = self._observer.step(given)
+        self._return += reward
+        now = self._judge(info, terminated, self._return, ended=terminated or truncated)
         self._succeeded |= bool(now)
         if self._reward != "env":
             reward = float(bool(now)) - (1.0 if self._reward == "success - 1" else 0.0)
-        return self._observe(raw), float(reward), bool(terminated), bool(truncated), self._told(dict(info), now)
+        return observation, reward, terminated, truncated, self._told(info, now)
 
     def _told(self, info: dict[str, Any], now: bool | None, *, judged: bool = True) -> dict[str, Any]:
         self.info_keys |= dict.fromkeys(map(str, info))
@@ -280,20 +268,6 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         if self._completed is not None and judged:  # the info of a reset may lack what the function reads
             info["completed"] = [str(name) for name in self._completed(info)]
         return info
-
-    def _observe(self, raw: Any) -> dict[str, Array]:
-        found: dict[str, Array] = {}
-        for name, reader in self._readers.items():
-            value, space = leaf(raw, self._raw_space, reader.key), self._spaces[reader.key]
-            value = np.asarray(value if isinstance(space, spaces.Box) else spaces.flatten(space, value))
-            read = reader.read(value, 0)
-            if reader.feature.is_image:
-                frames = reader.feature.frames
-                images = self._images.setdefault(name, deque([read] * frames, frames))
-                images.append(read)
-                read = np.stack(images)
-            found[name] = read
-        return found
 
 
 class SuccessJudge:
@@ -352,6 +326,11 @@ class SuccessJudge:
         for key in keys:
             if (value := _looked_up(info, key)) is not None:
                 self._missed = False
+                if np.asarray(value).dtype.kind not in "biuf":
+                    raise SpirlError(
+                        f"interface.success: info of {self.where} has {value!r} for {key!r}, which is neither true "
+                        "nor false."
+                    )
                 return bool(np.any(value))
         if ended and self._missed and self._key is not None:
             raise SpirlError(

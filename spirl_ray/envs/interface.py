@@ -23,6 +23,7 @@ from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.features import Array, Feature, Role
 from spirl_ray.episodes.recording import KeyLayout
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import in_words
 
 ONLY = "observation"
 """The key of an observation that is a single array."""
@@ -148,7 +149,7 @@ def _feature(key: str, where: str, **fields: Any) -> Feature:
     try:
         return Feature(**fields)
     except ValidationError as error:
-        raise SpirlError(f"{where}: {key!r} cannot be a feature: {error.errors()[0]['msg']}") from error
+        raise SpirlError(f"{where}: {key!r} cannot be a feature: {in_words(error.errors()[0])}") from error
 
 
 def _layout(keys: Mapping[str, KeyLayout], key: str, setting: str, where: str) -> KeyLayout:
@@ -224,7 +225,10 @@ def action_range(box: KeyLayout, low: Any, high: Any, settings: ActionSettings, 
     try:
         return ActionRange.around(*ends)
     except ValidationError as error:
-        raise SpirlError(f"interface.action: the actions of {where}: {error.errors()[0]['msg']}") from error
+        raise SpirlError(
+            f"interface.action: the actions of {where}: {in_words(error.errors()[0])}. Set interface.action to a range "
+            "that makes sense; what an environment gets stays within its own."
+        ) from error
 
 
 def position_target(

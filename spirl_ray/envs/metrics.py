@@ -255,7 +255,7 @@ register_metric(
 register_metric(
     EpisodeMetric(
         name="success",
-        meaning="1 where the last info of the episode says success (or is_success), else 0",
+        meaning="1 where the episode was a success, as info or interface.success says it, else 0",
         range=(0.0, 1.0),
         more_is_better=True,
         of=_success,

@@ -16,6 +16,7 @@ from spirl_ray.envs.metrics import Scores, undeclared
 from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.features import Array, Feature, FeatureName, Features, Observation
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import in_words
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class EnvironmentSpec:
             TypeAdapter(dict[FeatureName, Feature]).validate_python(dict(self.features))
         except ValidationError as error:
             fault = error.errors()[0]
-            raise self._wrong(f"features: {fault['loc'][0]}: {fault['msg']}") from error
+            raise self._wrong(f"features: {fault['loc'][0]}: {in_words(fault)}") from error
         for name in self.features:
             if self.features[name].stored == (name in self.renderers):
                 raise self._wrong(f"features: {name!r} must be either stored or have a renderer")

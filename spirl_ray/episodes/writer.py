@@ -24,6 +24,7 @@ from spirl_ray.episodes.validation import check_episode, content_digest, episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, write_atomically
+from spirl_ray.settings import in_words
 
 _FEATURES = TypeAdapter(dict[FeatureName, Feature])
 _EPISODES_A_GROUP = 64
@@ -88,7 +89,7 @@ class DatasetWriter:
             self.features = _FEATURES.validate_python(dict(features))
         except ValidationError as error:
             fault = error.errors()[0]
-            raise SpirlError(f"{self._where}: features: {fault['loc'][0]}: {fault['msg']}") from error
+            raise SpirlError(f"{self._where}: features: {fault['loc'][0]}: {in_words(fault)}") from error
         if not stored_features(self.features):
             raise SpirlError(f"{self._where}: features: none of them is stored, so episodes would hold no observation")
         for name, value in (("action_dim", action_dim), ("shards", shards)):
@@ -125,7 +126,7 @@ class DatasetWriter:
         try:
             return ActionRange.around([low for low, _ in pairs], [high for _, high in pairs])
         except ValidationError as error:
-            raise SpirlError(f"{self._where}: actions: {error.errors()[0]['msg']}") from error
+            raise SpirlError(f"{self._where}: actions: {in_words(error.errors()[0])}") from error
 
     @property
     def episodes(self) -> int:

@@ -231,7 +231,15 @@ class Trial:
     def artifact(self) -> Path | None:
         """The folder of skills that were trained before; None where the trial trains its own."""
         given = self.experiment.skills.artifact
-        return None if given is None else given.expanduser().absolute()
+        if given is None:
+            return None
+        folder = given.expanduser().absolute()
+        if not (folder / layout.SKILL_CARD).exists():
+            raise SpirlError(
+                f"skills.artifact: {folder} is no folder of skills, because it has no {layout.SKILL_CARD}. Name a "
+                "folder that spirl pretrain has written, such as runs/NAME/skills/FOLDER."
+            )
+        return folder
 
     @cached_property
     def spec(self) -> SkillSpec:

@@ -267,6 +267,7 @@ BAD_TASKS: list[tuple[dict[str, Any], list[str]]] = [
     ({"interface": {"success": "perhaps"}}, ["interface.success", "perhaps"]),
     ({"interface": {"observation": ["joints"]}}, ["interface.observation", "joints"]),
     ({"submit": {"ship": ["nowhere"]}}, ["submit.ship", "nowhere"]),
+    ({"skills": {"artifact": "runs/none"}}, ["skills.artifact", "runs/none", "skill.json"]),
     ({"env": {}}, ["env.id"]),
     ({}, ["data.sources"]),
 ]

@@ -8,9 +8,11 @@ import gymnasium
 import numpy as np
 import pytest
 from foreign import STEPS, Drift, make_drift
+from gymnasium import spaces
 
 import spirl_ray.envs as envs
 from spirl_ray.config_environment import EnvironmentSettings, InterfaceSettings
+from spirl_ray.envs.adapter import describe_adapted
 from spirl_ray.envs.inspection import inspect_environment
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.episodes.actions import ActionRange
@@ -238,3 +240,98 @@ def test_what_fails_in_the_first_step_is_named(chosen: EnvironmentSettings, name
 def test_a_success_that_no_info_has_is_an_error_at_the_end_of_the_episode() -> None:
     with pytest.raises(SpirlError, match=r"(?s)interface\.success.*solved.*success"):
         played(envs.make(settings(success="info.solved")))
+
+
+# --- environments that do not keep what their spaces say ---
+
+
+class Faulty(Drift):
+    """Does something else than its spaces say, in step 3."""
+
+    def __init__(self, fault: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fault = fault
+        self.observation_space = spaces.Dict({"state": spaces.Box(-9, 9, (4,), np.float64), "mode": spaces.Discrete(2)})
+
+    def observed(self) -> Any:
+        state = self.state.copy()
+        if self.elapsed == 3 and self.fault == "nan":
+            state[2] = np.nan
+        if self.elapsed == 3 and self.fault == "shape":
+            state = state[:3]
+        found = {"state": state, "mode": 7 if self.elapsed == 3 and self.fault == "mode" else 1}
+        return {"state": state} if self.elapsed == 3 and self.fault == "key" else found
+
+    def step(self, action: Any) -> Any:
+        observed, reward, terminated, truncated, info = super().step(action)
+        if self.elapsed == 3 and self.fault == "older":
+            return observed, reward, terminated, info
+        if self.elapsed == 3 and self.fault == "success":
+            info["success"] = "no"
+        worth: Any = np.array([reward]) if self.fault == "array" else reward
+        return observed, np.nan if self.elapsed == 3 and self.fault == "reward" else worth, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("nan", ["step 3", "state", "nan"]),
+        ("shape", ["step 3", "state", "[3]", "4"]),
+        ("mode", ["step 3", "mode", "7"]),
+        ("key", ["step 3", "mode", "missing"]),
+        ("older", ["step", "5 values", "4 values"]),
+        ("reward", ["reward", "step 3", "nan"]),
+        ("success", ["interface.success", "'no'"]),
+    ],
+)
+def test_a_step_that_is_not_as_the_spaces_say_is_named(fault: str, named: list[str]) -> None:
+    env = envs.make(settings(f"{__name__}:Faulty", kwargs={"fault": fault}))
+    with pytest.raises(SpirlError) as caught:
+        played(env)
+    assert all(part in str(caught.value) for part in [*named, "Faulty" if fault != "success" else "info"])
+    assert env.unwrapped.elapsed == 3  # type: ignore[attr-defined]
+
+
+def test_a_reward_in_an_array_of_one_is_a_number() -> None:
+    env = envs.make(settings(f"{__name__}:Faulty", kwargs={"fault": "array"}))
+    assert [step[1] for step in played(env)] == [-0.5] * STEPS
+
+
+class Forever(Drift):
+    """Says its limit in an attribute, and never ends."""
+
+    def step(self, action: Any) -> Any:
+        observed, reward, _, _, info = super().step(action)
+        return observed, reward, False, False, info
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+def test_a_limit_that_only_an_attribute_says_ends_episodes(limit: int | None) -> None:
+    env = envs.make(settings(f"{__name__}:Forever", limit=limit))
+    expected = limit or STEPS
+    assert [step[3] for step in played(env, expected)] == [False] * (expected - 1) + [True]
+
+
+class Whole(Drift):
+    """Takes whole numbers."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.action_space = spaces.Box(-3, 3, (2,), np.int32)
+
+
+def test_whole_numbers_are_rounded() -> None:
+    env = envs.make(settings(f"{__name__}:Whole"))
+    env.reset(seed=0)
+    env.step(np.array([0.6, -0.99], np.float32))
+    np.testing.assert_array_equal(env.unwrapped.commands, [[2, -3]])  # type: ignore[attr-defined]
+
+
+def test_an_action_that_cannot_move_is_named_with_what_to_set() -> None:
+    class Stuck(Drift):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 0.0]), dtype=np.float64)
+
+    with pytest.raises(SpirlError, match=r"interface\.action: the actions of Stuck-v0: entry 1: low is 0"):
+        describe_adapted(settings("Stuck-v0"), Stuck)
