@@ -138,10 +138,10 @@ class Watch:
             self.peak = max(self.peak, own_memory())
 
 
-def watched_worker(train: Any, result: str, config: dict[str, Any]) -> None:
+def watched_worker(result: str, config: dict[str, Any]) -> None:
     """The training worker of stage 1, which is watched."""
     with Watch() as watch:
-        train(config)
+        pretraining._train_worker(config)  # the worker's own module, in which nothing has been replaced
     Path(result).write_text(json.dumps(watch.results()))
 
 
@@ -153,7 +153,7 @@ def train(dataset: Path, out: Path, updates: int, limit_mb: float, *, in_memory:
     job = PretrainJob(str(dataset), spec, settings, 0, pretraining.held_out(dataset, 0.02, 0), limit_mb)
     rows: list[tuple[float, dict[str, float]]] = []
     watched, unwatched = out.with_suffix(".json"), pretraining._train_worker
-    pretraining._train_worker = partial(watched_worker, unwatched, str(watched))
+    pretraining._train_worker = partial(watched_worker, str(watched))
     called = time.perf_counter()
     try:
         pretraining.pretrain(job, out, in_memory=in_memory, on_row=lambda row: rows.append((time.perf_counter(), row)))
