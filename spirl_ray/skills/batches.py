@@ -191,6 +191,7 @@ def stream_tables(
     data = rows.map_batches(
         partial(_read, card, columns, episodes), batch_size=1, batch_format="pyarrow", num_cpus=_READ_CPUS
     )
+    data.context.target_max_block_size = _BYTES_AT_A_TIME
     for table in data.iter_batches(batch_size=episodes, batch_format="pyarrow"):
         assert isinstance(table, pa.Table)
         yield table
