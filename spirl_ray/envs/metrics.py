@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from spirl_ray.errors import SpirlError
@@ -142,9 +142,10 @@ def undeclared() -> Scores:
 def adapted_scores(*, subtasks: bool) -> Scores:
     """The metrics of an environment that somebody else wrote: those of `undeclared`, success at the end of the episode,
     and the number of completed subtasks where the settings say what completes them."""
-    names = (*_ALWAYS, "success", "success_at_end", *(("completed",) if subtasks else ()))
-    preferred = (*(("completed",) if subtasks else ()), "success", "return")
-    return _checked(tuple(EPISODE[name] for name in names), preferred)
+    ever = replace(EPISODE["success"], meaning="1 where any step of the episode was one with success, else 0")
+    own = ("success_at_end", *(("completed",) if subtasks else ()))
+    metrics = (*(EPISODE[name] for name in _ALWAYS), ever, *(EPISODE[name] for name in own))
+    return _checked(metrics, (*(("completed",) if subtasks else ()), "success", "return"))
 
 
 def _checked(metrics: tuple[EpisodeMetric, ...], preferred: tuple[str, ...]) -> Scores:
