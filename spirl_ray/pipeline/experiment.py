@@ -34,6 +34,7 @@ from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.pipeline.user_code import make_importable
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.rl.methods import skill_spec
+from spirl_ray.rl.policy_network import policy_features
 
 Result = TypeVar("Result", bound=StageResult)
 
@@ -220,7 +221,9 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
         env = experiment.environment
         spec = envs.environment(env)
         for method in experiment.methods if experiment.skills.artifact is None else ():
-            skill_spec(experiment.for_method(method).skills, method, spec.features, spec.action_dim)
+            own = experiment.for_method(method)
+            skills = skill_spec(own.skills, method, spec.features, spec.action_dim)
+            policy_features(own.train.features, spec.features, skills)
         if make and (key := fingerprint(env)) not in made:
             made.add(key)
             envs.try_out(env)
