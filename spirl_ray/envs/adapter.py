@@ -9,7 +9,8 @@ import random
 import re
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,8 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         super().__init__(env)
         described = _described(settings, env)
         readers = choose_features(key_layouts(env.observation_space), settings.interface, str(settings.id))
-        self._observer = Observer(env.observation_space, readers, described.max_episode_steps, str(settings.id))
+        self._where = str(settings.id)
+        self._observer = Observer(env.observation_space, readers, described.max_episode_steps, self._where)
         assert isinstance(env.action_space, spaces.Box)
         self._box, self._actions = env.action_space, described.actions
         self.observation_space = observation_space(described.features)
@@ -241,7 +243,9 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
             # Some environments draw from the global generators.
             np.random.seed(seed % 2**32)
             random.seed(seed)
-        observation, info = self._observer.begin(self.env.reset(seed=seed, options=options))
+        with self._blamed():
+            given = self.env.reset(seed=seed, options=options)
+        observation, info = self._observer.begin(given)
         self._return, self._succeeded = 0.0, False
         self._judge.begin()
         return observation, self._told(info, None, judged=False)
@@ -250,7 +254,9 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         wanted = np.asarray(action, np.float64)
         if self._actions is not None:
             wanted = self._actions.restored(wanted)
-        given = self.env.step(command_of(wanted, self._box))
+        command = command_of(wanted, self._box)
+        with self._blamed():
+            given = self.env.step(command)
         observation, reward, terminated, truncated, info = self._observer.step(given)
         self._return += reward
         now = self._judge(info, terminated, self._return, ended=terminated or truncated)
@@ -258,6 +264,16 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         if self._reward != "env":
             reward = float(bool(now)) - (1.0 if self._reward == "success - 1" else 0.0)
         return observation, reward, terminated, truncated, self._told(info, now)
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """Names the environment in whatever its own code raises, wherever it runs."""
+        try:
+            yield
+        except SpirlError:
+            raise
+        except Exception as error:
+            raise author_error(f"env: {self._where} fails while it runs", error) from error
 
     def _told(self, info: dict[str, Any], now: bool | None, *, judged: bool = True) -> dict[str, Any]:
         self.info_keys |= dict.fromkeys(map(str, info))

@@ -34,6 +34,7 @@ from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.pipeline.user_code import make_importable
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.rl.methods import skill_spec
+from spirl_ray.rl.policy_network import policy_features
 from spirl_ray.skills.artifact import check_fit, read_skill_card
 
 Result = TypeVar("Result", bound=StageResult)
@@ -221,11 +222,13 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
         env = experiment.environment
         spec = envs.environment(env)
         artifact = experiment.skills.artifact
-        if artifact is not None:
-            skills = read_skill_card(artifact).spec
-            check_fit(skills, spec.features, spec.action_dim, spec.actions, f"The skills in {artifact} and {spec.id}")
-        for method in experiment.methods if artifact is None else ():
-            skill_spec(experiment.for_method(method).skills, method, spec.features, spec.action_dim)
+        given = None if artifact is None else read_skill_card(artifact).spec
+        if given is not None:
+            check_fit(given, spec.features, spec.action_dim, spec.actions, f"The skills in {artifact} and {spec.id}")
+        for method in experiment.methods:
+            own = experiment.for_method(method)
+            skills = given or skill_spec(own.skills, method, spec.features, spec.action_dim)
+            policy_features(own.train.features, spec.features, skills)
         if make and (key := fingerprint(env)) not in made:
             made.add(key)
             envs.try_out(env)

@@ -7,7 +7,7 @@ once for each decision (`PolicyObserver`), so stage 2 never encodes an image or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from spirl_ray.skills.encoders import ObservationEncoder
 from spirl_ray.skills.execution import Array, Observation
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.priors import GaussianPrior, PolicyDistribution
+from spirl_ray.skills.spec import SkillSpec
 
 
 class PolicySpec(Settings):
@@ -49,6 +50,30 @@ class PolicySpec(Settings):
         return [name for name, feature in self.features.items() if feature.is_image]
 
 
+def policy_features(named: Sequence[str] | None, features: Features, skills: SkillSpec) -> tuple[str, ...]:
+    """The names of the features that a policy observes.
+
+    Args:
+        named: what ``train.features`` says; None for all numbers, or all images where there are no numbers.
+        features: features of the environment.
+        skills: description of the skills through which the policy acts.
+
+    Raises:
+        SpirlError: a feature does not exist, or is an image that the skills do not use.
+    """
+    if named is None:
+        named = [name for name, feature in features.items() if not feature.is_image] or list(features)
+    for name in named:
+        if name not in features:
+            raise SpirlError(f"train.features: {name!r} is not a feature; the environment has {', '.join(features)}.")
+        if features[name].is_image and name not in skills.observed:
+            raise SpirlError(
+                f"train.features: the policy uses images as the skill prior encodes them, and the skills do not use "
+                f"{name!r}. Add it to skills.features."
+            )
+    return tuple(named)
+
+
 def policy_spec(skills: SkillModel, method: MethodConfig, features: Features) -> PolicySpec:
     """Determines what a method's policy observes and how its network starts.
 
@@ -60,17 +85,7 @@ def policy_spec(skills: SkillModel, method: MethodConfig, features: Features) ->
     Raises:
         SpirlError: a feature or a head does not exist or does not fit the skills.
     """
-    names = method.features
-    if names is None:
-        names = tuple(name for name, feature in features.items() if not feature.is_image) or tuple(features)
-    for name in names:
-        if name not in features:
-            raise SpirlError(f"train.features: {name!r} is not a feature; the environment has {', '.join(features)}.")
-        if features[name].is_image and name not in skills.spec.observed:
-            raise SpirlError(
-                f"train.features: the policy uses images as the skill prior encodes them, and the skills do not use "
-                f"{name!r}. Add it to skills.features."
-            )
+    names = policy_features(method.features, features, skills.spec)
     chosen = {name: features[name] for name in features if name in names}
     encoders = {name: kind for name, kind in skills.spec.encoders.items() if name in chosen}
     images = any(feature.is_image for feature in chosen.values())

@@ -24,12 +24,16 @@ def _sample_and_measure(runner: EnvRunner) -> Sampled:
     return episodes, runner.get_metrics(), time.perf_counter() - started
 
 
-def _try_to_sample(runner: EnvRunner) -> Sampled | str:
-    """Returns samples, or the traceback of an error in the environment, which RLlib would hide behind restarts."""
+def _try_to_sample(runner: EnvRunner) -> Sampled | SpirlError | str:
+    """Returns samples, or an error in the environment, which RLlib would hide behind restarts: what a user can repair,
+    or a traceback."""
     try:
         return _sample_and_measure(runner)
-    except Exception:  # whatever a user's environment raises; the driver reports it
-        return traceback.format_exc()
+    except Exception as error:  # whatever a user's environment raises; the driver reports it
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SpirlError):
+            cause = cause.__cause__ or cause.__context__
+        return traceback.format_exc() if cause is None else SpirlError(*cause.args)
 
 
 class Sampler:
@@ -54,7 +58,7 @@ class Sampler:
 
         Raises:
             RuntimeError: the environment failed; the message holds the traceback of the env runner.
-            SpirlError: no env runner has answered for ``silence_limit_s``.
+            SpirlError: the environment does not what it must, or no env runner has answered for ``silence_limit_s``.
         """
         if self.group.num_remote_env_runners() == 0:
             samples = [_sample_and_measure(self.group.local_env_runner)]
@@ -72,13 +76,15 @@ class Sampler:
         group = self.group
         group.foreach_env_runner_async(_try_to_sample, tag="sample")  # no more than one request a runner
         deadline = time.monotonic() + self.config.sample_timeout_s
-        results: list[tuple[int, Sampled | str]] = []
+        results: list[tuple[int, Sampled | SpirlError | str]] = []
         while not results and group.num_in_flight_async_reqs("sample") and time.monotonic() < deadline:
             results = group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.0)
             if not results:
                 time.sleep(_POLL_S)
         samples = {}
         for index, sampled in results:
+            if isinstance(sampled, SpirlError):
+                raise sampled
             if isinstance(sampled, str):
                 raise RuntimeError(f"The environment of env runner {index} failed:\n{sampled}")
             samples[index] = sampled

@@ -268,6 +268,7 @@ BAD_TASKS: list[tuple[dict[str, Any], list[str]]] = [
     ({"interface": {"observation": ["joints"]}}, ["interface.observation", "joints"]),
     ({"submit": {"ship": ["nowhere"]}}, ["submit.ship", "nowhere"]),
     ({"skills": {"artifact": "runs/none"}}, ["skills.artifact", "runs/none", "skill.json"]),
+    ({"train": {"features": ["joints"]}}, ["train.features", "joints", "observation"]),
     ({"env": {}}, ["env.id"]),
     ({}, ["data.sources"]),
 ]

@@ -335,3 +335,9 @@ def test_an_action_that_cannot_move_is_named_with_what_to_set() -> None:
 
     with pytest.raises(SpirlError, match=r"interface\.action: the actions of Stuck-v0: entry 1: low is 0"):
         describe_adapted(settings("Stuck-v0"), Stuck)
+
+
+def test_what_an_environments_own_code_raises_is_told_with_its_name() -> None:
+    env = envs.make(settings("foreign:Broken"))
+    with pytest.raises(SpirlError, match=r"foreign:Broken .*RuntimeError: motor 2 is on fire \(foreign\.py, line"):
+        played(env)
