@@ -32,7 +32,7 @@ from spirl_ray.pipeline.results import (
 )
 from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.pipeline.user_code import make_importable
-from spirl_ray.pipeline.workspace import Trial, Workspace
+from spirl_ray.pipeline.workspace import Trial, Workspace, given_skills
 from spirl_ray.rl.methods import skill_spec
 from spirl_ray.rl.policy_network import policy_features
 from spirl_ray.skills.artifact import check_fit, read_skill_card
@@ -221,7 +221,7 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
             continue  # the data say what their features are
         env = experiment.environment
         spec = envs.environment(env)
-        artifact = experiment.skills.artifact
+        artifact = given_skills(experiment)
         given = None if artifact is None else read_skill_card(artifact).spec
         if given is not None:
             check_fit(given, spec.features, spec.action_dim, spec.actions, f"The skills in {artifact} and {spec.id}")

@@ -230,16 +230,7 @@ class Trial:
     @property
     def artifact(self) -> Path | None:
         """The folder of skills that were trained before; None where the trial trains its own."""
-        given = self.experiment.skills.artifact
-        if given is None:
-            return None
-        folder = given.expanduser().absolute()
-        if not (folder / layout.SKILL_CARD).exists():
-            raise SpirlError(
-                f"skills.artifact: {folder} is no folder of skills, because it has no {layout.SKILL_CARD}. Name a "
-                "folder that spirl pretrain has written, such as runs/NAME/skills/FOLDER."
-            )
-        return folder
+        return given_skills(self.experiment)
 
     @cached_property
     def spec(self) -> SkillSpec:
@@ -333,3 +324,21 @@ class Trial:
         """The settings that determine episodes whoever acts, without their number and the settings of videos."""
         evaluate = self.experiment.evaluate
         return evaluate.model_dump(mode="json", exclude={"episodes", "videos", "video_fps", "prior_episodes", "score"})
+
+
+def given_skills(experiment: Experiment) -> Path | None:
+    """The folder of skills that were trained before; None where the experiment trains its own.
+
+    Raises:
+        SpirlError: ``skills.artifact`` is no folder of skills.
+    """
+    given = experiment.skills.artifact
+    if given is None:
+        return None
+    folder = given.expanduser().absolute()
+    if not (folder / layout.SKILL_CARD).exists():
+        raise SpirlError(
+            f"skills.artifact: {folder} is no folder of skills, because it has no {layout.SKILL_CARD}. Name a "
+            "folder that spirl pretrain has written, such as runs/NAME/skills/FOLDER."
+        )
+    return folder
