@@ -196,7 +196,7 @@ def test_bad_trajectories_are_refused_by_episode_field_and_row(tmp_path: Path) -
 
     root = minari_root(tmp_path / "wide", lambda buffer: None, width=8)
     result = spirl("data", "import", kitchen_config(tmp_path, root))
-    assert_refused(result, "made/kitchen-v0:00000", "actions", "[12, 8]", "[12, 9]")
+    assert_refused(result, "data.sources.0", "actions", "8", "9")
 
     result = spirl("data", "import", kitchen_config(tmp_path, tmp_path / "nowhere"))
     assert_refused(result, str(tmp_path / "nowhere"))
