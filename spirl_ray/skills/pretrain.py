@@ -177,7 +177,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             metrics |= _validate(model, batches.held, device)
             metrics["windows_per_s"] = windows / (time.perf_counter() - started)
             if done == settings.updates:
-                metrics |= _steering(model, batches, update_generator(job.seed, done, rank), device)
+                metrics |= _steering(model, batches, device)
             if rank == 0:
                 config["queue"].put(metrics)
         # One of our nodes is about to be taken away, so one more checkpoint is written. All workers get the same
@@ -296,9 +296,7 @@ def _validate(model: SkillModel, held: Window | None, device: torch.device) -> d
     return {f"validation_{name}": value for name, value in found.items()}
 
 
-def _steering(
-    model: SkillModel, batches: Batches, generator: torch.Generator, device: torch.device
-) -> dict[str, float]:
+def _steering(model: SkillModel, batches: Batches, device: torch.device) -> dict[str, float]:
     """What latents decide (`latent_measures`), on held-out windows, or on a batch of each worker if there are none."""
     names: tuple[str, ...] = ("error_prior_mean", "error_prior_sample")
     if not model.kind.flat:
@@ -310,7 +308,9 @@ def _steering(
 
     found = _mean_over_workers(batches.held, measures, names, device)
     if not found:
-        found = _mean_over_workers(batches.draw(generator), measures, names, device)
+        found = _mean_over_workers(
+            batches.draw(torch.Generator().manual_seed(batches.job.seed)), measures, names, device
+        )
     if not model.kind.flat:
         found["error_removed"] = error_removed(found)
     return found
