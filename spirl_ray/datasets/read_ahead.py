@@ -8,9 +8,14 @@ from collections.abc import Iterable, Iterator
 
 from spirl_ray.episodes.episode import Episode
 
+THREAD = "read ahead"
+"""The name of the threads that read."""
+
 
 def read_ahead(episodes: Iterable[Episode], limit_bytes: float) -> Iterator[Episode]:
     """Yields the episodes in their order, of which a thread reads some before they are asked for.
+
+    The thread ends when the iterator is closed or no longer referred to.
 
     Args:
         episodes: episodes to read; nothing is read before the first one is asked for.
@@ -21,7 +26,7 @@ def read_ahead(episodes: Iterable[Episode], limit_bytes: float) -> Iterator[Epis
         BaseException: what reading raised, after the episodes that were read before.
     """
     shelf = _Shelf(limit_bytes)
-    threading.Thread(target=shelf.fill, args=(episodes,), daemon=True).start()
+    threading.Thread(target=shelf.fill, args=(episodes,), name=THREAD, daemon=True).start()
     try:
         while (episode := shelf.take()) is not None:
             yield episode

@@ -115,7 +115,8 @@ class Batches:
         if batch is None:
             order = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
             spec, half = self.job.spec, int(self.job.in_memory_limit_mb * MEGABYTE / 2)
-            training = (episode for episode in self._episodes() if episode.id not in self.job.validation)
+            held = self.job.validation
+            training = (episode for episode in self._episodes() if episode.id not in held)
             self._stream = stream_windows(
                 read_ahead(training, half),
                 spec.horizon,
@@ -169,14 +170,20 @@ class Batches:
         return table.rows(((torch.arange(number, dtype=torch.float64) + 0.5) * len(table) / number).long())
 
     def _episodes(self) -> Iterator[Episode]:
-        """Reads the files, without images that the model does not observe."""
-        card, observed = self._card, self.job.spec.observed
-        features = {name: f for name, f in stored_features(card.features).items() if not f.is_image or name in observed}
-        step = sum(f.size * np.dtype(f.dtype).itemsize for f in features.values()) + 4 * card.action_dim
-        at_a_time = int(_BYTES_AT_A_TIME * card.episodes / (card.steps * step))
-        rows = max(1, min(at_a_time, _EPISODES_AT_A_TIME))
-        for table in stream_tables(self.files, card, schema(features, card.action_dim).names, rows):
-            yield from table_to_episodes(table, features, card.action_dim, where=self.job.dataset)
+        return _read(self.files, self._card, self.job.spec, self.job.dataset)
+
+
+def _read(files: list[str], card: DatasetCard, spec: SkillSpec, dataset: str) -> Iterator[Episode]:
+    """Reads files by Ray Data, without images that the model does not observe.
+
+    It is no method of `Batches`, because a thread that reads ahead refers to it, and is to end with its `Batches`.
+    """
+    stored = stored_features(card.features)
+    features = {name: f for name, f in stored.items() if not f.is_image or name in spec.features}
+    step = sum(f.size * np.dtype(f.dtype).itemsize for f in features.values()) + 4 * card.action_dim
+    rows = max(1, min(int(_BYTES_AT_A_TIME * card.episodes / (card.steps * step)), _EPISODES_AT_A_TIME))
+    for table in stream_tables(files, card, schema(features, card.action_dim).names, rows):
+        yield from table_to_episodes(table, features, card.action_dim, where=dataset)
 
 
 def stream_tables(
@@ -189,15 +196,16 @@ def stream_tables(
     """
     rows = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
     data = rows.map_batches(
-        partial(_read, card, columns, episodes), batch_size=1, batch_format="pyarrow", num_cpus=_READ_CPUS
+        partial(_read_tables, card, columns, episodes), batch_size=1, batch_format="pyarrow", num_cpus=_READ_CPUS
     )
+    # Blocks of Ray's own size are several times as large, and the worker copies them.
     data.context.target_max_block_size = _BYTES_AT_A_TIME
     for table in data.iter_batches(batch_size=episodes, batch_format="pyarrow"):
         assert isinstance(table, pa.Table)
         yield table
 
 
-def _read(card: DatasetCard, columns: list[str] | None, episodes: int, rows: pa.Table) -> Iterator[pa.Table]:
+def _read_tables(card: DatasetCard, columns: list[str] | None, episodes: int, rows: pa.Table) -> Iterator[pa.Table]:
     for file in rows["file"].to_pylist():
         yield from read_tables(file, card, columns, episodes)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 from spirl_ray.config import PretrainSettings, SkillSettings
+from spirl_ray.datasets.read_ahead import THREAD
 from spirl_ray.episodes.dataset import dataset_files
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature
@@ -108,3 +112,15 @@ def test_a_stream_holds_half_of_its_limit_and_reads_the_other_half_ahead(
     monkeypatch.setattr(batches_module, "stream_windows", noted_stream)
     make_batches(dataset, 3.0, in_memory=False).draw(update_generator(0, 0, 0))
     assert limits == [1.5 * MEGABYTE, 1.5 * MEGABYTE]
+
+
+def test_reading_ends_with_the_batches(dataset: Path) -> None:
+    batches = make_batches(dataset, 0.01, in_memory=False)  # so that most episodes are not yet read
+    batches.draw(update_generator(0, 0, 0))
+    assert THREAD in [thread.name for thread in threading.enumerate()]
+    del batches
+    gc.collect()
+    deadline = time.monotonic() + 60.0
+    while THREAD in [thread.name for thread in threading.enumerate()]:
+        assert time.monotonic() < deadline, "a thread still reads for nobody"
+        time.sleep(0.05)
