@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,13 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
         env=environment,
+        preexec_fn=_take_interrupts,
     )
+
+
+def _take_interrupts() -> None:
+    """Undoes what a shell does to a test run in its background, whose children would never notice Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
