@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spirl_ray.config import EnvSettings, Experiment
+from spirl_ray.config import EnvSettings, Experiment, SourceSettings
 from spirl_ray.config_environment import ActionSettings
 from spirl_ray.datasets.opened import OpenedData, open_data
 from spirl_ray.envs import EnvironmentSpec, environment
@@ -34,6 +34,23 @@ _PASSING = "working_dir_files"
 """A part of the path of every folder that Ray makes for a job's files, and removes after the job."""
 _FORMAT = 1
 _LOCK_POLL_S = 0.5
+
+
+def _may_be_gone(source: SourceSettings) -> bool:
+    """False where the files of a source are in their place, so that an error is about what they hold."""
+    given = (source.model_extra or {}).get("path")
+    paths = [given] if isinstance(given, str) else given
+    if not isinstance(paths, list | tuple):
+        return source.type != "generated"  # only the source itself knows what it reads
+    return not all(map(_holds_something, paths))
+
+
+def _holds_something(path: str) -> bool:
+    place = Path(path).expanduser()
+    try:
+        return any(place.iterdir()) if place.is_dir() else place.exists()  # an empty folder may be a disk that is away
+    except OSError:
+        return False
 
 
 class Workspace:
@@ -141,11 +158,13 @@ class Workspace:
         Where the sources are gone, it is the one that was imported with the same settings.
 
         Raises:
-            SpirlError: a source cannot be opened, and has not been imported either.
+            SpirlError: a source cannot be opened, and its files are there or it has not been imported either.
         """
         try:
             return self._dataset_of_sources()
         except SpirlError:
+            if not any(map(_may_be_gone, self.experiment.data.sources)):
+                raise  # what is there is wrong, such as a file that has been replaced
             known = read_json(self._imports) if self._imports.exists() else {}
             folder = self.folder / layout.DATA / str(known.get(self._data_settings))
             if self._data_settings not in known or not (folder / layout.DATASET_CARD).exists():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from toy import TOY
 from toy_skills import save_toy_policy, save_toy_skills, toy_model
@@ -52,6 +53,24 @@ def test_recorded_and_generated_data_alone_or_together_are_three_datasets(tmp_pa
     ]
     more = fresh(tmp_path, env=env, data={"sources": [{**ours, "episodes": 12}, human]})
     assert more.dataset != made[2].dataset
+
+
+def test_an_imported_dataset_serves_without_its_files_and_not_in_place_of_other_ones(tmp_path: Path) -> None:
+    recorded = tmp_path / "recorded"
+    recorded.mkdir()
+    np.savez(recorded / "a.npz", observations=np.zeros((5, 3)), actions=np.zeros((4, 2)))
+    changes = {"env": {}, "data": {"sources": [{"type": "npz", "path": str(recorded)}]}}
+    made = fresh(tmp_path, **changes)
+    made.dataset.mkdir(parents=True)
+    (made.dataset / "card.json").write_text("{}")
+    made.remember_import()
+    (recorded / "a.npz").write_text("these are no demonstrations")
+    with pytest.raises(SpirlError, match=r"a\.npz"):
+        _ = fresh(tmp_path, **changes).dataset
+    (recorded / "a.npz").unlink()
+    assert fresh(tmp_path, **changes).dataset == made.dataset
+    recorded.rmdir()
+    assert fresh(tmp_path, **changes).dataset == made.dataset
 
 
 @pytest.mark.parametrize(("kind", "missing"), [("minari", "id"), ("folder", "path")])
