@@ -52,7 +52,7 @@ class Registry(Generic[Entry]):
             SpirlError: another entry has the name.
         """
         known = self._entries.get(name)
-        if known is not None and known is not entry and not replace:
+        if known is not None and known != entry and not replace:
             raise SpirlError(f"There is a {self.kind} {name!r} already; choose another name, or pass replace=True.")
         self._entries[name] = entry
         return entry

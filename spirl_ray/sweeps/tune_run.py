@@ -86,10 +86,10 @@ def ray_for(sweep: Sweep) -> Iterator[int]:
     if not ray.is_initialized() and address in (None, "", "local"):
         cores = settings.num_cpus - 1 if settings.num_cpus is not None else os.cpu_count() or 1
         concurrency = asked or max(1, int(cores // each))
-        with ray_session(settings, _needs(sweep, concurrency)):
+        with ray_session(settings, _needs(sweep, concurrency), sweep.base.submit.ship):
             yield concurrency
         return
-    with ray_session(settings):
+    with ray_session(settings, ship=sweep.base.submit.ship):
         cpus = ray.cluster_resources().get("CPU", 0.0)
         concurrency = asked or max(1, int((cpus - 1) // each))
         if concurrency * each + 1 > cpus:

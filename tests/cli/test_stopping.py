@@ -11,7 +11,7 @@ from processes import assert_nothing_is_left, start, until
 from toy import write_config
 
 
-@pytest.mark.slow
+@pytest.mark.interrupts
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stage_1_stops_with_one_line(tmp_path: Path, number: signal.Signals, status: int) -> None:
     process = start("pretrain", write_config(tmp_path, pretrain__updates=1_000_000))
