@@ -34,6 +34,7 @@ TOY_SIZE = (
     *("evaluate.episodes=1", "evaluate.prior_episodes=1", "evaluate.videos=0", "ray.object_store_mb=80"),
 )
 MakeSkills = Callable[..., Path]
+LONG = pytest.mark.skipif("SPIRL_TEST_LONG" not in os.environ, reason="takes minutes: set SPIRL_TEST_LONG=1 to run it")
 
 
 def run(script: str, *arguments: object, folder: Path | None = None) -> list[str]:
@@ -81,6 +82,7 @@ def test_a_config_can_be_read(config: Path) -> None:
         source_options(source, place)
 
 
+@LONG
 @pytest.mark.slow
 def test_a_hand_is_recorded_and_learned_from(tmp_path: Path) -> None:
     printed = run("adroit_door.py", "--quick", "--steps", 60, folder=tmp_path)
@@ -105,6 +107,7 @@ def test_a_lerobot_folder_is_written_and_read(tmp_path: Path) -> None:
     assert "3 of 3 episodes" in printed
 
 
+@LONG
 @pytest.mark.slow
 def test_skills_are_learned_from_a_lerobot_folder(tmp_path: Path) -> None:
     run("lerobot_folder.py", "--episodes", 4, folder=tmp_path)
