@@ -209,7 +209,7 @@ class RewardScale:
         """
         observations = replay.columns[Columns.OBS][: min(len(replay), _FIRST_DECISIONS)]
         self.starting_divergence = first_answer(learners.foreach_learner(_MeanDivergence(observations)))
-        self.recorded = self.read_rewards(config.dataset, config.env_config["environment"])
+        self.recorded = self.read_rewards(config.dataset, config.env_config["environment"]["id"])
         self.warmed_up = True
         self._settle()
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from stored import ACTION_DIM, FEATURES, make_episode, write_dataset
 
 from spirl_ray.envs import environment
 from spirl_ray.errors import SpirlError
@@ -202,6 +203,19 @@ def test_the_learner_gets_scaled_rewards_and_the_replay_keeps_them_as_they_are(
     algorithm._learn()
     assert learned[-1].tolist() == pytest.approx([-0.2] * 32)
     assert set(algorithm.replay.columns[Columns.REWARDS][: len(algorithm.replay)]) == {-10.0}
+
+
+def test_the_scale_knows_the_rewards_of_demonstrations_of_the_same_environment(
+    build: Callable[..., Any], tmp_path: Path
+) -> None:
+    demonstration = make_episode(0, length=8)
+    demonstration.rewards[:] = 0.5
+    card = {"environment": "spirl/PointPads-v0"}
+    dataset = write_dataset(tmp_path / "d", [[demonstration]], FEATURES, ACTION_DIM, **card)
+    algorithm = build(reward_scale="auto", warmup_decisions=DECISIONS, dataset=dataset)
+    algorithm.train()
+    assert algorithm.rewards.recorded.total == 4.0
+    assert algorithm.rewards.settled
 
 
 def test_running_algorithm_goes_back_to_a_checkpoint(build: Callable[..., Any], tmp_path: Path) -> None:
