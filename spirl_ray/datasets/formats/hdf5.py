@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from spirl_ray.datasets.formats.arrays import as_names
+from spirl_ray.datasets.formats.file_reader import FileReader
 from spirl_ray.datasets.formats.flat_rows import FlatRows
 from spirl_ray.datasets.formats.hdf5_file import Hdf5File
-from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
+from spirl_ray.datasets.formats.locations import recorded_files
 from spirl_ray.datasets.formats.robomimic import DATA, RobomimicFiles
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
-from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
+from spirl_ray.episodes.recording import RecordingReader
 from spirl_ray.errors import SpirlError
 from spirl_ray.settings import SettingPath
 
@@ -35,10 +35,9 @@ class Hdf5Settings(RecordingSettings):
 
 
 @dataclass(frozen=True)
-class Hdf5Reader:
-    """The reader of HDF5 files."""
+class Hdf5Reader(FileReader):
+    """The reader of HDF5 files, which give any rows without those before them."""
 
-    location: RecordedFiles
     layout_name: Layout = "auto"
     filter: str | None = None
     actions: tuple[str, ...] = ("actions",)
@@ -57,27 +56,6 @@ class Hdf5Reader:
         if self.filter is not None:
             raise SpirlError(f"{first}: filter is {self.filter!r}, but only robomimic files have filters.")
         return FlatRows(self.location, Hdf5File, False, self.actions, self.rewards)
-
-    def layout(self) -> RecordingLayout:
-        """Reads the names, shapes and types of the first file."""
-        return self._reader.layout()
-
-    def chunks(self) -> list[tuple[int, ...]]:
-        """Every episode by itself, because HDF5 reads any rows. Of flat rows, this reads the flags."""
-        return self._reader.chunks()
-
-    def read(self, chunk: Sequence[int], keys: Sequence[str]) -> Iterator[Recording]:
-        """Reads episodes; see `RecordingReader.read`."""
-        return self._reader.read(chunk, keys)
-
-    def origin(self) -> str:
-        return self.location.origin()
-
-    def licence(self) -> str:
-        return "unknown"
-
-    def attribution(self) -> str:
-        return "unknown"
 
     def identity(self) -> dict[str, Any]:
         options = {"layout": self.layout_name, "filter": self.filter, "actions": self.actions, "rewards": self.rewards}

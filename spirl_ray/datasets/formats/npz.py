@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from spirl_ray.datasets.formats.arrays import as_names, assemble, joined, joined_layout, keys_to_read, missing, per_row
+from spirl_ray.datasets.formats.file_reader import FileReader
 from spirl_ray.datasets.formats.flat_rows import FLAGS, SUCCESSORS, FlatRows, array_named, observation_keys
 from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
 from spirl_ray.datasets.formats.npz_members import NpzFile
@@ -32,10 +33,9 @@ class NpzSettings(RecordingSettings):
 
 
 @dataclass(frozen=True)
-class NpzReader:
-    """The reader of npz files."""
+class NpzReader(FileReader):
+    """The reader of npz files, which has no more than the rows of one episode in memory."""
 
-    location: RecordedFiles
     layout_name: Layout = "auto"
     actions: tuple[str, ...] = ("actions",)
     """The arrays that are joined to the actions."""
@@ -52,27 +52,6 @@ class NpzReader:
         if name == "episodes":
             return _EpisodeFiles(self.location, self.actions, self.rewards)
         return FlatRows(self.location, NpzFile, name == "ogbench", self.actions, self.rewards)
-
-    def layout(self) -> RecordingLayout:
-        """Reads the headers of the arrays in the first file."""
-        return self._reader.layout()
-
-    def chunks(self) -> list[tuple[int, ...]]:
-        """Every episode by itself. Of flat rows, this reads the flags."""
-        return self._reader.chunks()
-
-    def read(self, chunk: Sequence[int], keys: Sequence[str]) -> Iterator[Recording]:
-        """Reads episodes and no more than their rows into memory; see `RecordingReader.read`."""
-        return self._reader.read(chunk, keys)
-
-    def origin(self) -> str:
-        return self.location.origin()
-
-    def licence(self) -> str:
-        return "unknown"
-
-    def attribution(self) -> str:
-        return "unknown"
 
     def identity(self) -> dict[str, Any]:
         return self.location.identity(layout=self.layout_name, actions=self.actions, rewards=self.rewards)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from spirl_ray.datasets.formats.arrays import as_names
-from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
+from spirl_ray.datasets.formats.file_reader import FileReader
+from spirl_ray.datasets.formats.locations import recorded_files
 from spirl_ray.datasets.formats.table_columns import Roles
 from spirl_ray.datasets.formats.table_rows import EpisodeRows, StepRows
 from spirl_ray.datasets.formats.tables import SUFFIXES
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
-from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
+from spirl_ray.episodes.recording import RecordingReader
 from spirl_ray.errors import SpirlError
 from spirl_ray.settings import SettingPath
 
@@ -39,38 +39,20 @@ class ParquetSettings(RecordingSettings):
 
 
 @dataclass(frozen=True)
-class ParquetReader:
-    """The reader of tables."""
+class ParquetReader(FileReader):
+    """The reader of tables.
 
-    location: RecordedFiles
+    The layout comes from the columns of the first file and its first row, because lists have no length in the schema.
+    The row groups of an episode are in memory at once, with the columns that were asked for; ascending indices read
+    each group once.
+    """
+
     rows: Literal["step", "episode"]
     roles: Roles = field(default_factory=Roles)
 
     @cached_property
     def _reader(self) -> StepRows | EpisodeRows:
         return (StepRows if self.rows == "step" else EpisodeRows)(self.location, self.roles)
-
-    def layout(self) -> RecordingLayout:
-        """Reads the columns of the first file, and its first row, because lists have no length in the schema."""
-        return self._reader.layout()
-
-    def chunks(self) -> list[tuple[int, ...]]:
-        """Every episode by itself. With one row a step, this reads the column of the episodes."""
-        return self._reader.chunks()
-
-    def read(self, chunk: Sequence[int], keys: Sequence[str]) -> Iterator[Recording]:
-        """Reads episodes; see `RecordingReader.read`. The row groups of an episode are in memory at once, with the
-        columns that were asked for; ascending indices read each group once."""
-        return self._reader.read(chunk, keys)
-
-    def origin(self) -> str:
-        return self.location.origin()
-
-    def licence(self) -> str:
-        return "unknown"
-
-    def attribution(self) -> str:
-        return "unknown"
 
     def identity(self) -> dict[str, Any]:
         return self.location.identity(rows=self.rows, columns=asdict(self.roles))
