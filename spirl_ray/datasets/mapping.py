@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from spirl_ray.datasets.sources import Chunk, Description, Identity, RecordingSettings
+from spirl_ray.datasets.sources import NOT_FEATURES, Chunk, Description, Identity, RecordingSettings
 from spirl_ray.envs.interface import FeatureReader, feature_name
 from spirl_ray.envs.spec import EnvironmentSpec, FromRecordings
 from spirl_ray.episodes.actions import ActionRange
@@ -23,7 +23,6 @@ from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, 
 from spirl_ray.errors import SpirlError
 
 Outside = Literal["refuse", "clip", "rescale"]
-_NOT_FEATURES = ("action", "reward")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Columns:
         named = {
             name: (keys,) if isinstance(keys, str) else tuple(keys)
             for name, keys in settings.columns.items()
-            if name not in _NOT_FEATURES
+            if name not in NOT_FEATURES
         }
         for name, keys in named.items():
             for key in keys:

@@ -36,6 +36,8 @@ from spirl_ray.episodes.recording import RecordingReader
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
 
+NOT_FEATURES = ("action", "reward")
+"""What ``columns`` can name besides features."""
 Chunk = tuple[int, ...]
 """The indices of episodes within a source. Chunks may be joined, because reading depends on the indices alone."""
 
@@ -88,6 +90,11 @@ class RecordingSettings(Settings):
     columns: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     """The recorded key of a feature, where it has another name there; several keys are joined to one vector. ``action``
     and ``reward`` can be named as well."""
+
+    def refuse_renamed(self, where: str, why: str) -> None:
+        """Raises `SpirlError` where ``columns`` names actions or rewards, for a format in which they have one name."""
+        if renamed := sorted(set(NOT_FEATURES) & set(self.columns)):
+            raise SpirlError(f"{where}: columns: {renamed[0]} {why}.")
 
 
 @dataclass(frozen=True)

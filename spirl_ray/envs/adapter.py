@@ -32,7 +32,7 @@ from spirl_ray.envs.observer import Observer, command_of
 from spirl_ray.envs.offscreen import choose_backend
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
 from spirl_ray.episodes.features import Array
-from spirl_ray.episodes.recording import KeyLayout
+from spirl_ray.episodes.recording import NUMBERS, KeyLayout
 from spirl_ray.errors import SpirlError
 
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
@@ -342,7 +342,7 @@ class SuccessJudge:
         for key in keys:
             if (value := _looked_up(info, key)) is not None:
                 self._missed = False
-                if np.asarray(value).dtype.kind not in "biuf":
+                if np.asarray(value).dtype.kind not in NUMBERS:
                     raise SpirlError(
                         f"interface.success: info of {self.where} has {value!r} for {key!r}, which is neither true "
                         "nor false."

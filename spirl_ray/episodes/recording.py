@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 Values = npt.NDArray[Any]
+NUMBERS = "biuf"
+"""The kinds of dtype that are numbers, and so can be features: bool, integers and floats."""
 
 
 class KeyLayout(NamedTuple):

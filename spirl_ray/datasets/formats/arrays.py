@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from spirl_ray.episodes.recording import KeyLayout, Recording, Values
+from spirl_ray.episodes.recording import NUMBERS, KeyLayout, Recording, Values
 from spirl_ray.errors import SpirlError
-
-NUMBERS = "biuf"
-"""The kinds of dtype that can be features: bool, integers and floats."""
 
 
 def numbers(values: Any, where: str) -> Values:

@@ -29,7 +29,7 @@ from spirl_ray.datasets.formats.arrays import (
     vectors,
 )
 from spirl_ray.datasets.formats.locations import RecordedFiles
-from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, Values
+from spirl_ray.episodes.recording import NUMBERS, KeyLayout, Recording, RecordingLayout, Values
 from spirl_ray.errors import SpirlError
 
 _BLOCK = 1 << 20
@@ -106,6 +106,17 @@ def array_named(path: Path, arrays: Mapping[str, KeyLayout], name: str) -> str:
     raise missing(str(path), name, arrays)
 
 
+def reward_arrays(file: RowFile, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The arrays of rewards that a setting names; where it names none, ``rewards``, if there is one.
+
+    Raises:
+        SpirlError: an array that is named is not there.
+    """
+    if names is None:
+        return ("rewards",) if "rewards" in file.arrays else ()
+    return tuple(array_named(file.path, file.arrays, name) for name in names)
+
+
 @dataclass(frozen=True)
 class FlatRows:
     """The reader of files of flat rows, whatever holds their arrays."""
@@ -127,8 +138,7 @@ class FlatRows:
         """
         arrays, path = file.arrays, file.path
         actions = tuple(array_named(path, arrays, name) for name in self.actions)
-        default = ("rewards",) if "rewards" in arrays else ()
-        rewards = default if self.rewards is None else tuple(array_named(path, arrays, name) for name in self.rewards)
+        rewards = reward_arrays(file, self.rewards)
         terminals, timeouts = (name if name in arrays else None for name in FLAGS)
         flags = (None, terminals) if self.ogbench else (terminals, timeouts)
         if not any(flags):
@@ -176,7 +186,7 @@ class FlatRows:
             keys = {
                 key: per_row(file.arrays[name])
                 for key, name in columns.observations.items()
-                if file.arrays[name].shape[0] == columns.rows and file.arrays[name].dtype.kind in "biuf"
+                if file.arrays[name].shape[0] == columns.rows and file.arrays[name].dtype.kind in NUMBERS
             }
             actions = joined_layout([per_row(file.arrays[name]) for name in columns.actions])
         return RecordingLayout(keys, actions, rewards=bool(columns.rewards))

@@ -29,7 +29,7 @@ from spirl_ray.datasets.formats.lerobot_meta import (
 from spirl_ray.datasets.formats.videos import Clip, decode_clip
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
-from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, Values
+from spirl_ray.episodes.recording import NUMBERS, KeyLayout, Recording, RecordingLayout, Values
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.fingerprint import files_identity
 from spirl_ray.settings import SettingPath
@@ -241,7 +241,7 @@ def _numbers_layout(feature: FeatureInfo) -> KeyLayout | None:
         dtype = np.dtype(feature.dtype)
     except TypeError:
         return None
-    return KeyLayout(feature.shape, dtype) if dtype.kind in "biuf" else None
+    return KeyLayout(feature.shape, dtype) if dtype.kind in NUMBERS else None
 
 
 def _numbers(column: pa.ChunkedArray, feature: FeatureInfo, where: str) -> Values:
@@ -292,8 +292,7 @@ def make(settings: LeRobotSettings, spec: EnvironmentSpec | None) -> LeRobotRead
     Raises:
         SpirlError: actions or rewards are renamed, which have one name in LeRobot's format.
     """
-    if renamed := sorted({"action", "reward"} & set(settings.columns)):
-        raise SpirlError(f"lerobot:{settings.path}: columns: {renamed[0]} has one name in LeRobot's format.")
+    settings.refuse_renamed(f"lerobot:{settings.path}", "has one name in LeRobot's format")
     return LeRobotReader(settings.path.expanduser().absolute(), settings.episodes)
 
 

@@ -14,10 +14,10 @@ import gymnasium
 import numpy as np
 from filelock import FileLock
 
-from spirl_ray.datasets.formats.arrays import NUMBERS, assemble, missing
+from spirl_ray.datasets.formats.arrays import assemble, missing
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
-from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, RecordingReader
+from spirl_ray.episodes.recording import NUMBERS, KeyLayout, Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.fingerprint import files_identity
 from spirl_ray.settings import SettingPath
@@ -257,8 +257,7 @@ def make(settings: MinariSettings, spec: EnvironmentSpec | None) -> RecordingRea
     Raises:
         SpirlError: actions or rewards are renamed, which have one name in Minari.
     """
-    if renamed := sorted({"action", "reward"} & set(settings.columns)):
-        raise SpirlError(f"minari:{settings.id}: columns: {renamed[0]} has one name in Minari and cannot be chosen.")
+    settings.refuse_renamed(f"minari:{settings.id}", "has one name in Minari and cannot be chosen")
     return MinariReader(settings.id, settings.root)
 
 

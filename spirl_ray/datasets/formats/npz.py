@@ -9,12 +9,19 @@ from typing import Any, Literal
 
 from spirl_ray.datasets.formats.arrays import as_names, assemble, joined, joined_layout, keys_to_read, missing, per_row
 from spirl_ray.datasets.formats.file_reader import FileReader
-from spirl_ray.datasets.formats.flat_rows import FLAGS, SUCCESSORS, FlatRows, array_named, observation_keys
+from spirl_ray.datasets.formats.flat_rows import (
+    FLAGS,
+    SUCCESSORS,
+    FlatRows,
+    array_named,
+    observation_keys,
+    reward_arrays,
+)
 from spirl_ray.datasets.formats.locations import RecordedFiles, recorded_files
 from spirl_ray.datasets.formats.npz_members import NpzFile
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
-from spirl_ray.episodes.recording import Recording, RecordingLayout, RecordingReader
+from spirl_ray.episodes.recording import NUMBERS, Recording, RecordingLayout, RecordingReader
 from spirl_ray.settings import SettingPath
 
 Layout = Literal["auto", "ogbench", "d4rl", "episodes"]
@@ -76,10 +83,10 @@ class _EpisodeFiles:
             keys = {
                 key: per_row(file.arrays[name])
                 for key, name in self._keys(file).items()
-                if file.arrays[name].shape[0] in (steps, steps + 1) and file.arrays[name].dtype.kind in "biuf"
+                if file.arrays[name].shape[0] in (steps, steps + 1) and file.arrays[name].dtype.kind in NUMBERS
             }
             layout = joined_layout([per_row(file.arrays[name]) for name in actions])
-            return RecordingLayout(keys, layout, rewards=bool(self._rewards(file)))
+            return RecordingLayout(keys, layout, rewards=bool(reward_arrays(file, self.rewards)))
 
     def chunks(self) -> list[tuple[int, ...]]:
         return [(index,) for index in range(len(self.location.files))]
@@ -94,7 +101,7 @@ class _EpisodeFiles:
                     if key not in there:
                         raise missing(f"{path}: episode {name}", key, there)
                 layouts = {key: file.arrays[name] for key, name in there.items() if key in self._layout.observations}
-                rewards = self._rewards(file)
+                rewards = reward_arrays(file, self.rewards)
                 actions = [array_named(path, file.arrays, action) for action in self.actions]
                 ended, cut = (file.values(end) if end in file.arrays else None for end in _ENDS)
                 yield assemble(
@@ -108,14 +115,9 @@ class _EpisodeFiles:
                     keys=keys,
                 )
 
-    def _rewards(self, file: NpzFile) -> tuple[str, ...]:
-        if self.rewards is None:
-            return ("rewards",) if "rewards" in file.arrays else ()
-        return tuple(array_named(file.path, file.arrays, name) for name in self.rewards)
-
     def _keys(self, file: NpzFile) -> dict[str, str]:
         own = [array_named(file.path, file.arrays, name) for name in self.actions]
-        return observation_keys(file.path, file.arrays, [*own, *self._rewards(file), *_ENDS, "rewards"])
+        return observation_keys(file.path, file.arrays, [*own, *reward_arrays(file, self.rewards), *_ENDS, "rewards"])
 
 
 def make(settings: NpzSettings, spec: EnvironmentSpec | None) -> RecordingReader:

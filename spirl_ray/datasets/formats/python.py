@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from spirl_ray.datasets.formats.arrays import assemble, missing, numbers
+from spirl_ray.datasets.formats.arrays import assemble, missing, numbers, per_row
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, RecordingReader, Values
@@ -262,7 +262,7 @@ def _leaves(nested: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 def _layout(values: Values) -> KeyLayout:
-    return KeyLayout(tuple(values.shape[1:]) or (1,), values.dtype)
+    return per_row(KeyLayout(values.shape, values.dtype))
 
 
 def make(settings: PythonSettings, spec: EnvironmentSpec | None) -> RecordingReader:
@@ -271,8 +271,7 @@ def make(settings: PythonSettings, spec: EnvironmentSpec | None) -> RecordingRea
     Raises:
         SpirlError: actions or rewards are renamed, which the function can do itself.
     """
-    if renamed := sorted({"action", "reward"} & set(settings.columns)):
-        raise SpirlError(f"python:{settings.call}: columns: {renamed[0]} is what the function gives; it has one name.")
+    settings.refuse_renamed(f"python:{settings.call}", "is what the function gives; it has one name")
     return PythonReader(settings.call, settings.episodes, settings.options)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from spirl_ray.datasets.formats.arrays import assemble, joined, joined_layout, keys_to_read, missing, per_row
-from spirl_ray.datasets.formats.flat_rows import array_named
+from spirl_ray.datasets.formats.flat_rows import array_named, reward_arrays
 from spirl_ray.datasets.formats.hdf5_file import Hdf5File
 from spirl_ray.datasets.formats.locations import RecordedFiles, numeric_order
-from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, Values
+from spirl_ray.episodes.recording import NUMBERS, KeyLayout, Recording, RecordingLayout, Values
 from spirl_ray.errors import SpirlError
 
 DATA = "data"
@@ -66,9 +66,9 @@ class RobomimicFiles:
         path, name = self._first()
         with Hdf5File(path, f"{DATA}/{name}") as file:
             keys = {key: per_row(file.arrays[array]) for key, array in _keys(file, name).items()}
-            numeric = {key: layout for key, layout in keys.items() if layout.dtype.kind in "biuf"}
+            numeric = {key: layout for key, layout in keys.items() if layout.dtype.kind in NUMBERS}
             actions = joined_layout([per_row(layout) for layout in self._action_arrays(file, name).values()])
-            return RecordingLayout(numeric, actions, rewards=bool(self._reward_arrays(file)))
+            return RecordingLayout(numeric, actions, rewards=bool(reward_arrays(file, self.rewards)))
 
     def chunks(self) -> list[tuple[int, ...]]:
         return [(index,) for index in range(sum(len(names) for _, names in self._demonstrations))]
@@ -101,7 +101,7 @@ class RobomimicFiles:
                     )
                 values = np.concatenate([values, following[-1:]])
             observations[key] = values
-        rewards = self._reward_arrays(file)
+        rewards = reward_arrays(file, self.rewards)
         return assemble(
             where,
             name,
@@ -116,11 +116,6 @@ class RobomimicFiles:
     def _action_arrays(self, file: Hdf5File, demonstration: str) -> dict[str, KeyLayout]:
         names = [array_named(Path(f"{file.path}: data/{demonstration}"), file.arrays, name) for name in self.actions]
         return {name: file.arrays[name] for name in names}
-
-    def _reward_arrays(self, file: Hdf5File) -> tuple[str, ...]:
-        if self.rewards is None:
-            return ("rewards",) if "rewards" in file.arrays else ()
-        return tuple(array_named(file.path, file.arrays, name) for name in self.rewards)
 
 
 def _keys(file: Hdf5File, demonstration: str) -> dict[str, str]:
