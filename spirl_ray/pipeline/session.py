@@ -66,9 +66,10 @@ def ray_session(settings: RaySettings, needs: Needs | None = None, ship: Sequenc
 
 def _start(settings: RaySettings, address: str | None, needs: Needs, ship: Sequence[Path]) -> None:
     code: dict[str, Any] = {"runtime_env": {"py_modules": [str(path) for path in shipped_paths(ship)]}} if ship else {}
+    if address:
+        check_address(address, "ray.address" if settings.address else "RAY_ADDRESS")
     try:
         if address:
-            check_address(address, "ray.address" if settings.address else "RAY_ADDRESS")
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **code)
             return
         # A local Ray needs no copy of the working folder; Ray has read the variable if it was imported before.
