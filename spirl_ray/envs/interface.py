@@ -253,30 +253,26 @@ def position_target(
 
 def flattened(space: spaces.Space[Any], prefix: str = "") -> dict[str, spaces.Space[Any]]:
     """The leaves of nested Dict and Tuple spaces by key, joined by dots; a single space has the key ``observation``."""
-    if isinstance(space, spaces.Dict):
-        inner = [(str(name), sub) for name, sub in space.spaces.items()]
-    elif isinstance(space, spaces.Tuple):
-        inner = [(str(place), sub) for place, sub in enumerate(space.spaces)]
-    else:
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
         return {prefix or ONLY: space}
-    return {
-        k: leaf for name, sub in inner for k, leaf in flattened(sub, f"{prefix}.{name}" if prefix else name).items()
-    }
+    before = f"{prefix}." if prefix else ""
+    return {key: leaf for name, _, sub in _inner(space) for key, leaf in flattened(sub, f"{before}{name}").items()}
 
 
 def leaf(observation: Any, space: spaces.Space[Any], key: str) -> Any:
     """The value of a key in an observation of this space."""
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         return observation
-    inner = (
-        {str(name): (name, sub) for name, sub in space.spaces.items()}
-        if isinstance(space, spaces.Dict)
-        else {str(place): (place, sub) for place, sub in enumerate(space.spaces)}
-    )
-    for name, (own, sub) in inner.items():
+    for name, place, sub in _inner(space):
         if key == name or key.startswith(f"{name}."):
-            return leaf(observation[own], sub, key[len(name) + 1 :])
+            return leaf(observation[place], sub, key[len(name) + 1 :])
     raise KeyError(key)
+
+
+def _inner(space: spaces.Dict | spaces.Tuple) -> list[tuple[str, Any, spaces.Space[Any]]]:
+    """The spaces within another: the part of the key, the place of the value in an observation, and the space."""
+    pairs = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+    return [(str(place), place, sub) for place, sub in pairs]
 
 
 def key_layouts(space: spaces.Space[Any]) -> dict[str, KeyLayout]:

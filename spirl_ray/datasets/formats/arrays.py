@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,21 @@ def as_names(name: str | Iterable[str] | None, default: tuple[str, ...] = ()) ->
 def missing(where: str, name: str, there: Iterable[str]) -> SpirlError:
     """The error for a key that is not there; it lists those that are."""
     return SpirlError(f"{where}: has no {name!r}; it has: {', '.join(sorted(there)) or 'nothing'}.")
+
+
+def leaves(nested: Any, before: str = "", groups: tuple[type, ...] = (Mapping,)) -> Iterator[tuple[str, Any]]:
+    """The values within nested groups, with keys joined by dots.
+
+    Args:
+        nested: a group.
+        before: what all keys begin with.
+        groups: the types of groups, which are mappings or sequences; the keys of the latter are numbers.
+    """
+    for name, values in nested.items() if isinstance(nested, Mapping) else enumerate(nested):
+        if isinstance(values, groups):
+            yield from leaves(values, f"{before}{name}.", groups)
+        else:
+            yield f"{before}{name}", values
 
 
 def keys_to_read(keys: Sequence[str], layouts: Mapping[str, KeyLayout]) -> Sequence[str]:

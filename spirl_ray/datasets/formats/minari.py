@@ -14,8 +14,9 @@ import gymnasium
 import numpy as np
 from filelock import FileLock
 
-from spirl_ray.datasets.formats.arrays import assemble, missing
+from spirl_ray.datasets.formats.arrays import assemble, leaves, missing
 from spirl_ray.datasets.sources import RecordingSettings, register_source
+from spirl_ray.envs.interface import ONLY, flattened
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import NUMBERS, KeyLayout, Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
@@ -30,6 +31,8 @@ _KNOWN_ORIGINS = {
 _DATA, _METADATA = "data", "metadata.json"
 """The folder within a dataset's folder that holds its files, and the file that describes them."""
 _INFOS = "infos."
+_GROUPS = (Mapping, tuple)
+"""The types of nested observations and infos."""
 _FAULTS = (OSError, KeyError, IndexError, ValueError, TypeError, AssertionError, RuntimeError)
 """What Minari, h5py and pyarrow raise for damaged files."""
 
@@ -74,11 +77,15 @@ class MinariReader:
         actions = data.action_space
         if not isinstance(actions, gymnasium.spaces.Box):
             raise SpirlError(f"{self._folder()}: has actions {actions}; only those of a Box can be imported.")
-        observations = dict(_space_keys(data.observation_space))
+        observations = {
+            key: KeyLayout(part.shape or (1,), part.dtype)
+            for key, part in flattened(data.observation_space).items()
+            if part.shape is not None and part.dtype is not None and part.dtype.kind in NUMBERS
+        }
         if data.total_episodes:
             recorded = self._recorded(data, 0)
             rows = len(recorded.actions) + 1
-            for key, values in _leaves(recorded.infos or {}, _INFOS):
+            for key, values in leaves(recorded.infos or {}, _INFOS, _GROUPS):
                 array = np.asarray(values) if isinstance(values, np.ndarray) else np.zeros(0, object)
                 if array.dtype.kind in NUMBERS and array.ndim and len(array) == rows:
                     observations[key] = KeyLayout(array.shape[1:] or (1,), array.dtype)
@@ -100,10 +107,10 @@ class MinariReader:
         for index in chunk:
             where = f"{self._folder()}: episode {index}"
             recorded = self._recorded(data, index)
-            there = dict(_leaves({"observation": recorded.observations}))
-            if isinstance(recorded.observations, Mapping | tuple):
-                there = dict(_leaves(recorded.observations))
-            there |= _leaves(recorded.infos or {}, _INFOS)
+            nested = recorded.observations
+            single = not isinstance(nested, _GROUPS)
+            there = dict(leaves({ONLY: nested} if single else nested, groups=_GROUPS))
+            there |= leaves(recorded.infos or {}, _INFOS, _GROUPS)
             for key in keys:
                 if key not in there:
                     raise missing(where, key, there)
@@ -201,30 +208,6 @@ class MinariReader:
                 f"Minari dataset {self.dataset!r} is not in {root} and its download failed: "
                 f"{type(error).__name__}: {error}; check the id and the network; {how}"
             ) from error
-
-
-def _space_keys(space: gymnasium.Space[Any], before: str = "") -> Iterator[tuple[str, KeyLayout]]:
-    """The layouts of the numeric parts of a space."""
-    inner: dict[str, gymnasium.Space[Any]] | None = None
-    if isinstance(space, gymnasium.spaces.Dict):
-        inner = dict(space.spaces)
-    elif isinstance(space, gymnasium.spaces.Tuple):
-        inner = {str(number): part for number, part in enumerate(space.spaces)}
-    if inner is not None:
-        for name, part in inner.items():
-            yield from _space_keys(part, f"{before}{name}.")
-    elif space.shape is not None and space.dtype is not None and space.dtype.kind in NUMBERS:
-        yield before.removesuffix(".") or "observation", KeyLayout(space.shape or (1,), space.dtype)
-
-
-def _leaves(nested: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings and tuples, with dotted keys."""
-    pairs = nested.items() if isinstance(nested, Mapping) else enumerate(nested)
-    for name, values in pairs:
-        if isinstance(values, Mapping | tuple):
-            yield from _leaves(values, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", values
 
 
 def _not_there(root: Path, dataset: str) -> str:

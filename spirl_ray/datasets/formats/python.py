@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from spirl_ray.datasets.formats.arrays import assemble, missing, numbers, per_row
+from spirl_ray.datasets.formats.arrays import assemble, leaves, missing, numbers, per_row
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, RecordingReader, Values
@@ -250,15 +250,7 @@ class PythonReader:
                 raise missing(where, name, map(str, parts))
         observations = parts["observations"]
         nested = observations if isinstance(observations, Mapping) else {"observation": observations}
-        return dict(_leaves(nested)), parts
-
-
-def _leaves(nested: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, values in nested.items():
-        if isinstance(values, Mapping):
-            yield from _leaves(values, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", values
+        return dict(leaves(nested)), parts
 
 
 def _layout(values: Values) -> KeyLayout:
