@@ -30,7 +30,17 @@ STOREYS = (
 )
 """A room may import the rooms of the storeys below it, and none of its own storey."""
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
-EVERYBODYS = {"config", "config_environment", "config_file", "errors", "metrics", "registry", "settings", "yaml_text"}
+EVERYBODYS = {
+    "arguments",
+    "config",
+    "config_environment",
+    "config_file",
+    "errors",
+    "metrics",
+    "registry",
+    "settings",
+    "yaml_text",
+}
 """Modules that every room may import and that may import no room."""
 EXCEPTIONS = {
     "cluster/jobs.py: cluster imports cli": "a job on a cluster is `python -m spirl_ray.cli` in a process of its own"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
@@ -12,19 +11,21 @@ from typing import Any
 from pydantic import Field
 
 from spirl_ray import __version__
+from spirl_ray.arguments import checked_arguments
 from spirl_ray.config import Settings
 from spirl_ray.datasets.sources import Chunk, Description, Identity, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import MANY, Seed
 
 
 class GeneratedSettings(Settings):
     """The options of ``type: generated``."""
 
-    episodes: int = Field(default=100, ge=1)
+    episodes: int = Field(default=100, ge=1, le=MANY)
     """The number of episodes to generate."""
-    seed: int = 0
+    seed: Seed = 0
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the environment's scripted expert."""
 
@@ -44,18 +45,9 @@ class GeneratedSource:
     """The keyword arguments of the environment's ``generate``."""
 
     def __post_init__(self) -> None:
-        generate = self._generate
-        if self.episodes < 1:
-            raise SpirlError(f"generated data for {self.environment!r}: episodes must be ≥ 1, not {self.episodes}")
-        parameters = inspect.signature(generate).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            known = [name for name in parameters if name not in ("indices", "seed")]
-            for name in self.kwargs:
-                if name not in known:
-                    raise SpirlError(
-                        f"generated data for {self.environment!r}: unknown option {name!r}; "
-                        f"known: {', '.join(known) or 'none'}"
-                    )
+        where = f"data.sources: options: the scripted expert of {self.environment}"
+        kwargs = checked_arguments(self._generate, self.kwargs, where, apart=("indices", "seed"))
+        object.__setattr__(self, "kwargs", kwargs)
 
     def chunks(self) -> list[Chunk]:
         return [(index,) for index in range(self.episodes)]

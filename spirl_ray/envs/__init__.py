@@ -16,7 +16,6 @@ The modules that simulate are imported when an environment is made, so this impo
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -28,12 +27,14 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from spirl_ray.arguments import checked_arguments, parameters
 from spirl_ray.config_environment import ActionSettings, EnvironmentSettings, InterfaceSettings
 from spirl_ray.envs.adapter import MakeRaw, author_error, describe_adapted, import_modules, make_adapted
 from spirl_ray.envs.blocks import env as blocks
 from spirl_ray.envs.interface import action_range
 from spirl_ray.envs.kitchen import env as kitchen
 from spirl_ray.envs.maze import env as maze
+from spirl_ray.envs.metrics import Scores, undeclared
 from spirl_ray.envs.point_pads import env as point_pads
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, PositionTarget
 from spirl_ray.episodes.features import Feature
@@ -48,6 +49,7 @@ __all__ = [
     "EnvironmentSpec",
     "FloorPlan",
     "PositionTarget",
+    "declared_scores",
     "environment",
     "make",
     "observed_features",
@@ -58,6 +60,8 @@ __all__ = [
 ]
 
 GROUP = "spirl_ray.environments"
+_RENDER_MODE = "render_mode"
+"""The argument of a constructor that the program itself passes."""
 
 
 class EnvironmentEntry(NamedTuple):
@@ -117,6 +121,17 @@ def environment(env: EnvironmentSettings | str) -> EnvironmentSpec:
     return _declared(entry.spec, settings)
 
 
+def declared_scores(env: EnvironmentSettings | str) -> Scores:
+    """The metrics of an environment's episodes, and the score among them.
+
+    Raises:
+        SpirlError: as `environment`, or the environment refuses an argument.
+    """
+    settings = _settings(env)
+    spec = environment(settings)
+    return undeclared() if spec.metrics is None else spec.metrics(_arguments(settings))
+
+
 def _declared(spec: EnvironmentSpec, settings: EnvironmentSettings) -> EnvironmentSpec:
     """The description of a registered environment, with the time limit and the range of actions of the settings."""
     own = settings.interface.model_copy(update={"imports": (), "action": ActionSettings()})
@@ -156,15 +171,12 @@ def make(env: EnvironmentSettings | str, *, render_mode: str | None = None, **kw
     if entry is None or entry.spec is None:
         return make_adapted(settings, None if entry is None else _creator(entry), render_mode)
     spec = environment(settings)
-    arguments = settings.kwargs if render_mode is None else {**settings.kwargs, "render_mode": render_mode}
-    parameters, takes_any = _arguments(_creator(entry))
-    unknown = sorted(set(settings.kwargs) - parameters)
-    if unknown and not takes_any:
-        raise SpirlError(
-            f"{settings.id} takes no argument {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(parameters))}"
-        )
+    shown: dict[str, Any] = {} if render_mode is None else {_RENDER_MODE: render_mode}
     made = gymnasium.make(
-        _gymnasium_spec(spec.id, entry, spec.max_episode_steps), disable_env_checker=True, **arguments
+        _gymnasium_spec(spec.id, entry, spec.max_episode_steps),
+        disable_env_checker=True,
+        **_arguments(settings),
+        **shown,
     )
     return made if spec.actions is None else _OwnUnits(made, spec)
 
@@ -225,9 +237,9 @@ def render_problem(env: EnvironmentSettings | str) -> str | None:
 
 
 def _declared_problem(creator: Callable[..., gymnasium.Env]) -> str | None:
-    parameters, takes_any = _arguments(creator)
+    known, takes_any = parameters(creator)
     modes = (getattr(creator, "metadata", None) or {}).get("render_modes")
-    if "render_mode" not in parameters and not takes_any:
+    if _RENDER_MODE not in known and not takes_any:
         return "it takes no render_mode"
     return None if modes is None or "rgb_array" in modes else "rgb_array is not among its render modes"
 
@@ -290,10 +302,12 @@ def _creator(entry: EnvironmentEntry) -> Callable[..., gymnasium.Env]:
     return cast("Callable[..., gymnasium.Env]", found)
 
 
-def _arguments(creator: Callable[..., gymnasium.Env]) -> tuple[set[str], bool]:
-    """The names of what a maker takes, and True where it takes any other name as well."""
-    parameters = inspect.signature(creator).parameters
-    return set(parameters), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+def _arguments(settings: EnvironmentSettings) -> dict[str, Any]:
+    """The arguments of the constructor; those of an environment that is registered with its features are checked."""
+    entry = _entry(settings)
+    if entry is None or entry.spec is None:
+        return settings.kwargs
+    return checked_arguments(_creator(entry), settings.kwargs, f"env.kwargs: {settings.id}", apart=(_RENDER_MODE,))
 
 
 def _settings(env: EnvironmentSettings | str, kwargs: dict[str, Any] | None = None) -> EnvironmentSettings:

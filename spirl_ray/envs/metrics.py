@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pydantic import AfterValidator
+
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import EPISODE, Metric, register_metric, training_metrics
 
@@ -160,31 +162,27 @@ def _checked(metrics: tuple[EpisodeMetric, ...], preferred: tuple[str, ...]) -> 
     return Scores(metrics, preferred)
 
 
-def checked_subtasks(subtasks: Sequence[str] | str, known: Iterable[str], kind: str) -> tuple[str, ...]:
-    """Returns the names of an environment's target subtasks as a tuple.
+def subtasks_of(known: Iterable[str], kind: str) -> AfterValidator:
+    """The check of an argument that lists subtasks: one or more, all known, all different.
 
     Args:
-        subtasks: names, or one name.
         known: the names that the environment has.
-        kind: what the messages call one of them, such as "kitchen subtask".
-
-    Raises:
-        SpirlError: there is no name, an unknown one, or one given twice.
+        kind: what messages call one of them, such as "kitchen subtask".
     """
-    names, plural = _names(subtasks), f"{kind.split()[-1]}s"
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise SpirlError(f"unknown {kind} {', '.join(map(repr, unknown))}; known {plural}: {', '.join(known)}")
-    if not names or len(set(names)) != len(names):
-        raise SpirlError(f"tasks: one or more different {plural} are needed, not {list(names)}")
-    return names
+    names, plural = list(known), f"{kind.split()[-1]}s"
+
+    def check(subtasks: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in subtasks if name not in names]
+        if unknown:
+            raise ValueError(f"unknown {kind} {', '.join(map(repr, unknown))}; known {plural}: {', '.join(names)}")
+        if not subtasks or len(set(subtasks)) != len(subtasks):
+            raise ValueError(f"needs one or more different {plural}")
+        return subtasks
+
+    return AfterValidator(check)
 
 
-def _names(subtasks: Sequence[str] | str) -> tuple[str, ...]:
-    return (subtasks,) if isinstance(subtasks, str) else tuple(subtasks)
-
-
-def subtask_metrics(subtasks: Sequence[str] | str) -> tuple[EpisodeMetric, ...]:
+def subtask_metrics(subtasks: Sequence[str]) -> tuple[EpisodeMetric, ...]:
     """One metric, 0 or 1, for each subtask that ``info["completed"]`` may name."""
     return tuple(
         EpisodeMetric(
@@ -195,13 +193,13 @@ def subtask_metrics(subtasks: Sequence[str] | str) -> tuple[EpisodeMetric, ...]:
             more_is_better=True,
             of=_Completed(name),
         )
-        for name in _names(subtasks)
+        for name in subtasks
     )
 
 
-def count_of_subtasks(subtasks: Sequence[str] | str) -> EpisodeMetric:
+def count_of_subtasks(subtasks: Sequence[str]) -> EpisodeMetric:
     """The number of these subtasks that ``info["completed"]`` names, as a metric called ``subtasks``."""
-    names = _names(subtasks)
+    names = tuple(subtasks)
     return EpisodeMetric(
         name="subtasks",
         meaning=f"Number of target subtasks that the episode has completed: {', '.join(names)}",
@@ -211,7 +209,7 @@ def count_of_subtasks(subtasks: Sequence[str] | str) -> EpisodeMetric:
     )
 
 
-def subtask_scores(subtasks: Sequence[str] | str) -> Scores:
+def subtask_scores(subtasks: Sequence[str]) -> Scores:
     """The declaration of an environment whose target is a set of subtasks: their number is the score."""
     return declare([count_of_subtasks(subtasks), *subtask_metrics(subtasks)], "subtasks")
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from spirl_ray.envs.metrics import Scores, undeclared
+from spirl_ray.envs.metrics import Scores
 from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.features import Array, Feature, FeatureName, Features, Observation
 from spirl_ray.errors import SpirlError
@@ -154,10 +154,6 @@ class EnvironmentSpec:
             raise SpirlError(f"environment {self.id!r} has no scripted expert to generate data with")
         found: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.expert)
         return found
-
-    def scores(self, kwargs: Mapping[str, Any]) -> Scores:
-        """The metrics of the environment's episodes when it is made with these arguments."""
-        return undeclared() if self.metrics is None else self.metrics(kwargs)
 
 
 def observation_space(features: Features, limit: float = np.inf) -> spaces.Dict:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import spirl_ray.envs as envs
 from spirl_ray.config import Experiment
-from spirl_ray.envs import environment
 from spirl_ray.envs.metrics import Scores
 from spirl_ray.errors import SpirlError
 
@@ -14,8 +14,8 @@ def experiment_scores(experiment: Experiment) -> Scores:
     Raises:
         SpirlError: a metric is not registered, or the score is not among the metrics.
     """
-    env, evaluate = experiment.environment, experiment.evaluate
-    declared = environment(env).scores(env.kwargs)
+    evaluate = experiment.evaluate
+    declared = envs.declared_scores(experiment.environment)
     try:
         return declared.adding(evaluate.metrics, evaluate.score)
     except SpirlError as error:

@@ -21,8 +21,8 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 from ray.tune.registry import register_env
 
+import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
-from spirl_ray.envs import environment
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import learner_columns
@@ -233,8 +233,7 @@ class SkillPriorSAC(Algorithm):
         """The source of the batches for updates."""
         self.rewards = RewardScale(self.settings, read_skill_card(Path(self.config.env_config["skills"])).spec.horizon)
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
-        env = EnvironmentSettings.model_validate(self.config.env_config["environment"])
-        self.scores = environment(env).scores(env.kwargs)
+        self.scores = envs.declared_scores(EnvironmentSettings.model_validate(self.config.env_config["environment"]))
         """The metrics of the training episodes; a driver may set others before it trains."""
         self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
         """The metrics of the newest training episodes, by name."""

@@ -17,11 +17,11 @@ DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "spirl-ray.json"
 DRIVER = """
 import sys
 import ray
-from spirl_ray.envs import environment
+from spirl_ray.envs import declared_scores
 from spirl_ray.metrics import training_metrics
 from spirl_ray.pipeline.monitoring import Monitor
 ray.init(address=sys.argv[1], log_to_driver=False)
-scores = environment("spirl/PointPads-v0").scores({})
+scores = declared_scores("spirl/PointPads-v0")
 for stage in ("pretrain", "train"):
     columns = [metric.name for metric in training_metrics(stage)] + ["subtasks"]
     Monitor("toy", "spirl_cl-s0", stage, scores).show(dict.fromkeys(columns, 1.5))

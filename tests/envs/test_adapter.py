@@ -114,7 +114,7 @@ def test_success_is_found_and_remembered() -> None:
 def test_scores_are_success_ever_and_at_the_end() -> None:
     chosen = settings()
     *_, last = played(envs.make(chosen))
-    scores = envs.environment(chosen).scores({})
+    scores = envs.declared_scores(chosen)
     values = scores.of(EpisodeOutcome(-7.5, STEPS, False, True, last[4]))
     assert (values["success"], values["success_at_end"], values["return"]) == (1.0, 0.0, -7.5)
     assert scores.score_in([values]).name == "success"
@@ -143,7 +143,7 @@ def test_without_success_the_score_is_the_return() -> None:
     for chosen in (settings(kwargs={"success_key": None}), settings(success="none")):
         *_, last = played(envs.make(chosen))
         assert "success" not in last[4]
-        scores = envs.environment(chosen).scores({})
+        scores = envs.declared_scores(chosen)
         values = scores.of(EpisodeOutcome(-7.5, STEPS, False, True, last[4]))
         assert scores.score_in([values]).name == "return"
 
@@ -156,7 +156,7 @@ def test_success_can_be_the_reward(reward: str, expected: list[int]) -> None:
 def test_a_function_names_completed_subtasks() -> None:
     chosen = settings(completed="foreign:completed")
     *_, last = played(envs.make(chosen))
-    scores = envs.environment(chosen).scores({})
+    scores = envs.declared_scores(chosen)
     values = scores.of(EpisodeOutcome(0.0, STEPS, False, True, last[4]))
     assert last[4]["completed"] == ["reached"]
     assert values["completed"] == 1.0

@@ -103,8 +103,8 @@ def test_a_second_episode_knows_nothing_of_the_first() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"n_blocks": 0}, "1 to 20 blocks"),
-        ({"reward": "shaped"}, "dense or sparse"),
+        ({"n_blocks": 0}, "n_blocks must be at least 1"),
+        ({"reward": "shaped"}, "reward must be .dense. or .sparse."),
         ({"render_mode": "human"}, "render_mode"),
     ],
 )

@@ -228,7 +228,7 @@ def test_reset_depends_on_the_seed_alone(kitchen: KitchenEnv) -> None:
         ({"tasks": ["microwave", "dishwasher"]}, r"'dishwasher'.*known subtasks: microwave, kettle"),
         ({"tasks": []}, "one or more different"),
         ({"tasks": ["kettle", "kettle"]}, "one or more different"),
-        ({"robot_noise": -0.1}, "negative"),
+        ({"robot_noise": -0.1}, "robot_noise must be at least 0"),
         ({"task": ["kettle"]}, r"no argument 'task'.*tasks"),
     ],
 )

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from spirl_ray.envs import environment
+from spirl_ray.config_environment import EnvironmentSettings
+from spirl_ray.envs import declared_scores
 from spirl_ray.envs.metrics import EpisodeMetric, EpisodeOutcome, declare, subtask_scores, undeclared
 from spirl_ray.errors import SpirlError
 
@@ -38,7 +39,7 @@ def metric(name: str, **changes: Any) -> EpisodeMetric:
 def test_an_environment_declares_its_metrics_for_its_arguments(
     env_id: str, kwargs: dict[str, Any], completed: tuple[str, ...], expected: dict[str, float]
 ) -> None:
-    scores = environment(env_id).scores(kwargs)
+    scores = declared_scores(EnvironmentSettings(id=env_id, kwargs=kwargs))
     assert scores.of(outcome(3.0, completed=completed)) == {"return": 3.0, "length": 10.0, **expected}
     assert scores.score_in([]).name == next(iter(expected))
     # An info that says nothing of what is complete is one where nothing is.
@@ -47,7 +48,7 @@ def test_an_environment_declares_its_metrics_for_its_arguments(
 
 @pytest.mark.parametrize(("env_id", "high"), [("spirl/Kitchen-v0", 4.0), ("spirl/BlockStacking-v0", 11.0)])
 def test_the_range_of_the_score_is_that_of_the_target(env_id: str, high: float) -> None:
-    assert environment(env_id).scores({}).score_in([]).range[1] == high
+    assert declared_scores(env_id).score_in([]).range[1] == high
 
 
 @pytest.mark.parametrize(

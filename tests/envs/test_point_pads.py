@@ -141,7 +141,7 @@ def test_random_actions_hardly_score() -> None:
         ({"tasks": ["north", "up"]}, "'up'.*known pads: north, east, south, west"),
         ({"tasks": []}, "one or more different"),
         ({"tasks": ["west", "west"]}, "one or more different"),
-        ({"position_noise": -1.0}, "negative"),
+        ({"position_noise": -1.0}, "position_noise must be at least 0"),
     ],
 )
 def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
@@ -201,7 +201,9 @@ def test_all_four_pads_end_an_episode_as_solved() -> None:
     assert all(episode.terminated and not episode.truncated for episode in solved)
 
 
-@pytest.mark.parametrize(("kwargs", "message"), [({"pads": 5}, "1 to 4"), ({"noise": -0.1}, "negative")])
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({"pads": 5}, "pads must be at most 4"), ({"noise": -0.1}, "noise must be at least 0")]
+)
 def test_bad_generation_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(SpirlError, match=message):
         list(generate([0], seed=0, **kwargs))

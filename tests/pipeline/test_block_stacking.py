@@ -14,6 +14,7 @@ from toy_skills import save_toy_policy, save_toy_skills
 
 import spirl_ray.envs as envs
 from spirl_ray.config import Experiment, load_experiment
+from spirl_ray.config_environment import EnvironmentSettings
 from spirl_ray.datasets.importing import _Shard, _write_shard
 from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.episodes.table import table_to_episodes
@@ -82,7 +83,7 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
     assert float(model(*fixed)[aim].detach()) < 0.9 * before
     skills = save_toy_skills(tmp_path / "skills", model, facts.id)
 
-    plan = RolloutPlan(str(skills), target, "sampled", prior=True, scores=facts.scores(target.kwargs))
+    plan = RolloutPlan(str(skills), target, "sampled", prior=True, scores=envs.declared_scores(target))
     (row,) = run_episodes(plan, [0], tmp_path / "prior.mp4")
     assert (row.metrics["length"], row.metrics["tower_height"]) == (12, 1)
     assert (tmp_path / "prior.mp4").stat().st_size > 1000
@@ -97,6 +98,6 @@ def test_skills_from_five_blocks_act_where_there_are_seven(tmp_path: Path, metho
 
 
 def test_the_target_is_every_tower_that_the_blocks_allow() -> None:
-    scores = envs.environment("spirl/BlockStacking-v0").scores
-    assert scores({"n_blocks": 3}).names == ("return", "length", "tower_height", "height_2", "height_3")
-    assert len(scores({}).names) == 3 + 10
+    three = EnvironmentSettings(id="spirl/BlockStacking-v0", kwargs={"n_blocks": 3})
+    assert envs.declared_scores(three).names == ("return", "length", "tower_height", "height_2", "height_3")
+    assert len(envs.declared_scores("spirl/BlockStacking-v0").names) == 3 + 10

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from spirl_ray.envs import environment
+from spirl_ray.config_environment import EnvironmentSettings
+from spirl_ray.envs import declared_scores
 from spirl_ray.pipeline import monitoring
 from spirl_ray.pipeline.monitoring import EPISODE_GAUGE, EPISODE_TAGS, TAGS, Monitor
 
@@ -49,7 +50,7 @@ def test_a_row_is_shown_under_run_trial_and_stage(gauges: type[FakeGauge]) -> No
 def test_what_an_environment_declares_is_shown_by_its_name_for_training_and_evaluation(
     gauges: type[FakeGauge],
 ) -> None:
-    scores = environment("spirl/BlockStacking-v0").scores({"n_blocks": 3})
+    scores = declared_scores(EnvironmentSettings(id="spirl/BlockStacking-v0", kwargs={"n_blocks": 3}))
     row = {"tower_height": 1.5, "height_2": 0.5}
     Monitor("blocks", "spirl-s0", "train", scores).show(row, {"sampled": {"tower_height": 2.0, "episodes": 5}})
     assert {name: value for name, (value, _) in gauges.shown.items()} == {

@@ -32,7 +32,7 @@ def skills(tmp_path: Path) -> Path:
 
 def plan(skills: Path, mode: Mode = "sampled") -> RolloutPlan:
     pads = EnvironmentSettings(id=PADS)
-    return RolloutPlan(str(skills), pads, mode, prior=True, seed=5, scores=envs.environment(pads).scores({}))
+    return RolloutPlan(str(skills), pads, mode, prior=True, seed=5, scores=envs.declared_scores(pads))
 
 
 def test_an_episode_is_the_same_in_any_order_and_company(skills: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from spirl_ray.config import TrainSettings, parse_experiment
-from spirl_ray.envs import environment
+from spirl_ray.envs import declared_scores, environment
 from spirl_ray.envs.metrics import EpisodeMetric, declare
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
@@ -88,7 +88,7 @@ def evaluated(out: Path, subtasks: dict[int, tuple[float, float]], name: str = "
 
 
 def test_the_best_snapshot_has_the_best_mean_of_both_modes_and_is_the_later_of_equals(tmp_path: Path) -> None:
-    scores = environment("spirl/PointPads-v0").scores({})
+    scores = declared_scores("spirl/PointPads-v0")
     evaluated(tmp_path, {0: (4.0, 0.0), 100: (2.0, 3.0), 200: (3.0, 2.0), 300: (1.0, 1.0)})
     found = snapshots.best_and_last(snapshots.results_so_far(tmp_path), scores)
     assert (found["best"]["env_steps"], found["last"]["env_steps"]) == (200, 300)
@@ -239,7 +239,7 @@ def loop(run: TrainingRun, events: dict[int, Callable[[], Any]]) -> None:
         snapshot=lambda *_: None,
         collect=lambda *_: None,
         newest={},
-        scores=environment("spirl/PointPads-v0").scores({}),
+        scores=declared_scores("spirl/PointPads-v0"),
     )
     monitor: Any = SimpleNamespace(show=lambda *_: None)
     training._loop(run, attempt, Algorithm(events), evaluations, monitor, None)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from stored import ACTION_DIM, FEATURES, make_episode, write_dataset
 
-from spirl_ray.envs import environment
+from spirl_ray.envs import declared_scores
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl import checkpoint
 
@@ -84,7 +84,7 @@ def as_saved(entry: Any, value: torch.Tensor) -> np.ndarray:
 
 def test_learning_waits_for_the_warm_up_and_then_keeps_its_ratio(build: Callable[..., Any]) -> None:
     algorithm = build(warmup_decisions=2 * DECISIONS, updates_per_decision=0.3)
-    algorithm.scores = environment("spirl/PointPads-v0").scores({})
+    algorithm.scores = declared_scores("spirl/PointPads-v0")
     algorithm.train()
     assert algorithm.counters["updates"] == 0
     assert len(algorithm.replay) == DECISIONS

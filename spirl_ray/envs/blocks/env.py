@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import Field
 
+from spirl_ray.arguments import RenderMode, RenderSize, checked
 from spirl_ray.envs.blocks.world import (
     BLOCK_HALF,
     BLOCK_SIDE,
     DENSITIES,
+    MOST_BLOCKS,
     OBSERVATION_LIMIT,
     STEP_SECONDS,
     BlockWorld,
@@ -30,7 +33,6 @@ from spirl_ray.envs.metrics import EpisodeMetric, Scores, declare, subtask_metri
 from spirl_ray.envs.offscreen import OffscreenCamera
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
 from spirl_ray.episodes.features import Array, Feature, Features, ObjectSet, Observation
-from spirl_ray.errors import SpirlError
 
 Reward = Literal["dense", "sparse"]
 
@@ -142,18 +144,15 @@ class BlockStackingEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / STEP_SECONDS}  # noqa: RUF012
 
+    @checked
     def __init__(
         self,
-        n_blocks: int = TARGET_BLOCKS,
+        n_blocks: Annotated[int, Field(ge=1, le=MOST_BLOCKS)] = TARGET_BLOCKS,
         reward: Reward = "dense",
         camera: bool = True,
-        render_mode: str | None = None,
-        render_width: int = 640,
+        render_mode: RenderMode = None,
+        render_width: RenderSize = 640,
     ) -> None:
-        if reward not in get_args(Reward):
-            raise SpirlError(f"block stacking reward must be dense or sparse, not {reward!r}")
-        if render_mode not in (None, "rgb_array"):
-            raise SpirlError(f"block stacking render_mode must be 'rgb_array' or none, not {render_mode!r}")
         self.world = BlockWorld(n_blocks)
         self.reward_kind = reward
         self.camera = camera

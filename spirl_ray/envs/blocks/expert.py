@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from spirl_ray.arguments import checked
 from spirl_ray.envs.blocks.env import (
     DATA_BLOCKS,
     DATA_STEPS,
@@ -35,7 +38,6 @@ from spirl_ray.envs.blocks.world import (
 )
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, stack_observations
-from spirl_ray.errors import SpirlError
 
 Moves = Iterator[tuple[float, float, float]]
 """Actions (y, z, grip); the world advances by one step between two of them."""
@@ -170,8 +172,13 @@ class _Builder:
             yield float(y), float(z), grip
 
 
+@checked
 def generate(
-    indices: Iterable[int], seed: int, *, subgoal_noise: float = 0.01, action_noise: float = 0.05
+    indices: Iterable[int],
+    seed: int,
+    *,
+    subgoal_noise: Annotated[float, Field(ge=0.0, le=MOST_NOISE)] = 0.01,
+    action_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05,
 ) -> Iterator[Episode | None]:
     """Generates demonstrations that put two more blocks onto a tower, one for each index.
 
@@ -193,11 +200,6 @@ def generate(
     Raises:
         SpirlError: an option out of range, or OpenGL does not work.
     """
-    if not 0.0 <= subgoal_noise <= MOST_NOISE or not 0.0 <= action_noise <= 1.0:
-        raise SpirlError(
-            f"block stacking data: subgoal_noise must be in [0, {MOST_NOISE}] m and action_noise in [0, 1], "
-            f"not {subgoal_noise} and {action_noise}"
-        )
     return _episodes(indices, seed, subgoal_noise, action_noise)
 
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from spirl_ray.envs.metrics import checked_subtasks, subtask_scores
+from spirl_ray.arguments import Noise, RenderMode, RenderSize, checked
+from spirl_ray.envs.metrics import subtask_scores, subtasks_of
 from spirl_ray.envs.offscreen import OffscreenCamera, load_mujoco
 from spirl_ray.envs.spec import EnvironmentSpec, FromRecordings, PositionTarget, observation_space
 from spirl_ray.episodes.features import Feature, Observation
@@ -39,6 +40,7 @@ GOALS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
     "slide cabinet": ((19,), (0.37,)),
     "hinge cabinet": ((20, 21), (0.0, 1.45)),
 }
+Tasks = Annotated[tuple[str, ...], subtasks_of(GOALS, "kitchen subtask")]
 SUCCESS_DISTANCE = 0.3
 """The Euclidean distance from its goal within which a subtask is complete, over its own entries (rad and m)."""
 
@@ -183,20 +185,17 @@ class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / STEP_SECONDS}  # noqa: RUF012
 
+    @checked
     def __init__(
         self,
-        tasks: Sequence[str] = DEFAULT_TASKS,
-        robot_noise: float = 0.1,
-        object_noise: float = 0.1,
+        tasks: Tasks = DEFAULT_TASKS,
+        robot_noise: Noise = 0.1,
+        object_noise: Noise = 0.1,
         enforce_order: bool = False,
-        render_mode: str | None = None,
-        render_size: int = 480,
+        render_mode: RenderMode = None,
+        render_size: RenderSize = 480,
     ) -> None:
-        self.tasks = checked_tasks(tasks)
-        if robot_noise < 0 or object_noise < 0:
-            raise SpirlError(f"kitchen noise must not be negative: robot {robot_noise}, object {object_noise}")
-        if render_mode not in (None, "rgb_array"):
-            raise SpirlError(f"kitchen render_mode must be 'rgb_array' or none, not {render_mode!r}")
+        self.tasks = tasks
         self.enforce_order = enforce_order
         self.render_mode = render_mode
         self.render_size = render_size
@@ -285,8 +284,3 @@ def scene_path() -> Path:
     if not path.is_file():
         raise SpirlError(f"no kitchen scene at {path}; install gymnasium-robotics>=1.4.2,<1.5")
     return path
-
-
-def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
-    """Returns names of subtasks as a tuple; raises `SpirlError` for none, an unknown one, or one given twice."""
-    return checked_subtasks(tasks, GOALS, "kitchen subtask")

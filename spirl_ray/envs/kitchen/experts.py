@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from spirl_ray.arguments import Noise, checked
 from spirl_ray.envs.kitchen.arm import CLOSED, OPEN, Actions, Arm, Matrix, Style, Vector
 from spirl_ray.envs.kitchen.env import (
     GOALS,
@@ -19,12 +20,11 @@ from spirl_ray.envs.kitchen.env import (
     SPEC,
     KitchenEnv,
     Sensed,
-    checked_tasks,
+    Tasks,
     goal_distance,
 )
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import stack_observations
-from spirl_ray.errors import SpirlError
 
 CHAIN_LENGTH = 4
 HELD_OUT = frozenset({"microwave", "kettle", "bottom burner", "light switch"})
@@ -229,12 +229,13 @@ def _transit(arm: Arm, task: str, hand: Matrix) -> Actions:
 # --- episodes ---
 
 
+@checked
 def generate(
     indices: Iterable[int],
     seed: int,
     *,
-    tasks: Sequence[str] | None = None,
-    action_noise: float = 0.05,
+    tasks: Tasks | None = None,
+    action_noise: Noise = 0.05,
     keep_failures: bool = False,
 ) -> Iterator[Episode | None]:
     """Generates demonstrations of chains of subtasks, one for each index.
@@ -260,10 +261,7 @@ def generate(
     Raises:
         SpirlError: subtasks are unknown or repeated, or the noise is negative.
     """
-    chain = None if tasks is None else checked_tasks(tasks)
-    if not action_noise >= 0.0:
-        raise SpirlError(f"kitchen data: action_noise must not be negative: {action_noise}")
-    return _episodes(indices, seed, chain, action_noise, keep_failures)
+    return _episodes(indices, seed, tasks, action_noise, keep_failures)
 
 
 def _episodes(

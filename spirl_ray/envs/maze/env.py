@@ -7,19 +7,22 @@ corridors in one finds its way in the other. Physics as in D4RL's maze (Fu et al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import Field
 
+from spirl_ray.arguments import RenderMode, checked
 from spirl_ray.envs.maze import layout as maze_layout
 from spirl_ray.envs.maze.layout import VIEW_SIZE, Cell, Layout, LayoutViews
 from spirl_ray.envs.metrics import EpisodeMetric, declare
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, Renderer, observation_space
 from spirl_ray.episodes.features import Array, Feature, Observation
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import Seed
 
 FEATURES = {
     "position": Feature(shape=(2,)),
@@ -116,21 +119,18 @@ class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012
 
+    @checked
     def __init__(
         self,
-        layout_seed: int = TARGET_LAYOUT,
-        size: int = TARGET_SIZE,
-        start: Sequence[int] | None = TARGET_START,
-        goal: Sequence[int] | None = TARGET_GOAL,
-        goal_radius: float = 2.0,
-        render_mode: str | None = None,
+        layout_seed: Seed = TARGET_LAYOUT,
+        size: maze_layout.Size = TARGET_SIZE,
+        start: Cell | None = TARGET_START,
+        goal: Cell | None = TARGET_GOAL,
+        goal_radius: Annotated[float, Field(gt=0.0, le=maze_layout.LARGEST)] = 2.0,
+        render_mode: RenderMode = None,
     ) -> None:
         import mujoco  # here, because it takes a while and most commands never simulate
 
-        if render_mode not in (None, "rgb_array"):
-            raise SpirlError(f"maze render_mode must be 'rgb_array' or none, not {render_mode!r}")
-        if not goal_radius > 0:
-            raise SpirlError(f"maze goal_radius must be positive, not {goal_radius}")
         self.walls = maze_layout.layout(layout_seed, size)
         self.render_mode = render_mode
         self.goal_radius = goal_radius
@@ -236,11 +236,9 @@ class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         return {"position": state[:2], "velocity": state[2:], "view": np.stack([before, self._view])}
 
 
-def _checked_cell(name: str, cell: Sequence[int], walls: Layout, seed: int) -> Cell:
+def _checked_cell(name: str, cell: Cell, walls: Layout, seed: int) -> Cell:
     size = len(walls) - 2
-    if not isinstance(cell, Sequence) or len(cell) != 2 or not all(isinstance(c, int) for c in cell):
-        raise SpirlError(f"maze {name} must be a cell of two whole numbers, not {cell!r}")
-    i, j = (int(value) for value in cell)
+    i, j = cell
     if not (1 <= i <= size and 1 <= j <= size):
         raise SpirlError(f"maze {name} ({i}, {j}) is outside the layout: both go from 1 to {size}")
     if walls[i, j]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from spirl_ray.arguments import checked
 from spirl_ray.envs.maze import layout as maze_layout
 from spirl_ray.envs.maze.env import MazeEnv
 from spirl_ray.envs.maze.layout import Cell
 from spirl_ray.episodes.episode import Episode
-from spirl_ray.errors import SpirlError
 
 GAIN = 10.0  # action for a distance of one cell
 JITTER = 0.2  # cells, way-points are moved by U(0, JITTER) along each axis
@@ -19,8 +21,14 @@ SHORTEST_EPISODE, LONGEST_EPISODE = 20, 500  # steps
 PUSH_STEPS = (3, 12)
 
 
+@checked
 def generate(
-    indices: Iterable[int], seed: int, *, size: int = 20, reach: float = 0.1, push_rate: float = 0.0
+    indices: Iterable[int],
+    seed: int,
+    *,
+    size: maze_layout.Size = 20,
+    reach: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1,
+    push_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
 ) -> Iterator[Episode | None]:
     """Generates demonstrations of the shortest path between two random cells of a random layout, one for each index.
 
@@ -38,8 +46,6 @@ def generate(
     Raises:
         SpirlError: an option out of range.
     """
-    if not 0.0 < reach <= 1.0 or not 0.0 <= push_rate < 1.0:
-        raise SpirlError(f"maze data: reach must be in (0, 1] and push_rate in [0, 1), not {reach} and {push_rate}")
     for index in indices:
         rng = np.random.default_rng((seed, index))
         yield _demonstration(rng, f"maze-{seed}-{index:06d}", size, reach, push_rate)

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections import deque
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy import ndimage
 
 from spirl_ray.errors import SpirlError
 
 Layout = NDArray[np.bool_]
 Cell = tuple[int, int]
+LARGEST = 100
+Size = Annotated[int, Field(ge=6, le=LARGEST)]
+"""The side of a layout in cells."""
 
 LONGEST, SHORTEST = 0.5, 0.3
 """The length of a wall as a share of the layout's size."""

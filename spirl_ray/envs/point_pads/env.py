@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import Field
 
-from spirl_ray.envs.metrics import checked_subtasks, subtask_scores
+from spirl_ray.arguments import Noise, RenderMode, checked
+from spirl_ray.envs.metrics import subtask_scores, subtasks_of
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature, Observation, stack_observations
@@ -34,6 +36,7 @@ PADS: dict[str, tuple[float, float]] = {
     "south": (0.0, -0.8),
     "west": (-0.8, 0.0),
 }
+Tasks = Annotated[tuple[str, ...], subtasks_of(PADS, "pad")]
 PAD_RADIUS = 0.1
 
 WALLS = ((-0.25, -0.25, 0.25, 0.25), (0.3, 0.3, 0.48, 0.48), (-0.48, -0.48, -0.3, -0.3))
@@ -72,17 +75,14 @@ class PointPadsEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
+    @checked
     def __init__(
         self,
-        tasks: Sequence[str] = tuple(PADS),
-        position_noise: float = 0.01,
-        render_mode: str | None = None,
+        tasks: Tasks = tuple(PADS),
+        position_noise: Noise = 0.01,
+        render_mode: RenderMode = None,
     ) -> None:
-        self.tasks = checked_subtasks(tasks, PADS, "pad")
-        if position_noise < 0:
-            raise SpirlError(f"point pads position_noise must not be negative: {position_noise}")
-        if render_mode not in (None, "rgb_array"):
-            raise SpirlError(f"point pads render_mode must be 'rgb_array' or none, not {render_mode!r}")
+        self.tasks = tasks
         self.position_noise = position_noise
         self.render_mode = render_mode
         self.observation_space = observation_space(FEATURES)
@@ -199,7 +199,10 @@ _START_NODE = 3
 _PAD_NODES = {"north": 0, "east": 2, "south": 4, "west": 6}
 
 
-def generate(indices: Iterable[int], seed: int, *, noise: float = 0.1, pads: int = 3) -> Iterator[Episode]:
+@checked
+def generate(
+    indices: Iterable[int], seed: int, *, noise: Noise = 0.1, pads: Annotated[int, Field(ge=1, le=len(PADS))] = 3
+) -> Iterator[Episode]:
     """Generates demonstrations of a scripted expert that visits some pads in random order.
 
     It follows way-points with a proportional controller; speed, bow of the path and pauses differ from leg to
@@ -218,10 +221,6 @@ def generate(indices: Iterable[int], seed: int, *, noise: float = 0.1, pads: int
     Raises:
         SpirlError: ``pads`` or ``noise`` is out of range.
     """
-    if not 1 <= pads <= len(PADS):
-        raise SpirlError(f"pads must be 1 to {len(PADS)}, not {pads}")
-    if noise < 0:
-        raise SpirlError(f"noise must not be negative: {noise}")
     environment = PointPadsEnv()
     for index in indices:
         yield _demonstration(environment, index, seed, noise, pads)
