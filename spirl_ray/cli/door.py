@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,7 +16,7 @@ from spirl_ray.config import Experiment, RaySettings, load_experiment
 from spirl_ray.config_environment import EnvironmentSettings, InterfaceSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import write_atomically
-from spirl_ray.pipeline.ray_environment import prepare_ray
+from spirl_ray.yaml_text import load_yaml
 
 if TYPE_CHECKING:
     from spirl_ray.datasets.preview import DataPreview
@@ -57,7 +56,7 @@ def init(
         path = Path(f"{name}.yaml")
         if path.exists():
             raise SpirlError(f"{path} is there already, and nothing was written. Choose another name, or remove it.")
-        given = yaml.safe_load(kwargs)
+        given = load_yaml(kwargs, "--kwargs")
         if not isinstance(given, dict):
             raise SpirlError(f"--kwargs {kwargs}: write the arguments as a mapping, such as '{{size: 3}}'.")
         from spirl_ray.cli.starting_config import starting_config
@@ -108,7 +107,6 @@ def check(
 
 
 def _check_nodes(experiment: Experiment, address: str) -> None:
-    prepare_ray()
     from spirl_ray.pipeline.nodes import try_on_every_node
     from spirl_ray.pipeline.session import ray_session
 

@@ -44,11 +44,11 @@ def interface_yaml(settings: EnvironmentSettings, found: EnvironmentInspection) 
     own = settings.interface
     lines = ["interface:"]
     if own.imports:
-        lines.append(f"  imports: {_flow(list(own.imports))}")
+        lines.append(f"  imports: {_in_one_line(list(own.imports))}")
     keys = [spec.keys[n] for n in groups["observation"]]
-    lines.append(f"  observation: {_flow(keys)} # skills, prior, policy and critics observe these")
+    lines.append(f"  observation: {_in_one_line(keys)} # skills, prior, policy and critics observe these")
     keys = [spec.keys[n] for n in groups["goal"]]
-    lines.append(f"  goal: {_flow(keys)} # policy and critics observe these, skills do not")
+    lines.append(f"  goal: {_in_one_line(keys)} # policy and critics observe these, skills do not")
     if groups["image"]:
         lines.append("  images:")
         for feature_name in groups["image"]:
@@ -76,10 +76,6 @@ def interface_yaml(settings: EnvironmentSettings, found: EnvironmentInspection) 
     if own.position_target is not None:
         lines.append(f"  position_target: {_in_one_line(own.position_target.model_dump(mode='json'))}")
     return "\n".join(lines) + "\n"
-
-
-def _flow(keys: list[str]) -> str:
-    return "[" + ", ".join(keys) + "]"
 
 
 def _in_one_line(values: Any) -> str:

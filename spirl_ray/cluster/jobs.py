@@ -38,7 +38,7 @@ _TALKATIVE = (
 )
 """The loggers that would report every package that is uploaded."""
 _UNKNOWN_ANSWERS = (RuntimeError, ConnectionError, requests.RequestException, ValueError, KeyError, TypeError)
-"""What Ray's client raises where something else answers than it expects."""
+"""Ray's client raises these where something else answers than it expects."""
 _TOKEN_HELP = (
     "Put the cluster's token into ~/.ray/auth_token, or point RAY_AUTH_TOKEN_PATH to a file that holds it "
     "(on the head node, `ray get-auth-token` prints it)."

@@ -89,7 +89,7 @@ def _listed(features: object, action_dim: int) -> str:
 
 
 def _fits(held: Feature, wanted: Feature) -> bool:
-    """Whether values of a feature can be read as another: an image of that size, or that number of numbers."""
+    """True where values of a feature can be read as another: an image of that size, or that number of numbers."""
     alike = (held.is_image, held.stored) == (wanted.is_image, wanted.stored)
     return alike and (held.shape == wanted.shape or (held.size == wanted.size and not held.is_image))
 

@@ -110,6 +110,13 @@ def test_a_begun_config_makes_the_same_environment_again() -> None:
     assert [path.name for path in experiment.submit.ship] == ["mine_to_ship.py"]
 
 
+@pytest.mark.parametrize("given", ["{limit: ", "3", "{limit: 1, limit: 2}"])
+def test_arguments_that_are_no_mapping_are_refused_before_anything_is_written(given: str) -> None:
+    result = spirl("init", "mine", "--env", "Pendulum-v1", "--kwargs", given)
+    assert (result.exit_code, "--kwargs" in result.output) == (2, True), result.output
+    assert not Path("mine.yaml").exists()
+
+
 def test_what_a_check_prints_says_what_the_config_said() -> None:
     said = {
         "imports": ["foreign"],

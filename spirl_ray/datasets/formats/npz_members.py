@@ -47,7 +47,7 @@ class NpzFile:
             for member in self._zip.infolist():
                 if member.filename.endswith(".npy"):
                     self._read_header(member, member.filename.removesuffix(".npy"))
-        except BaseException:
+        except BaseException:  # an interruption leaves no open file either
             self._zip.close()
             raise
 
