@@ -95,7 +95,8 @@ def register_environment(
     entry = EnvironmentEntry(None, make) if isinstance(spec, str) else EnvironmentEntry(spec, make)
     env_id = spec if isinstance(spec, str) else spec.id
     ENVIRONMENTS.register(env_id, entry, replace=replace)
-    gymnasium.registry[env_id] = _gymnasium_spec(env_id, entry)
+    limit = None if entry.spec is None else entry.spec.max_episode_steps
+    gymnasium.registry[env_id] = _gymnasium_spec(env_id, entry.make, limit)
     for cache in (_described, _render_problems):
         cache.clear()
 
@@ -111,14 +112,13 @@ def environment(env: EnvironmentSettings | str) -> EnvironmentSpec:
             write.
     """
     settings = _settings(env)
-    import_modules(settings.interface)
-    entry = _entry(settings)
-    if entry is None or entry.spec is None:
-        key = fingerprint(settings)
-        if key not in _described:
-            _described[key] = describe_adapted(settings, None if entry is None else _creator(entry))
-        return _described[key]
-    return _declared(entry.spec, settings)
+    spec, create = _registered(settings)
+    if spec is not None:
+        return _declared(spec, settings)
+    key = fingerprint(settings)
+    if key not in _described:
+        _described[key] = describe_adapted(settings, create)
+    return _described[key]
 
 
 def declared_scores(env: EnvironmentSettings | str) -> Scores:
@@ -166,14 +166,13 @@ def make(env: EnvironmentSettings | str, *, render_mode: str | None = None, **kw
         SpirlError: the id is unknown, the environment does not take an argument, or it refuses a value.
     """
     settings = _settings(env, kwargs)
-    import_modules(settings.interface)
-    entry = _entry(settings)
-    if entry is None or entry.spec is None:
-        return make_adapted(settings, None if entry is None else _creator(entry), render_mode)
+    declared, create = _registered(settings)
+    if declared is None or create is None:
+        return make_adapted(settings, create, render_mode)
     spec = environment(settings)
     shown: dict[str, Any] = {} if render_mode is None else {_RENDER_MODE: render_mode}
     made = gymnasium.make(
-        _gymnasium_spec(spec.id, entry, spec.max_episode_steps),
+        _gymnasium_spec(spec.id, create, spec.max_episode_steps),
         disable_env_checker=True,
         **_arguments(settings),
         **shown,
@@ -228,11 +227,11 @@ def render_problem(env: EnvironmentSettings | str) -> str | None:
     settings = _settings(env)
     key = fingerprint(settings)
     if key not in _render_problems:
-        entry = _entry(settings)
-        if entry is None or entry.spec is None:
-            _render_problems[key] = _problem_of_adapted(settings, None if entry is None else _creator(entry))
+        spec, create = _registered(settings)
+        if spec is None or create is None:
+            _render_problems[key] = _problem_of_adapted(settings, create)
         else:
-            _render_problems[key] = _declared_problem(_creator(entry))
+            _render_problems[key] = _declared_problem(create)
     return _render_problems[key]
 
 
@@ -297,17 +296,23 @@ def _observed(env_id: str, name: str, feature: Feature, found: spaces.Dict) -> F
         raise SpirlError(f"{env_id}: the space of the feature {name!r}: {in_words(error.errors()[0])}") from error
 
 
-def _creator(entry: EnvironmentEntry) -> Callable[..., gymnasium.Env]:
-    found = load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make
-    return cast("Callable[..., gymnasium.Env]", found)
+def _registered(settings: EnvironmentSettings) -> tuple[EnvironmentSpec | None, MakeRaw | None]:
+    """The description of an environment and what makes it, as far as they are registered with us."""
+    import_modules(settings.interface)
+    entry = _entry(settings)
+    return (None, None) if entry is None else (entry.spec, _creator(entry))
+
+
+def _creator(entry: EnvironmentEntry) -> MakeRaw:
+    return cast("MakeRaw", load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make)
 
 
 def _arguments(settings: EnvironmentSettings) -> dict[str, Any]:
     """The arguments of the constructor; those of an environment that is registered with its features are checked."""
-    entry = _entry(settings)
-    if entry is None or entry.spec is None:
+    spec, create = _registered(settings)
+    if spec is None or create is None:
         return settings.kwargs
-    return checked_arguments(_creator(entry), settings.kwargs, f"env.kwargs: {settings.id}", apart=(_RENDER_MODE,))
+    return checked_arguments(create, settings.kwargs, f"env.kwargs: {settings.id}", apart=(_RENDER_MODE,))
 
 
 def _settings(env: EnvironmentSettings | str, kwargs: dict[str, Any] | None = None) -> EnvironmentSettings:
@@ -339,12 +344,10 @@ def _entry(settings: EnvironmentSettings) -> EnvironmentEntry | None:
     )
 
 
-def _gymnasium_spec(env_id: str, entry: EnvironmentEntry, limit: int | None = None) -> EnvSpec:
+def _gymnasium_spec(env_id: str, make: str | MakeRaw, limit: int | None) -> EnvSpec:
     """The spec with which Gymnasium makes the environment, its time limit included."""
-    if limit is None and entry.spec is not None:
-        limit = entry.spec.max_episode_steps
     try:
-        return EnvSpec(env_id, entry_point=entry.make, max_episode_steps=limit)
+        return EnvSpec(env_id, entry_point=make, max_episode_steps=limit)
     except gymnasium.error.Error as error:
         raise SpirlError(f"{env_id!r} is not an environment id that Gymnasium accepts: {error}") from error
 
