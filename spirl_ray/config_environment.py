@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from spirl_ray.settings import Settings
 
 Numbers = tuple[float, ...]
+LONGEST_EPISODE = 1_000_000
+"""The largest time limit in primitive steps; an evaluation of longer episodes would seem to hang."""
 
 
 class EnvSettings(Settings):
@@ -18,7 +20,7 @@ class EnvSettings(Settings):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """The arguments of the environment's constructor, such as ``tasks``. ``env.tasks`` is short for
     ``env.kwargs.tasks``."""
-    max_episode_steps: PositiveInt | None = None
+    max_episode_steps: Annotated[int, Field(ge=1, le=LONGEST_EPISODE)] | None = None
     """The time limit of an episode; None takes the environment's own."""
 
     @model_validator(mode="before")

@@ -61,6 +61,7 @@ def test_an_unknown_key_within_a_group_within_a_group_is_named(tmp_path: Path) -
         ("seeds: [0, 1, 0]", "seeds"),
         ("seeds: [-1]", "seeds.0"),
         ("evaluate: {modes: []}", "evaluate.modes"),
+        ("env: {max_episode_steps: 1000000000}", "env.max_episode_steps"),
         ("data: {validation_fraction: 1.0}", "data.validation_fraction"),
     ],
 )

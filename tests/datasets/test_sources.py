@@ -117,6 +117,8 @@ def test_an_environment_without_an_expert_says_so() -> None:
     ("options", "message"),
     [
         ({"episodes": 0}, r"data\.sources\.0 \(generated\)(?s:.*)episodes: .*1"),
+        ({"seed": -1}, r"data\.sources\.0 \(generated\)(?s:.*)seed: .*0"),
+        ({"options": {"pads": 5}}, "options.*pads must be at most 4"),
         ({"options": {"speed": 2}}, "options.*no argument 'speed'; it takes noise, pads"),
         ({"sped": 1}, r"data\.sources\.0 \(generated\)(?s:.*)sped: unknown key.*episodes, options, seed"),
     ],
