@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from spirl_ray.settings import expanded, in_words, key_of, problems_of
 from spirl_ray.yaml_text import dump_yaml, load_value, load_yaml
 
 SHIPPED = "tune_configs"
+_OWN = Path(__file__).parent / SHIPPED
+"""The shipped configs: in the source tree a link to its folder ``tune_configs``, in an installed package the files."""
 _SHOWN = 200
 """The most characters of an override in a message."""
 
@@ -22,7 +25,7 @@ def read_mapping(path: Path, settings: type[BaseModel]) -> tuple[dict[str, Any],
 
     Args:
         path: of the file. A bare name that is no file, such as ``maze``, means ``tune_configs/maze.yaml`` in the
-            working folder, or else beside the package in its source tree.
+            working folder, or else the shipped config of that name.
         settings: the model of the settings in it.
 
     Raises:
@@ -30,8 +33,7 @@ def read_mapping(path: Path, settings: type[BaseModel]) -> tuple[dict[str, Any],
     """
     path = expanded(path)
     if not path.exists() and len(path.parts) == 1:
-        folders = (Path(SHIPPED), Path(__file__).parents[1] / SHIPPED)
-        path = next((file for folder in folders if (file := folder / f"{path}.yaml").exists()), path)
+        path = next((file for folder in (Path(SHIPPED), _OWN) if (file := folder / f"{path}.yaml").exists()), path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -42,6 +44,16 @@ def read_mapping(path: Path, settings: type[BaseModel]) -> tuple[dict[str, Any],
     if not isinstance(raw, dict):
         raise SpirlError(f"{path} must hold a mapping of settings, not {type(raw).__name__}.")
     return raw, path
+
+
+def shipped_configs() -> dict[str, str]:
+    """The names of the shipped configs, each with the first sentences of its file."""
+    found = {}
+    for path in sorted(_OWN.glob("*.yaml")):
+        lines = takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
+        prose = [line.removeprefix("# ") for line in lines if not line.startswith("#   ")]
+        found[path.stem] = " ".join(prose)
+    return found
 
 
 def split_override(override: str, settings: type[BaseModel]) -> tuple[str, Any]:

@@ -14,6 +14,7 @@ from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.terminal import console, print_next, print_table
 from spirl_ray.config import Experiment, RaySettings, load_experiment
 from spirl_ray.config_environment import EnvironmentSettings, InterfaceSettings
+from spirl_ray.config_file import shipped_configs
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import write_atomically
 from spirl_ray.yaml_text import load_yaml
@@ -28,17 +29,20 @@ env_app = typer.Typer(no_args_is_help=True, help="Look at an environment before 
 def add_commands(app: typer.Typer) -> None:
     """Adds the commands of this module to the program."""
     app.command()(init)
+    app.command()(configs)
     app.add_typer(env_app, name="env")
 
 
 def init(
     name: Annotated[str, typer.Argument(help="The name of the experiment; NAME.yaml is written.", show_default=False)],
     env: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="The environment: a Gymnasium id, module:Id, or package.module:callable.", show_default=False
+            help="The environment: a Gymnasium id, module:Id, or package.module:callable. Without it, there are data "
+            "alone.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     kwargs: Annotated[
         str, typer.Option(help="Arguments of its constructor as YAML, as in '{size: 3}'.", metavar="YAML")
     ] = "{}",
@@ -70,10 +74,20 @@ def init(
             max_episode_steps=max_episode_steps,
             interface=InterfaceSettings(success=success),
         )
-        found = inspect_environment(settings)
+        found = None if env is None else inspect_environment(settings)
         write_atomically(path, starting_config(name, settings, found))
-        _print_inspection(found)
+        if found is not None:
+            _print_inspection(found)
         print_next(["spirl", "data", "import", str(path), "--dry-run"], "once data.sources names your data")
+
+
+def configs() -> None:
+    """Lists the configs that come with the program: each name can be given in place of a file."""
+    table = Table(box=None, show_header=False)
+    for name, about in shipped_configs().items():
+        table.add_row(f"[bold]{name}[/bold]", escape(about))
+    print_table(table)
+    print_next(["spirl", "run", "quickstart"], "a complete small experiment in minutes")
 
 
 @env_app.command("check")

@@ -43,7 +43,7 @@ app = typer.Typer(
     Give it demonstrations and one YAML file: [bold]spirl run CONFIG[/bold] learns skills, trains an agent with them,
     evaluates it and writes a report. The same command again resumes where it stopped.
 
-    A first experiment of a few minutes: [bold]spirl run tune_configs/quickstart.yaml[/bold]""",
+    A first experiment of a few minutes: [bold]spirl run quickstart[/bold]""",
 )
 app.add_typer(data_app, name="data")
 cli_cluster.add_commands(app)

@@ -11,25 +11,28 @@ from spirl_ray.config_environment import ActionSettings, EnvironmentSettings
 from spirl_ray.envs.inspection import EnvironmentInspection
 
 
-def starting_config(name: str, settings: EnvironmentSettings, found: EnvironmentInspection) -> str:
-    """A commented config for an environment, filled in with what was found.
+def starting_config(name: str, settings: EnvironmentSettings, found: EnvironmentInspection | None) -> str:
+    """A commented config; for an environment, it is filled in with what was found.
 
     Args:
         name: name of the experiment.
         settings: how the environment is made.
-        found: what `inspect_environment` found.
+        found: what `inspect_environment` found; None where there are data alone, from which skills can be learned.
     """
-    spec = found.spec
-    values: dict[str, Any] = {
-        "name": name,
-        "id": settings.id,
-        "limit": spec.max_episode_steps,
-        "actions": found.own_actions,
-        "interface": interface_yaml(settings, found),
-        "kwargs": f"kwargs: {_in_one_line(settings.kwargs)}" if settings.kwargs else "# kwargs: {}",
-        "ship": _ship(settings),
-    }
-    return _TEMPLATE.format(**values)
+    environment = _NO_ENVIRONMENT if found is None else _environment(settings, found)
+    return _TEMPLATE.format(name=name, environment=environment, ship=_ship(settings))
+
+
+def _environment(settings: EnvironmentSettings, found: EnvironmentInspection) -> str:
+    kwargs = f"kwargs: {_in_one_line(settings.kwargs)}" if settings.kwargs else "# kwargs: {}"
+    return f"""\
+env:
+  id: {settings.id}
+  {kwargs} # the arguments of its constructor
+  max_episode_steps: {found.spec.max_episode_steps}
+
+# its own actions: {found.own_actions}
+{interface_yaml(settings, found)}"""
 
 
 def interface_yaml(settings: EnvironmentSettings, found: EnvironmentInspection) -> str:
@@ -92,6 +95,11 @@ def _ship(settings: EnvironmentSettings) -> str:
     return f"# submit:\n#   ship: [./my_package] # {what}"
 
 
+_NO_ENVIRONMENT = """\
+# Without an environment, skills are learned from data alone (spirl pretrain). `spirl init NAME --env ID` fills this in.
+# env:
+#   id: gymnasium_robotics:AdroitHandDoor-v1 # a Gymnasium id, module:Id, or package.module:callable
+"""
 _TEMPLATE = """\
 # An experiment of your own. docs/configuration.md explains every setting; those that are left out have their defaults.
 #   spirl env check {name}.yaml               # what the environment holds, and how it is read
@@ -101,13 +109,7 @@ name: {name}
 methods: [spirl_cl] # spirl, ssp, flat_prior, bc_sac, sac; several are compared
 seeds: [0]
 
-env:
-  id: {id}
-  {kwargs} # the arguments of its constructor
-  max_episode_steps: {limit}
-
-# its own actions: {actions}
-{interface}
+{environment}
 data:
   sources: # one or several; docs/data.md has the formats: minari, npz, hdf5, lerobot, parquet, python, folder
     - {{type: minari, id: NAME/OF/DATASET-v0}}

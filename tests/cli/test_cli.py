@@ -44,7 +44,7 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 
 def test_the_program_without_a_command_shows_where_to_begin() -> None:
-    assert "tune_configs/quickstart.yaml" in runner.invoke(cli.app, []).output
+    assert "spirl run quickstart" in runner.invoke(cli.app, []).output
 
 
 def test_the_next_command_repeats_the_options_and_survives_a_shell(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,12 @@ def test_a_begun_config_makes_the_same_environment_again() -> None:
     assert [path.name for path in experiment.submit.ship] == ["mine_to_ship.py"]
 
 
+def test_without_an_environment_a_config_of_data_alone_is_begun() -> None:
+    result = spirl("init", "mine")
+    assert result.exit_code == 0, result.output
+    assert load_experiment("mine.yaml").env.id is None
+
+
 @pytest.mark.parametrize("given", ["{limit: ", "3", "{limit: 1, limit: 2}"])
 def test_arguments_that_are_no_mapping_are_refused_before_anything_is_written(given: str) -> None:
     result = spirl("init", "mine", "--env", "Pendulum-v1", "--kwargs", given)
