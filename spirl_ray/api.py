@@ -15,6 +15,8 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spirl_ray.config import Experiment
@@ -144,6 +146,30 @@ def train(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[Train
             running.skills(trial)
             found.append(running.train(trial))
         return tuple(found)
+
+
+def evaluate_policy(
+    folder: str | Path, overrides: Sequence[str] = (), *, on_event: Listener = ignore
+) -> EvaluationResult:
+    """Evaluates a saved policy, wherever it was trained, and records videos.
+
+    Args:
+        folder: folder of a policy artifact, such as ``artifacts/kitchen_play``.
+        overrides: changes of settings as after ``--set``, such as ``["evaluate.episodes=20", "output=FOLDER"]``. The
+            environment is that of the training, unless they change it.
+        on_event: told of what happens.
+
+    Returns:
+        The result, in the folder ``runs/NAME/evaluation``, where NAME is that of the policy's folder.
+
+    Raises:
+        SpirlError: as `run`, or the folder holds no policy.
+    """
+    prepare_ray()  # before the imports that import Ray
+    from spirl_ray.pipeline.saved_policy import policy_experiment, saved_trial
+
+    with _at_work(policy_experiment(Path(folder), overrides), on_event) as running:
+        return running.evaluate(saved_trial(running.trials[0], Path(folder)))
 
 
 def evaluate(

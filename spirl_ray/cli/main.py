@@ -139,12 +139,27 @@ def train(config: ConfigFile, set: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(config: ConfigFile, set: Overrides = None) -> None:
+def evaluate(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="The experiment's YAML file, or the folder of a policy, such as artifacts/kitchen_play.",
+            show_default=False,
+        ),
+    ],
+    set: Overrides = None,
+) -> None:
     """Evaluates the trained policies, deterministic and sampled, and records videos.
+
+    A folder of a policy is evaluated without its experiment, in the environment that it was trained for.
 
     Settings of the environment that are changed here (--set env.layout_seed=7) tell where to evaluate: the policy is
     the one of the config without them, unless one has been trained with them.
     """
+    if config.is_dir():
+        with readable_errors(), StageDisplay() as show:
+            print_scores("Scores of the policy", [api.evaluate_policy(config, set or [], on_event=show)])
+        return
     with _command(config, set) as command:
         kept = [text for text in command.overrides if not text.startswith("env.") or text.startswith("env.id=")]
         trained_as = load_experiment(config, kept)

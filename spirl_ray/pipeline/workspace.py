@@ -245,6 +245,8 @@ class Trial:
     seed: int
     parent: str | None = None
     """A hash of the other policy's checkpoint from which this one continues (population based training)."""
+    saved: Path | None = None
+    """The folder of a policy that was trained elsewhere; None where the trial trains its own."""
 
     @property
     def artifact(self) -> Path | None:
@@ -304,6 +306,8 @@ class Trial:
     @cached_property
     def policy(self) -> Path:
         """The folder of the trained policy."""
+        if self.saved is not None:
+            return self.saved
         name = f"{self.method}-s{self.seed}-{self.config_hash}"
         return self.workspace.folder / layout.POLICIES / (name if self.parent is None else f"{name}-from-{self.parent}")
 
