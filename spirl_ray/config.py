@@ -8,6 +8,7 @@ The defaults are the paper's (Pertsch et al. 2020) unless a comment says otherwi
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,6 +57,17 @@ class DataSettings(Settings):
     """The share of the episodes that is held out of stage 1."""
     in_memory_limit_mb: float = Field(default=2048.0, ge=0.0)
     """A worker's shard is drained into tensors up to this size and streamed beyond it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source_of_version_0_1(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and "source" in raw:
+            names = {"source": "type", "dataset": "id", "minari_root": "root", "generate": "options"}
+            kept = {names.get(name, name): value for name, value in raw.items() if name not in cls.model_fields}
+            raise ValueError(
+                f"one source is how version 0.1 wrote it. Write sources: [{json.dumps(kept, default=str)}]"
+            )
+        return raw
 
 
 class EncoderSettings(Settings):

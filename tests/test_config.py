@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def test_an_unknown_key_within_a_group_within_a_group_is_named(tmp_path: Path) -
 )
 def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, text: str, key: str) -> None:
     assert f"\n  {key}: " in refusal(write(tmp_path, f"name: test\n{text}\n"))
+
+
+def test_data_as_version_0_1_wrote_them_are_told_in_todays_words(tmp_path: Path) -> None:
+    said = refusal(
+        write(tmp_path, "name: old\ndata: {source: minari, dataset: D4RL/x, minari_root: here, shards: 2}\n")
+    )
+    (today,) = re.findall(r"Write (sources: \[.*\])", said)
+    (source,) = load_experiment(write(tmp_path, f"name: new\ndata: {{{today}, shards: 2}}\n")).data.sources
+    assert source.model_dump() == {"type": "minari", "id": "D4RL/x", "root": "here"}
 
 
 def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
