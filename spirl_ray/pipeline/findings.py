@@ -23,7 +23,7 @@ from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.spec import SkillSpec
 
 LEAST_UPDATES = 1000
-"""After fewer updates, latents are not yet what they will be, so nothing is warned of. In PointMaze_UMaze, latents removed
+"""After fewer updates, latents are not yet what they will be, so nothing is warned of. In PointMaze_UMaze they removed
 36 % of the error after 100 updates and 54 % after 8000."""
 LEAST_NATS = 0.5
 """A latent that carries less than this part of the target divergence hardly steers."""
