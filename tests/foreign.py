@@ -3,6 +3,7 @@ with us. Each stands for a way in which environments differ."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import gymnasium
@@ -127,6 +128,44 @@ class Random(Drift):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.state, self.elapsed = np.random.default_rng().uniform(-1.0, 1.0, 4), 0
         return self.observed(), {}
+
+
+class FloatImages(Drift):
+    """Images of numbers from 0 to 1, in observations and in what it renders; and a small matrix, which is none."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.observation_space = spaces.Dict(
+            {
+                "rgb": spaces.Box(0.0, 1.0, (16, 16, 3), np.float32),
+                "grey": spaces.Box(0, 255, (24, 16), np.uint8),
+                "pose": spaces.Box(-9, 9, (4, 4), np.float32),
+            }
+        )
+
+    def observed(self) -> Any:
+        return {name: np.zeros(space.shape, space.dtype) for name, space in self.observation_space.items()}  # type: ignore[attr-defined]
+
+    def render(self) -> Any:
+        return np.zeros((32, 32, 3))
+
+
+class Leaver(Drift):
+    """Ends the process: in its constructor, in its first step, or where it renders."""
+
+    def __init__(self, where: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.where = where
+        if where == "constructor":
+            sys.exit("no licence")
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.where == "step":
+            sys.exit(3)
+        return super().step(action)
+
+    def render(self) -> Any:
+        sys.exit(0)
 
 
 def make_drift(length: int = STEPS) -> gymnasium.Env[Any, Any]:

@@ -151,6 +151,8 @@ def _print_inspection(found: EnvironmentInspection) -> None:
     table.add_row("an instance", f"{found.instance_mb:.0f} MB")
     table.add_row("can be filmed", escape("yes" if found.render_problem is None else f"no: {found.render_problem}"))
     print_table(table)
+    for warning in found.unrecognised:
+        console.print(f"[yellow]The key[/yellow] {escape(warning)}")
     if not found.seeded:
         console.print(
             "[yellow]The environment does not follow its seed[/yellow], so evaluations with equal seeds will differ."

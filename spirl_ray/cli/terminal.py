@@ -169,6 +169,8 @@ def _print_result(title: str, result: StageResult) -> None:
         # Those of a training have been shown while it ran.
         shown_now = isinstance(result, SkillsResult) and result.ran
         print_findings([finding for finding in result.findings if finding.warning or shown_now])
+    if isinstance(result, EvaluationResult) and result.no_videos is not None:
+        console.print(f"      no video: {escape(result.no_videos)}")
     if isinstance(result, ExplorationResult):
         print_exploration(result.rows)
 

@@ -6,7 +6,6 @@ import importlib
 import math
 import pkgutil
 import random
-import re
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from spirl_ray.config_environment import EnvironmentSettings, InterfaceSettings
+from spirl_ray.envs.exits import exits_are_errors
 from spirl_ray.envs.interface import (
     action_range,
     choose_features,
@@ -31,21 +31,13 @@ from spirl_ray.envs.metrics import Scores, adapted_scores
 from spirl_ray.envs.observer import Observer, command_of
 from spirl_ray.envs.offscreen import choose_backend
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
+from spirl_ray.envs.success import SuccessJudge
 from spirl_ray.episodes.features import Array
-from spirl_ray.episodes.recording import NUMBERS, KeyLayout
+from spirl_ray.episodes.recording import KeyLayout
 from spirl_ray.errors import SpirlError
 
-SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
-"""The keys of info in which environments say success, in the order in which they are looked for."""
 _LIMITS = ("_max_episode_steps", "max_episode_steps")
 """Where wrappers and environments keep their time limit."""
-_RETURN = re.compile(r"return\s*(>=|>|<=|<)\s*([-+0-9.eE]+)")
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
-    ">=": lambda a, b: a >= b,
-    ">": lambda a, b: a > b,
-    "<=": lambda a, b: a <= b,
-    "<": lambda a, b: a < b,
-}
 MakeRaw = Callable[..., gymnasium.Env]
 """A function from keyword arguments, ``render_mode`` among them if images are wanted, to an environment."""
 
@@ -92,7 +84,8 @@ def make_raw(
     create = create or _creator(settings)
     shown = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        made = create(**settings.kwargs, **shown)
+        with exits_are_errors():
+            made = create(**settings.kwargs, **shown)
     except Exception as error:
         raise _constructor_failed(settings, error) from error
     if not isinstance(made, gymnasium.Env):
@@ -108,7 +101,8 @@ def import_modules(interface: InterfaceSettings) -> None:
     """
     for module in interface.imports:
         try:
-            importlib.import_module(module)
+            with exits_are_errors():
+                importlib.import_module(module)
         except Exception as error:
             raise SpirlError(
                 f"interface.imports: {module!r} cannot be imported here: {type(error).__name__}: {error}. Install it, "
@@ -122,7 +116,8 @@ def _creator(settings: EnvironmentSettings) -> MakeRaw:
     module, colon, attribute = name.rpartition(":")
     if colon:
         try:
-            importlib.import_module(module)
+            with exits_are_errors():
+                importlib.import_module(module)
         except Exception as error:
             raise SpirlError(
                 f"env.id: {name}: the module {module!r} cannot be imported: {type(error).__name__}: {error}. Install "
@@ -201,7 +196,8 @@ def _time_limit(settings: EnvironmentSettings, made: gymnasium.Env) -> int:
         if isinstance(limit, int) and limit > 0:
             return limit
     raise SpirlError(
-        f"{settings.id} has no time limit, so an episode might never end. Set env.max_episode_steps, such as 1000."
+        f"{settings.id} has no time limit, so an episode might never end. Set env.max_episode_steps, such as 1000 "
+        "(spirl init: --max-episode-steps 1000)."
     )
 
 
@@ -265,11 +261,25 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
             reward = float(bool(now)) - (1.0 if self._reward == "success - 1" else 0.0)
         return observation, reward, terminated, truncated, self._told(info, now)
 
+    def render(self) -> Any:
+        """What the environment renders; as ``rgb_array``, uint8 [height, width, 3], of which videos are made.
+
+        Raises:
+            SpirlError: it is of another type or shape.
+        """
+        with self._blamed():
+            image: Any = self.env.render()
+        if self.render_mode == "rgb_array" and not _filmable(image):
+            told = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise SpirlError(f"render() of {self._where} gives {told}; a frame of a video is uint8 [height, width, 3].")
+        return image
+
     @contextmanager
     def _blamed(self) -> Iterator[None]:
         """Names the environment in whatever its own code raises, wherever it runs."""
         try:
-            yield
+            with exits_are_errors():
+                yield
         except SpirlError:
             raise
         except Exception as error:
@@ -282,87 +292,13 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         if now is not None:
             info |= {"success": self._succeeded, "success_now": now}
         if self._completed is not None and judged:  # the info of a reset may lack what the function reads
-            info["completed"] = [str(name) for name in self._completed(info)]
+            with self._blamed():
+                info["completed"] = [str(name) for name in self._completed(info)]
         return info
 
 
-class SuccessJudge:
-    """What says success in a step, after `InterfaceSettings.success`.
-
-    Args:
-        settings: interface whose ``success`` is read.
-        where: whose interface it is, for messages.
-
-    Raises:
-        SpirlError: ``success`` cannot be read, or a reward asks for a success that nothing says.
-    """
-
-    def __init__(self, settings: InterfaceSettings, where: str) -> None:
-        self.text = settings.success
-        self.where = where
-        self._compare: Callable[[float], bool] | None = None
-        self._key: str | None = None
-        self._keys = SUCCESS_KEYS
-        self._missed = False
-        text = (self.text or "").strip()
-        if text in ("", "terminated", "none"):
-            pass
-        elif text.startswith("info.") and len(text) > len("info."):
-            self._key = text.removeprefix("info.")
-        elif (found := _RETURN.fullmatch(text)) is not None:
-            operator, limit = found.groups()
-            try:
-                self._compare = partial(
-                    lambda compare, bound, value: compare(value, bound), _COMPARE[operator], float(limit)
-                )
-            except ValueError as error:
-                raise SpirlError(f"interface.success: {self.text}: {limit} is not a number.") from error
-        else:
-            raise SpirlError(
-                f"interface.success: {self.text!r} cannot be read; write info.KEY, terminated, return >= X, or none."
-            )
-        if settings.reward != "env" and text == "none":
-            raise SpirlError(f"interface.reward: {settings.reward} needs a success; interface.success is none.")
-
-    def begin(self) -> None:
-        """Begins an episode."""
-        self._missed = True
-
-    def __call__(self, info: Mapping[str, Any], terminated: bool, episode_return: float, *, ended: bool) -> bool | None:
-        """True or False for a step; None where nothing says it.
-
-        Raises:
-            SpirlError: no info of the whole episode had the key that the settings name.
-        """
-        if self.text is not None and self._key is None:
-            if self._compare is not None:
-                return ended and self._compare(episode_return)
-            return terminated if self.text.strip() == "terminated" else None
-        keys = self._keys if self._key is None else (self._key,)
-        for key in keys:
-            if (value := _looked_up(info, key)) is not None:
-                self._missed = False
-                if np.asarray(value).dtype.kind not in NUMBERS:
-                    raise SpirlError(
-                        f"interface.success: info of {self.where} has {value!r} for {key!r}, which is neither true "
-                        "nor false."
-                    )
-                return bool(np.any(value))
-        if ended and self._missed and self._key is not None:
-            raise SpirlError(
-                f"interface.success: no info of an episode of {self.where} had the key {self._key!r}; the last one has "
-                f"{', '.join(map(str, info)) or 'none'}. Name one of them, or write terminated, return >= X, or none."
-            )
-        return None if self._key is None else False
-
-
-def _looked_up(info: Any, key: str) -> Any:
-    if not isinstance(info, Mapping):
-        return None
-    if key in info:
-        return info[key]
-    first, dot, rest = key.partition(".")
-    return _looked_up(info.get(first), rest) if dot else None
+def _filmable(image: Any) -> bool:
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
 
 def _function(name: str | None, setting: str) -> Callable[[Mapping[str, Any]], Any] | None:

@@ -13,7 +13,7 @@ import numpy as np
 import spirl_ray.envs as envs
 from spirl_ray.config_environment import EnvironmentSettings
 from spirl_ray.envs.adapter import AdaptedEnv, author_error
-from spirl_ray.envs.interface import key_layouts
+from spirl_ray.envs.interface import key_layouts, unrecognised_images
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.features import Array
 from spirl_ray.errors import SpirlError
@@ -30,6 +30,8 @@ class EnvironmentInspection:
     """The keys of its own observations, with type and shape."""
     left_out: tuple[str, ...]
     """The keys that are no feature."""
+    unrecognised: tuple[str, ...]
+    """The keys that look like images and are read as numbers, each with what to do, in words."""
     own_actions: str
     """Its own action space."""
     seeded: bool
@@ -109,12 +111,14 @@ def _inspect(
     else:
         success = f"{successes} of {episodes} episodes of random actions ended as a success"
     raw = made.env if isinstance(made, AdaptedEnv) else made
-    keys = {key: f"{layout.dtype} {list(layout.shape)}" for key, layout in key_layouts(raw.observation_space).items()}
-    used = {spec.keys.get(name, name) for name in spec.features}
+    layouts = key_layouts(raw.observation_space)
+    keys = {key: f"{layout.dtype} {list(layout.shape)}" for key, layout in layouts.items()}
+    used = {spec.keys.get(name, name): feature for name, feature in spec.features.items()}
     return EnvironmentInspection(
         spec=spec,
         keys=keys,
         left_out=tuple(key for key in keys if key not in used),
+        unrecognised=unrecognised_images(layouts, used) if spec.keys else (),
         own_actions=str(raw.action_space),
         seeded=_seeded(settings, spec),
         reset_ms=1000.0 * reset_s / resets,

@@ -30,6 +30,8 @@ ONLY = "observation"
 _KEPT_SIDE, _DEFAULT_SIDE = 96, 64
 """The largest side (pixels) of images that keep their size, and the side that larger ones get."""
 _GOAL, _ACHIEVED = "desired_goal", "achieved_goal"
+_LEAST_SIDE = 16
+"""Arrays of numbers with two sides of at least this length are taken for images that are not recognised."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,29 @@ def _size(shape: Sequence[int]) -> int:
 
 def _is_image(layout: KeyLayout) -> bool:
     return layout.dtype == np.uint8 and len(layout.shape) == 3 and min(layout.shape[0], layout.shape[2]) <= 3
+
+
+def unrecognised_images(keys: Mapping[str, KeyLayout], features: Mapping[str, Feature]) -> tuple[str, ...]:
+    """The keys that look like images and are read as vectors of numbers, each with what to do, in words.
+
+    Args:
+        keys: layout of every key of the observations.
+        features: the features by the key from which they are read.
+    """
+    found = []
+    for key, feature in features.items():
+        layout = keys[key]
+        sides = sorted(layout.shape)[-2:]
+        if feature.is_image or len(layout.shape) < 2 or min(sides) < _LEAST_SIDE:
+            continue
+        if layout.dtype == np.uint8 and len(layout.shape) == 2:
+            advice = f"Name it in interface.images: {{{feature_name(key)}: {key}}}"
+        else:
+            advice = "If it is an image, let a wrapper give it as uint8 with 1 or 3 channels"
+        found.append(
+            f"{key} is {layout.dtype} {list(layout.shape)}, and is read as {feature.size:,} numbers. {advice}."
+        )
+    return tuple(found)
 
 
 def _image_shape(layout: KeyLayout, image: ImageSettings, where: str) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from spirl_ray.pipeline import stages
 from spirl_ray.pipeline.events import Event, Listener, Progress, Stage, ignore
 from spirl_ray.pipeline.exploration import exploring_trials, run_exploration
 from spirl_ray.pipeline.kinds import check_kinds
+from spirl_ray.pipeline.parts import check_parts
 from spirl_ray.pipeline.resources import needs_of, said_while_waiting
 from spirl_ray.pipeline.results import (
     DataResult,
@@ -206,7 +207,7 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
 
     Args:
         experiments: the experiments whose settings are checked.
-        make: True makes each environment once.
+        make: True makes each environment and all networks once.
 
     Raises:
         SpirlError: a setting is wrong; the message names its key.
@@ -229,7 +230,10 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
             own = experiment.for_method(method)
             skills = given or skill_spec(own.skills, method, spec.features, spec.action_dim)
             policy_features(own.train.features, spec.features, skills)
-        if make and (key := fingerprint(env)) not in made:
+        if not make:
+            continue
+        check_parts(experiment, spec, given)
+        if (key := fingerprint(env)) not in made:
             made.add(key)
             envs.try_out(env)
 

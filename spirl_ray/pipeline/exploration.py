@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings
-from spirl_ray.envs.spec import FloorPlan
+from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan
 from spirl_ray.episodes.features import Array, stack_observations
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -69,6 +69,20 @@ def exploration_folder(workspace: Workspace) -> Path:
     return workspace.exploration([trial.skills for trial in exploring_trials(workspace)])
 
 
+def check_floor_plan(spec: EnvironmentSpec) -> Callable[[Any], FloorPlan]:
+    """What makes the floor plan of an environment, on which exploration is drawn.
+
+    Raises:
+        SpirlError: the environment declares none.
+    """
+    if spec.floor_plan is None:
+        raise SpirlError(
+            f"explore: {spec.id} declares no floor plan, on which exploration is drawn; spirl/Maze-v0 does. Set "
+            "explore.in_run to false."
+        )
+    return spec.floor_plan
+
+
 def run_exploration(workspace: Workspace, progress: Progress = silent) -> ExplorationResult:
     """Explores on Ray with trained skills, and writes the figure, the coverage table and a summary.
 
@@ -82,14 +96,13 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> Explor
     experiment, out = workspace.experiment, exploration_folder(workspace)
     env, settings = experiment.environment, experiment.explore
     spec = envs.environment(env)
-    if spec.floor_plan is None:
-        raise SpirlError(f"{env.id} declares no floor plan, on which exploration is drawn; spirl/Maze-v0 does.")
+    floor_plan = check_floor_plan(spec)
     with workspace.locked(out):
         if (out / layout.SUMMARY).exists():
             rows = read_json(out / layout.SUMMARY)["rows"]
             return ExplorationResult(folder=out, ran=False, figure=out / layout.EXPLORATION_FIGURE, rows=rows)
         with contextlib.closing(envs.make(env)) as made:
-            plan, limit = spec.floor_plan(made), spec.max_episode_steps
+            plan, limit = floor_plan(made), spec.max_episode_steps
         episodes = math.ceil(settings.env_steps / limit)
         chunks = [
             range(first, min(episodes, first + _EPISODES_A_TASK)) for first in range(0, episodes, _EPISODES_A_TASK)

@@ -120,6 +120,8 @@ class EvaluationResult(TrialResult):
     """The CSV file with a row for each episode."""
     videos: Mapping[str, Path] = field(default_factory=dict)
     """The videos by mode, where episodes have been recorded."""
+    no_videos: str | None = None
+    """Why the environment cannot be filmed, where ``evaluate.videos`` asks for videos."""
 
     def mean(self, mode: str = "deterministic") -> float | None:
         """The mean score of a mode; None where it has no value."""

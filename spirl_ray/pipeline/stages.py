@@ -8,7 +8,7 @@ from typing import Any
 
 from spirl_ray.config import EnvSettings, EvaluateSettings, Experiment
 from spirl_ray.datasets.importing import import_dataset
-from spirl_ray.envs import renders
+from spirl_ray.envs import render_problem
 from spirl_ray.envs.metrics import MODES, Mode
 from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.validation import file_digest
@@ -222,7 +222,7 @@ def evaluate_policy(
     plans = _plans(there, trial.policy, prior=False)
     with trial.workspace.locked(out):
         ran, summary = _evaluate(out, plans, settings, settings.episodes, videos, progress)
-    return _evaluation(trial, out, ran, summary)
+    return _evaluation(trial, out, ran, summary, _no_videos(plans, settings) if videos else None)
 
 
 def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> EvaluationResult:
@@ -231,10 +231,10 @@ def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = 
     plans = _plans(trial.experiment, trial.skills, prior=True)
     with trial.workspace.locked(out):
         ran, summary = _evaluate(out, plans, settings, settings.prior_episodes, videos, progress)
-    return _evaluation(trial, out, ran, summary)
+    return _evaluation(trial, out, ran, summary, _no_videos(plans, settings) if videos else None)
 
 
-def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row) -> EvaluationResult:
+def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row, no_videos: str | None) -> EvaluationResult:
     videos = {mode: layout.video(out, mode) for mode in summary["modes"]}
     return EvaluationResult(
         folder=out,
@@ -245,6 +245,7 @@ def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row) -> EvaluationR
         modes=summary["modes"],
         episodes_csv=out / layout.EPISODES,
         videos={mode: video for mode, video in videos.items() if video.exists()},
+        no_videos=no_videos,
     )
 
 
@@ -269,7 +270,7 @@ def _evaluate(
     Returns:
         True where there was anything to do, and the contents of ``summary.json``.
     """
-    wanted = _missing_videos(out, settings) if videos and _rendered(plans) else []
+    wanted = _missing_videos(out, settings) if videos and _no_videos(plans, settings) is None else []
     done = (out / layout.SUMMARY).exists()
     if done and not wanted:
         return False, read_json(out / layout.SUMMARY)
@@ -311,9 +312,9 @@ def _video_settings(settings: EvaluateSettings) -> Row:
     return {"episodes": settings.videos, "fps": settings.video_fps}
 
 
-def _rendered(plans: dict[Mode, RolloutPlan]) -> bool:
-    """True where the environment can render; the others have no videos."""
-    return all(renders(plan.env) for plan in plans.values())
+def _no_videos(plans: dict[Mode, RolloutPlan], settings: EvaluateSettings) -> str | None:
+    """Why videos that the settings ask for cannot be made; None where they can, or none are wanted."""
+    return next(filter(None, (render_problem(plan.env) for plan in plans.values())), None) if settings.videos else None
 
 
 def _missing_videos(out: Path, settings: EvaluateSettings) -> list[Mode]:

@@ -112,7 +112,7 @@ def _deciding(trial: Trial) -> DecidingRecord | None:
     measured = read_skill_card(trial.skills).metrics if card.exists() else {}
     metrics = {row.name: measured[row.name] for row in deciding_metrics("pretrain") if row.name in measured}
     train, noted = trial.experiment.train, noted_rewards(trial.policy)
-    findings = skill_findings(metrics, trial.spec, trial.method_config, train)
+    findings = skill_findings(measured, trial.spec, trial.method_config, train)
     findings += noted_findings(trial.policy, train, trial.method_config)
     return DecidingRecord(trial.method, trial.seed, {**metrics, **noted}, findings) if findings else None
 

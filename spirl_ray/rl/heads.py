@@ -51,7 +51,10 @@ class PolicyHead(nn.Module):
 
     def start_from(self, prior: SkillPrior) -> None:
         """Makes the policy equal to the prior; raises `SpirlError` where it cannot be."""
-        raise SpirlError(f"A policy with the head {type(self).__name__} cannot start as the skill prior.")
+        raise SpirlError(
+            f"train.policy_head: {type(self).__name__} cannot start as this skill prior, which is a "
+            f"{type(prior).__name__}. Use residual or auto, or train.policy_init: scratch."
+        )
 
 
 class GaussianHead(PolicyHead):

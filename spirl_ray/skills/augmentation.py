@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spirl_ray.config import AugmentationSettings
 from spirl_ray.envs.spec import PositionTarget
+from spirl_ray.errors import SpirlError
 from spirl_ray.skills.encoders import Observations
 
 
@@ -52,3 +53,23 @@ class TargetPreserving:
         demonstrated = actions[:, :steps, self.actions]
         relabelled[:, :steps, self.actions] = (demonstrated - displacement / self.gain).clamp(-1.0, 1.0)
         return perturbed, relabelled
+
+
+def augmentation(settings: AugmentationSettings, target: PositionTarget | None) -> TargetPreserving | None:
+    """The augmentation that the settings choose; None where they choose none.
+
+    Args:
+        settings: choice of the augmentation.
+        target: what the environment, or the config, declares about its position targets.
+
+    Raises:
+        SpirlError: nothing declares position targets, and the augmentation needs them.
+    """
+    if settings.kind == "none":
+        return None
+    if target is None:
+        raise SpirlError(
+            "pretrain.augmentation.kind: target_preserving needs actions that are position targets, which nothing "
+            "declares here. Declare them in interface.position_target, or use none."
+        )
+    return TargetPreserving(target, settings)

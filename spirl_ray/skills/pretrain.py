@@ -27,7 +27,7 @@ from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.skills.artifact import save_skills
-from spirl_ray.skills.augmentation import TargetPreserving
+from spirl_ray.skills.augmentation import augmentation
 from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, Window, update_generator
 from spirl_ray.skills.collectives import AveragedGradients, sum_over_workers
 from spirl_ray.skills.encoders import Observations
@@ -81,7 +81,7 @@ def pretrain(
     card = read_card(job.dataset)
     # Impossible settings raise here, because a worker that raises is restarted ``max_failures`` times.
     _check_shares(job)
-    _augmentation(job)
+    augmentation(job.settings.augmentation, job.position_target)
     model = SkillModel(job.spec)
     if in_memory is None:
         stored = sum(f.size * np.dtype(f.dtype).itemsize for f in card.features.values() if f.stored)
@@ -135,7 +135,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     batch_size = math.ceil(settings.batch_size / world)
     batches = Batches(job, _share(job.dataset, rank, world), batch_size, in_memory=config["in_memory"])
-    augment = _augmentation(job)
+    augment = augmentation(job.settings.augmentation, job.position_target)
     torch.manual_seed(job.seed)
     model = SkillModel(spec)
     model.load_pretrained()
@@ -224,17 +224,6 @@ def _check_shares(job: PretrainJob) -> None:
                 f"Training worker {rank + 1} of {workers} would have no episode of {job.spec.horizon} steps or more: "
                 f"{job.dataset} has too few for so many workers. Lower pretrain.workers or data.validation_fraction."
             )
-
-
-def _augmentation(job: PretrainJob) -> TargetPreserving | None:
-    if job.settings.augmentation.kind == "none":
-        return None
-    if job.position_target is None:
-        raise SpirlError(
-            "pretrain.augmentation.kind: target_preserving needs actions that are position targets, which nothing "
-            "declares here. Declare them in interface.position_target, or use none."
-        )
-    return TargetPreserving(job.position_target, job.settings.augmentation)
 
 
 def _optimizer(model: SkillModel, settings: PretrainSettings) -> torch.optim.Optimizer:

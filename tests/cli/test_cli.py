@@ -25,7 +25,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import experiment
 from spirl_ray.pipeline.events import Event
 from spirl_ray.pipeline.experiment import ExperimentRun
-from spirl_ray.pipeline.results import DataResult, Finding, SkillsResult, Snapshot, TrainingResult
+from spirl_ray.pipeline.results import DataResult, EvaluationResult, Finding, SkillsResult, Snapshot, TrainingResult
 
 runner = CliRunner()
 COMMANDS = ["run", "sweep", "pretrain", "prior", "explore", "train", "evaluate", "report"]
@@ -140,6 +140,22 @@ def test_what_decides_is_printed_when_it_is_known(tmp_path: Path, capsys: pytest
     assert lines[:2] == [sentence.text, f"warning {warning.text}"]
     assert lines.count(sentence.text) == 2  # skills that are there already repeat their warnings alone
     assert lines.count(f"warning {warning.text}") == 3
+
+
+def test_why_there_is_no_video_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common: Any = {"method": "spirl_cl", "seed": 0}
+    result = EvaluationResult(
+        folder=tmp_path,
+        ran=True,
+        score="return",
+        modes={"sampled": {"return": 1.0}},
+        episodes_csv=tmp_path / "episodes.csv",
+        no_videos="[pygame] is not installed",
+        **common,
+    )
+    with terminal.StageDisplay() as show:
+        show(Event(happening="finished", stage="evaluation", result=result, **common))
+    assert "no video: [pygame] is not installed" in capsys.readouterr().out
 
 
 def test_a_stage_with_nothing_to_do_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from spirl_ray.envs.inspection import inspect_environment
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.session import _terminate
 
 
 def settings(
@@ -182,6 +183,43 @@ def test_an_inspection_tells_whether_the_seed_is_followed(env_id: str, seeded: b
     assert found.render_problem is None
 
 
+def test_images_that_are_not_recognised_are_told_with_what_to_do() -> None:
+    found = inspect_environment(settings("foreign:FloatImages"), steps=1)
+    assert [text.partition(" ")[0] for text in found.unrecognised] == ["grey", "rgb"]
+    assert "interface.images: {grey: grey}" in found.unrecognised[0]
+    assert all(part in found.unrecognised[1] for part in ("float32 [16, 16, 3]", "768 numbers", "uint8"))
+    assert inspect_environment(settings("foreign:Nested"), steps=1).unrecognised == ()
+
+
+def test_frames_of_which_no_video_can_be_made_are_told() -> None:
+    problem = inspect_environment(settings("foreign:FloatImages"), steps=1).render_problem
+    assert problem is not None
+    assert all(part in problem for part in ("float64 [32, 32, 3]", "uint8"))
+
+
+@pytest.mark.parametrize(
+    ("where", "told"), [("constructor", "sys.exit('no licence')"), ("step", "sys.exit(3)"), ("render", "sys.exit(0)")]
+)
+def test_an_environment_cannot_end_the_program(where: str, told: str) -> None:
+    chosen = settings("foreign:Leaver", kwargs={"where": where})
+    if where == "render":
+        assert told in str(envs.render_problem(chosen))
+        return
+    with pytest.raises(SpirlError) as caught:
+        envs.try_out(chosen)
+    assert all(part in str(caught.value) for part in (told, "foreign:Leaver", "foreign.py"))
+
+
+def test_this_program_can_end_while_an_environment_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noticed(self: Drift, action: Any) -> Any:
+        _terminate(15, None)
+
+    monkeypatch.setattr(Drift, "step", noticed)
+    with pytest.raises(SystemExit) as end:
+        envs.try_out(settings())
+    assert end.value.code == 143
+
+
 def test_an_environment_registered_in_a_notebook_needs_no_description() -> None:
     envs.register_environment("mine/Drift-v0", make_drift, replace=True)
     assert envs.environment(settings("mine/Drift-v0", kwargs={"length": 4})).max_episode_steps == 4
@@ -200,7 +238,7 @@ def test_a_description_is_made_once() -> None:
         (settings("foreign:not_an_environment"), ["str", "gymnasium.Env"]),
         (settings("foreign:Buttons"), ["Discrete(4)", "Box"]),
         (settings("foreign:Boundless"), ["no range", "interface.action"]),
-        (settings("foreign:Endless"), ["time limit", "env.max_episode_steps"]),
+        (settings("foreign:Endless"), ["time limit", "env.max_episode_steps", "--max-episode-steps"]),
         (settings(imports=["nowhere"]), ["interface.imports", "nowhere"]),
         (settings(observation=["joints"]), ["interface.observation", "joints", "observation"]),
         (settings("foreign:Nested", goal=["aim"]), ["interface.goal", "aim", "desired_goal"]),

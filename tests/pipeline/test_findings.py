@@ -94,6 +94,14 @@ def test_without_a_prior_nothing_is_compared_with_a_divergence_from_it() -> None
     assert not warnings(fixed)
 
 
+def test_after_a_short_stage_1_nothing_is_warned_of_and_its_length_is_told() -> None:
+    poor = latents(nats=30.0, removed=0.1, sample=9.0)
+    for updates, short in ((100.0, True), (1000.0, False)):
+        found = said({**poor, "update": updates})
+        assert bool(warnings(found)) is not short
+        assert ("pretrain.updates" in found[-1].text and "100 updates" in found[-1].text) is short
+
+
 def test_of_skills_of_which_nothing_was_measured_nothing_is_said() -> None:
     assert said({"validation_loss": 1.0}) == ()
 

@@ -196,7 +196,7 @@ def test_a_head_that_cannot_start_as_the_prior_is_refused() -> None:
     with pytest.raises(SpirlError, match="unknown policy head 'magic'"):
         PolicyNetwork(spec_for(toy_model(), policy_head="magic"), toy_model())
     model = toy_model()
-    with pytest.raises(SpirlError, match="MixtureHead cannot start as the skill prior"):
+    with pytest.raises(SpirlError, match=r"train\.policy_head: MixtureHead cannot start"):
         PolicyNetwork(spec_for(model, policy_head="mixture"), model).start_from(model)
 
 

@@ -1,0 +1,45 @@
+"""What a config chooses is tried before any work, so nothing of it is refused only after stage 1."""
+
+from typing import Any
+
+import pytest
+import torch
+from toy_environments import CAMERAS, GOAL
+
+from spirl_ray.config import load_experiment
+from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.experiment import check_experiments
+
+
+@pytest.mark.parametrize(
+    ("env", "changes", "told"),
+    [
+        (GOAL, {"train.policy_head": "gaussian"}, "train.policy_head: a gaussian head"),
+        (GOAL, {"train.policy_head": "mixture"}, "train.policy_head: MixtureHead"),
+        (GOAL, {"overrides": {"spirl": {"train.policy_head": "mixture"}}}, "train.policy_head: MixtureHead"),
+        (GOAL, {"skills.prior": "flow", "skills.latent_dim": 1}, "skills.prior: flow"),
+        (GOAL, {"evaluate.score": "beauty"}, "evaluate.score"),
+        (GOAL, {"explore.in_run": True}, "explore: toy/Goal-v0"),
+        (GOAL, {"pretrain.augmentation.kind": "target_preserving"}, "interface.position_target"),
+        (
+            CAMERAS,
+            {"skills.encoders": {"front": {"kind": "pretrained", "options": {"channels": [8], "path": "no.file"}}}},
+            "no.file",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_any_work(env: str, changes: dict[str, Any], told: str) -> None:
+    raw = {"name": "toy", "methods": ["spirl"], "env": {"id": env}}
+    with pytest.raises(SpirlError, match=told):
+        check_experiments([load_experiment(raw, changes)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train.policy_head": "mixture", "train.policy_init": "scratch"}, {"train.policy_head": "residual"}],
+)
+def test_parts_that_fit_are_not_refused_and_draw_no_number(changes: dict[str, Any]) -> None:
+    before = torch.get_rng_state()
+    methods = ["spirl", "spirl_cl", "ssp", "flat_prior", "bc_sac", "sac"]
+    check_experiments([load_experiment({"name": "toy", "methods": methods, "env": {"id": GOAL}}, changes)])
+    assert torch.equal(torch.get_rng_state(), before)
