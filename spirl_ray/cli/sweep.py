@@ -71,7 +71,11 @@ def _watched(sweep: Sweep, concurrency: int, table: SweepTable) -> Ledger:
                 moved()
             table.progress(stages)
 
-        return run_sweep(sweep, concurrency, change, progress)
+        return run_sweep(sweep, concurrency, change, progress, _say_room)
+
+
+def _say_room(text: str) -> None:
+    console.print(f"[yellow]sweep[/yellow] {escape(text)}")
 
 
 def _show(sweep: Sweep, ledger: Ledger) -> None:
