@@ -78,7 +78,7 @@ def submit(
         console.print(f"[green]submitted[/green]  {escape(job)}")
         console.print(f"      {escape(dashboard.link(job))}")
         if not follow:
-            print_next(_ray_job("logs", dashboard, job, "--follow"), "the log; ray job stop ends the job")
+            print_next(_ray_job("logs", dashboard, job, "--follow"), "the log; with stop instead, the job ends")
             return
         _follow(client, dashboard, job)
 
@@ -120,8 +120,11 @@ def doctor(
             _doctor_as_job(address, output, storage, experiment)
             return
         from spirl_ray.cluster.doctor import check_cluster, cluster_problems
+        from spirl_ray.pipeline.ray_start import check_address
         from spirl_ray.pipeline.session import ray_session
 
+        if address is not None:
+            check_address(address, "--address")
         named = bool(address or os.environ.get("RAY_ADDRESS"))
         ship = () if experiment is None else experiment.submit.ship
         with ray_session(RaySettings(address=address if named else "auto"), ship=ship):
@@ -199,8 +202,8 @@ def _follow(client: JobSubmissionClient, dashboard: Dashboard, job: str) -> None
     if ending.exit_code:
         again = shlex.join(_ray_job("logs", dashboard, job))
         console.print(f"[red]{escape(ending.status)}[/red]  {escape(job)}  (all of its log: {escape(again)})")
-        if ending.message and ending.status != "stopped":
-            console.print(escape(ending.message.strip().splitlines()[0]))
+        if ending.reason and ending.status != "stopped":
+            console.print(escape(ending.reason))
         raise typer.Exit(ending.exit_code)
     console.print(f"[green]succeeded[/green]  {escape(job)}")
 
@@ -212,7 +215,10 @@ def _pass_on(text: str) -> None:
 
 
 def _ray_job(command: str, dashboard: Dashboard, job: str, *options: str) -> list[str]:
-    return ["ray", "job", command, "--address", dashboard.url, *options, job]
+    """A command of Ray about a job, with the variables that it needs: without the first, Ray does not show the token,
+    and the second wins over ``--address``."""
+    mode = ["RAY_AUTH_MODE=token"] if dashboard.token else []
+    return [*mode, f"RAY_API_SERVER_ADDRESS={dashboard.url}", "ray", "job", command, *options, job]
 
 
 def _print_reports(reports: list[NodeReport]) -> None:

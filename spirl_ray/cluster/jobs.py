@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import ipaddress
 import logging
 import os
 import shlex
+import socket
+import ssl
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -183,15 +186,22 @@ def _field(answer: requests.Response, name: str) -> str | None:
 
 
 def _reason(error: requests.RequestException) -> str:
+    """Why there is no answer, each cause by its name."""
     if isinstance(error, requests.Timeout):
         return "no answer in time"
-    if isinstance(error, requests.exceptions.SSLError):
-        return f"its certificate is not accepted ({error})"
-    if "getaddrinfo" in str(error) or "NameResolution" in str(error):
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
+        return f"its certificate is not accepted ({chain[-1]})"
+    if any(isinstance(each, ssl.SSLError) for each in chain):
+        return f"it does not speak TLS as this machine does, or not at all; then write http:// ({chain[-1]})"
+    if any(isinstance(each, socket.gaierror) for each in chain):
         return "no machine of this name is known"
-    if isinstance(error, requests.ConnectionError):
-        return "the connection was refused or broken off"
-    return str(error)
+    if any(isinstance(each, ConnectionResetError | http.client.BadStatusLine) for each in chain):
+        return "it broke the connection off; if it speaks TLS, write https://"
+    numbers = [each.errno for each in chain if isinstance(each, OSError) and each.errno]
+    return os.strerror(numbers[-1]).lower() if numbers else str(error)
 
 
 def check_output(experiment: Experiment) -> Path:
@@ -273,6 +283,11 @@ class Ending:
     exit_code: int
     """The exit code: 0 for success, else the driver's exit status where it is known, or 1."""
     message: str
+
+    @property
+    def reason(self) -> str:
+        """The reason in one line, without the log, which has been shown already."""
+        return self.message.partition(", last available logs")[0].strip().partition("\n")[0]
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -> Ending:

@@ -30,6 +30,7 @@ _POLL_S = 0.1
 _NOISE = re.compile(
     rb"core_worker\.cc:\d+\S* Actor with class name: .* has constructor arguments in the object store"
     rb"|Set ray log level from environment variable"
+    rb"|Failed to determine local IP via external connectivity"
 )
 Result = TypeVar("Result")
 

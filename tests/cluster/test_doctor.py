@@ -14,7 +14,8 @@ from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cli import main as cli
 from spirl_ray.cluster import doctor
 from spirl_ray.cluster.doctor import NodeReport, cluster_problems
-from spirl_ray.cluster.probe import NodeProbe, source_digest
+from spirl_ray.cluster.probe import NodeProbe
+from spirl_ray.files.source import source_digest
 
 HERE = {"python": "3.11.9", "ray": "2.60.0", "torch": "2.13.0", "spirl-ray": "0.1.0 (abc)"}
 FIT: dict[str, Any] = {"versions": HERE, "import": None, "gpu": None, "output": None, "storage": None}
@@ -38,6 +39,11 @@ def test_a_version_that_differs_is_named_with_both(name: str, advice: str) -> No
     (problem,) = judged(versions={**HERE, name: "other"})
     assert f"{name} is other, the driver has {HERE[name]}" in problem
     assert advice in problem
+
+
+@pytest.mark.parametrize(("package", "faults"), [("shipped (abc)", 0), ("0.0.9 (abc)", 0), ("shipped (def)", 1)])
+def test_the_same_code_is_fit_however_it_got_there(package: str, faults: int) -> None:
+    assert len(judged(versions={**HERE, "spirl-ray": package})) == faults
 
 
 def test_what_does_not_import_and_what_pytorch_does_not_see_is_said() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import importlib
 import os
+import shlex
+import socket
+import ssl
 import subprocess
 import threading
 from pathlib import Path
@@ -13,9 +17,11 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 from toy import TOY
 from typer.testing import CliRunner
 
+from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cli import main as cli
 from spirl_ray.cluster import interpreter, jobs
 from spirl_ray.cluster.jobs import Dashboard, check_output, connect, find_dashboard, follow, submit
@@ -226,10 +232,32 @@ def test_a_local_dashboard_that_asks_for_a_token_says_where_it_is_looked_for(mon
         connect(Dashboard("http://127.0.0.1:8265", None))
 
 
-def test_a_dashboard_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer(monkeypatch, requests.ConnectionError())
-    with pytest.raises(SpirlError, match=r"Cannot reach a Ray dashboard at http://127\.0\.0\.1:1: the connection"):
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "no machine of this name is known"),
+        (OSError(errno.EHOSTUNREACH, "x"), "no route to host"),
+        (OSError(errno.ENETUNREACH, "x"), "network is unreachable"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), "connection refused"),
+        (ConnectionResetError(errno.ECONNRESET, "x"), "write https://"),
+        (http.client.RemoteDisconnected("x"), "write https://"),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), "write http://"),
+        (ssl.SSLCertVerificationError(1, "self-signed"), "certificate is not accepted ("),
+    ],
+)
+def test_each_cause_of_no_answer_has_its_name(monkeypatch: pytest.MonkeyPatch, cause: Exception, reason: str) -> None:
+    error = requests.ConnectionError()
+    error.__context__ = urllib3.exceptions.HTTPError()
+    error.__context__.__cause__ = cause
+    answer(monkeypatch, error)
+    with pytest.raises(SpirlError, match=r"Cannot reach a Ray dashboard at http://127\.0\.0\.1:1: ") as caught:
         connect(Dashboard("http://127.0.0.1:1", None))
+    assert reason in str(caught.value)
+
+
+def test_tls_and_plain_connections_that_meet_are_told_apart_from_a_refused_one() -> None:
+    with Server(200, "") as server, pytest.raises(SpirlError, match="write http://"):
+        connect(Dashboard(server.url.replace("http:", "https:"), None))
 
 
 def test_a_token_in_the_clear_is_noticed() -> None:
@@ -289,6 +317,24 @@ def test_the_log_is_followed_to_the_end_and_the_exit_status_is_the_drivers(
     ending = follow(Job(status, exit_code), "job", seen.append)
     assert "".join(seen) == "one two"
     assert ending.exit_code == expected
+
+
+def test_the_reason_of_a_failure_promises_no_log_that_is_not_there() -> None:
+    message = "Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):\nError"
+    assert jobs.Ending("failed", 2, message).reason == "Job entrypoint command failed with exit code 2"
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_the_command_about_a_job_works_in_any_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    dashboard = Dashboard("http://127.0.0.1:1234", token)
+    command = shlex.join(cli_cluster._ray_job("logs", dashboard, "spirl-x", "--follow"))
+    (tmp_path / "ray").write_text("#!/bin/sh\necho $RAY_AUTH_MODE $RAY_API_SERVER_ADDRESS $*\n")
+    (tmp_path / "ray").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_API_SERVER_ADDRESS": "http://other.example"}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == [*(["token"] if token else []), dashboard.url, "job", "logs", "--follow", "spirl-x"]
 
 
 @pytest.mark.parametrize("command", ["submit", "doctor"])

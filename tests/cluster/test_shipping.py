@@ -12,6 +12,7 @@ from spirl_ray.cluster.shipping import LIMIT_BYTES, check_size, stage
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
+from spirl_ray.files.source import source_digest
 from spirl_ray.pipeline import provenance
 from spirl_ray.pipeline.provenance import commit
 from spirl_ray.pipeline.user_code import shipped_files
@@ -50,6 +51,17 @@ def test_the_commit_travels_with_the_code(package: Path, tmp_path: Path, monkeyp
     there = tmp_path / "job" / "spirl_ray" / "experiments" / "provenance.py"
     monkeypatch.setattr(provenance, "__file__", str(there))
     assert provenance.commit.__wrapped__() == commit() != "unknown"
+
+
+def test_code_without_its_history_is_known_by_its_digest(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in the folder that `ray job submit --working-dir .` uploads.
+    monkeypatch.setattr(provenance, "__file__", str(package / "rl" / "provenance.py"))
+    before = provenance.commit.__wrapped__()
+    assert before == f"unknown (code {source_digest(package)})"
+    (package / "rl" / "losses.py").write_text("other")
+    assert provenance.commit.__wrapped__() != before
 
 
 def test_the_real_package_is_small_and_complete() -> None:
