@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
-from spirl_ray.cli.terminal import console, print_next, print_table
+from spirl_ray.cli.terminal import console, print_next, print_table, say_waiting
 from spirl_ray.config import Experiment, RaySettings, load_experiment
 from spirl_ray.config_file import split_override
 from spirl_ray.errors import SpirlError
@@ -77,10 +78,12 @@ def submit(
         job = jobs.submit_run(client, experiment, resources)
         console.print(f"[green]submitted[/green]  {escape(job)}")
         console.print(f"      {escape(dashboard.link(job))}")
+        if missing := jobs.missing_resource(dashboard, resources):
+            say_waiting(missing)
         if not follow:
             print_next(_ray_job("logs", dashboard, job, "--follow"), "the log; with stop instead, the job ends")
             return
-        _follow(client, dashboard, job)
+        _follow(client, dashboard, job, resources)
 
 
 def doctor(
@@ -195,10 +198,18 @@ def _client(dashboard: Dashboard) -> JobSubmissionClient:
     return client
 
 
-def _follow(client: JobSubmissionClient, dashboard: Dashboard, job: str) -> None:
-    from spirl_ray.cluster.jobs import follow
+def _follow(
+    client: JobSubmissionClient, dashboard: Dashboard, job: str, resources: Mapping[str, float] | None = None
+) -> None:
+    from spirl_ray.cluster import jobs
 
-    ending = follow(client, job, lambda text: _pass_on(text))
+    def say_pending() -> None:
+        say_waiting(
+            jobs.missing_resource(dashboard, resources)
+            or "the cluster to start the job: a place for its driver, or the upload on that node"
+        )
+
+    ending = jobs.follow(client, job, _pass_on, say_pending)
     if ending.exit_code:
         again = shlex.join(_ray_job("logs", dashboard, job))
         console.print(f"[red]{escape(ending.status)}[/red]  {escape(job)}  (all of its log: {escape(again)})")

@@ -11,6 +11,7 @@ import shlex
 import socket
 import ssl
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from spirl_ray.datasets.sources import source_options
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.pipeline.ray_environment import keep_from_proxies
+from spirl_ray.pipeline.resources import SAY_EVERY_S
 
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 _TIMEOUT_S = 30.0
@@ -290,8 +292,33 @@ class Ending:
         return self.message.partition(", last available logs")[0].strip().partition("\n")[0]
 
 
-def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -> Ending:
+def missing_resource(dashboard: Dashboard, resources: Mapping[str, float] | None) -> str | None:
+    """Says which resource for a job's driver no node of the cluster has, with those that there are; None where one has
+    it, or the dashboard does not tell."""
+    headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
+    try:
+        answer = requests.get(f"{dashboard.url}/nodes?view=summary", headers=headers, timeout=_TIMEOUT_S).json()
+        # A line for each resource, such as "0.0/1.0 spirl_driver".
+        lines = [line for text in answer["data"]["nodeLogicalResources"].values() for line in text.splitlines()]
+        known = sorted({line.partition(" ")[2] for line in lines})
+    except (requests.RequestException, *_UNKNOWN_ANSWERS, AttributeError):
+        return None
+    for name in resources or {}:
+        if known and name not in known:
+            return f"a node with the resource {name!r}; those of the cluster have {', '.join(known)}"
+    return None
+
+
+def follow(
+    client: JobSubmissionClient, job: str, write: Callable[[str], Any], say_waiting: Callable[[], Any] = lambda: None
+) -> Ending:
     """Passes on a job's log as it is written, until the job ends.
+
+    Args:
+        client: the cluster.
+        job: the job's id.
+        write: gets the parts of the log.
+        say_waiting: is called once a minute while the job has not started.
 
     Raises:
         SpirlError: the connection is lost; the job continues.
@@ -301,11 +328,19 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -
         async for text in client.tail_job_logs(job):
             write(text)
 
+    said, tailed = time.monotonic(), False
     try:
-        while not client.get_job_status(job).is_terminal():
-            asyncio.run(tail())
-            if not client.get_job_status(job).is_terminal():
-                asyncio.run(asyncio.sleep(_POLL_S))
+        while not (status := client.get_job_status(job)).is_terminal():
+            if status == JobStatus.PENDING:
+                if time.monotonic() - said >= SAY_EVERY_S:
+                    said = time.monotonic()
+                    say_waiting()
+            else:
+                asyncio.run(tail())
+                tailed = True
+            time.sleep(_POLL_S)
+        if not tailed:
+            asyncio.run(tail())  # it has started and ended between two looks
         details = client.get_job_info(job)
     except (AuthenticationError, aiohttp.ClientError, *_UNKNOWN_ANSWERS) as error:
         raise SpirlError(

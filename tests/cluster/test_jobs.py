@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.server
 import importlib
+import json
 import os
 import shlex
 import socket
@@ -317,6 +318,44 @@ def test_the_log_is_followed_to_the_end_and_the_exit_status_is_the_drivers(
     ending = follow(Job(status, exit_code), "job", seen.append)
     assert "".join(seen) == "one two"
     assert ending.exit_code == expected
+
+
+def test_a_job_that_does_not_start_is_not_waited_for_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_POLL_S", 0.0)
+    monkeypatch.setattr(jobs, "SAY_EVERY_S", 0.0)
+    happened: list[str] = []
+
+    class Pending(Job):
+        looks = 0
+
+        def get_job_status(self, job: str) -> Any:
+            self.looks += 1
+            return jobs.JobStatus.PENDING if self.looks < 3 else jobs.JobStatus.SUCCEEDED
+
+    waiting = Pending("SUCCEEDED", 0)
+    assert follow(waiting, "job", happened.append, lambda: happened.append("waits")).exit_code == 0
+    assert happened == ["waits", "waits", "one "]  # the log of a job that ended at once is there, too
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "said"),
+    [
+        (["0.0/2.0 CPU\n0.0/1.0 spirl_driver", "0.0/2.0 CPU"], {"spirl_driver": 1.0}, None),
+        (
+            ["0.0/2.0 CPU\n0B/1GiB memory"],
+            {"spirl_driver": 1.0},
+            "'spirl_driver'; those of the cluster have CPU, memory",
+        ),
+        (["0.0/2.0 CPU"], None, None),
+        (None, {"spirl_driver": 1.0}, None),
+    ],
+)
+def test_a_resource_that_no_node_has_is_named(nodes: list[str] | None, resources: Any, said: str | None) -> None:
+    data = {} if nodes is None else {"nodeLogicalResources": dict(enumerate(nodes))}
+    with Server(404, "", {"/nodes?view=summary": json.dumps({"data": data})}) as server:
+        found = jobs.missing_resource(Dashboard(server.url, "secret"), resources)
+    assert (said or "") in (found or "")
+    assert (said is None) == (found is None)
 
 
 def test_the_reason_of_a_failure_promises_no_log_that_is_not_there() -> None:
