@@ -16,7 +16,7 @@ from rich.table import Table
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.terminal import console, print_next, print_table, say_waiting
 from spirl_ray.config import Experiment, RaySettings, load_experiment
-from spirl_ray.config_file import split_override
+from spirl_ray.config_file import read_mapping, split_override
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.settings import expanded
@@ -107,9 +107,12 @@ def doctor(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="An experiment, whose environment is made on every node, with the code of its submit.ship.",
+            help="An experiment or a sweep, whose environment is made on every node, with the code of its submit.ship.",
             show_default=False,
         ),
+    ] = None,
+    needs: Annotated[
+        list[str] | None, typer.Option(help="Also import this module on every node.", metavar="MODULE", hidden=True)
     ] = None,
 ) -> None:
     """Checks every node of a cluster before an experiment uses it: versions, resources, storage, GPUs, import, clock.
@@ -118,9 +121,10 @@ def doctor(
     """
     with readable_errors():
         output, storage = _places(set or [])
-        experiment = None if config is None else load_experiment(config)
+        experiment, modules = (None, []) if config is None else _experiment_in(config)
+        modules += needs or []
         if address is not None and address.startswith(("http://", "https://")):
-            _doctor_as_job(address, output, storage, experiment)
+            _doctor_as_job(address, output, storage, experiment, modules)
             return
         from spirl_ray.cluster.doctor import check_cluster, cluster_problems
         from spirl_ray.pipeline.ray_start import check_address
@@ -132,7 +136,7 @@ def doctor(
         ship = () if experiment is None else experiment.submit.ship
         with ray_session(RaySettings(address=address if named else "auto"), ship=ship):
             reports = check_cluster(output, storage)
-            without = {} if experiment is None else _without_environment(experiment)
+            without = {} if experiment is None else _without_environment(experiment, modules)
         _print_reports(reports)
         problems = [f"{report.node}: {problem}" for report in reports for problem in report.problems]
         problems += cluster_problems(reports)
@@ -145,11 +149,22 @@ def doctor(
         console.print(f"[green]All {len(reports)} node(s) are ready.[/green]")
 
 
-def _without_environment(experiment: Experiment) -> dict[str, str]:
-    """The nodes on which the experiment's environment cannot be made, and why."""
+def _experiment_in(config: Path) -> tuple[Experiment, list[str]]:
+    """The experiment in a config, or the base of a sweep, with the modules that the sweep needs besides."""
+    if "space" not in read_mapping(config, Experiment)[0]:
+        return load_experiment(config), []
+    from spirl_ray.sweeps.sweep_file import load_sweep
+    from spirl_ray.sweeps.trackers import needed_modules
+
+    sweep = load_sweep(config)
+    return sweep.base, needed_modules(sweep)
+
+
+def _without_environment(experiment: Experiment, modules: list[str]) -> dict[str, str]:
+    """The nodes on which the experiment's environment cannot be made or a module is missing, and why."""
     from spirl_ray.pipeline.nodes import try_on_every_node
 
-    found = try_on_every_node(experiment.environment)
+    found = try_on_every_node(None if experiment.env.id is None else experiment.environment, modules)
     return {node: problem for node, problem in found.items() if problem is not None}
 
 
@@ -173,7 +188,9 @@ def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
     return folder, uri
 
 
-def _doctor_as_job(address: str, output: Path | None, storage: str | None, experiment: Experiment | None) -> None:
+def _doctor_as_job(
+    address: str, output: Path | None, storage: str | None, experiment: Experiment | None, modules: list[str]
+) -> None:
     from spirl_ray.cluster import jobs
 
     dashboard = jobs.find_dashboard(address)
@@ -181,6 +198,7 @@ def _doctor_as_job(address: str, output: Path | None, storage: str | None, exper
     places = {"output": output, "storage": storage}
     command = ["doctor", *(word for key, value in places.items() if value for word in ("--set", f"{key}={value}"))]
     command += [] if experiment is None else ["--config", layout.JOB_CONFIG]
+    command += [word for module in modules for word in ("--needs", module)]
     job = jobs.submit(client, command, name="doctor", experiment=experiment)
     console.print(f"[green]submitted[/green]  {escape(job)}")
     _follow(client, dashboard, job)
