@@ -25,6 +25,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, write_json
 from spirl_ray.files.fingerprint import fingerprint
+from spirl_ray.files.shared import require_seen
 from spirl_ray.pipeline import stages as pipeline
 from spirl_ray.pipeline.events import Progress
 from spirl_ray.pipeline.results import EvaluationResult, TrainingResult
@@ -174,6 +175,7 @@ def run_trial(request: TrialRequest, name: str, status: Any) -> Row:
     Raises:
         SpirlError: a stage raises it.
     """
+    require_seen(request.experiment.folder)
     shown = 0.0
 
     def stage(text: str) -> Progress:
