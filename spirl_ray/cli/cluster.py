@@ -13,10 +13,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
+from spirl_ray.cli.arguments import Overrides, readable_errors
 from spirl_ray.cli.terminal import console, print_next, print_table, say_waiting
 from spirl_ray.config import Experiment, RaySettings, load_experiment
-from spirl_ray.config_file import read_mapping, split_override
+from spirl_ray.config_file import read_mapping, split_override, to_yaml
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.settings import expanded
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from spirl_ray.cluster.doctor import NodeReport
     from spirl_ray.cluster.jobs import Dashboard
 
+_COMMANDS = ("run", "sweep", "pretrain", "prior", "train", "evaluate", "explore", "report")
+"""The commands that can be jobs."""
 DashboardAddress = Annotated[
     str | None,
     typer.Option(
@@ -45,7 +47,14 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def submit(
-    config: ConfigFile,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"The YAML file, after the command that gets it: {', '.join(_COMMANDS)}. Without a command, run.",
+            metavar="[COMMAND] CONFIG",
+            show_default=False,
+        ),
+    ],
     set: Overrides = None,
     address: DashboardAddress = None,
     follow: Annotated[
@@ -60,13 +69,18 @@ def submit(
         ),
     ] = None,
 ) -> None:
-    """Runs an experiment as a job of a Ray cluster: spirl run, with this code and these settings.
+    """Runs a command as a job of a Ray cluster, with this code and these settings: spirl submit run CONFIG.
 
     The output must be a folder that every node sees: --set output=/shared/folder. After a failure, submit the job again
     and it resumes where it stopped.
     """
     with readable_errors(stopped="The job continues; only the log has stopped."):
-        experiment = load_experiment(config, set or [])
+        command, config = _command_in(what)
+        text = None
+        if command == "sweep":
+            experiment, text = _sweep_to_submit(config, set or [])
+        else:
+            experiment = load_experiment(config, set or [])
         from spirl_ray.cluster import jobs
         from spirl_ray.pipeline.experiment import check_experiments
 
@@ -75,7 +89,14 @@ def submit(
         dashboard = jobs.find_dashboard(address)
         client = _client(dashboard)
         resources = {driver_on: 1.0} if driver_on else None
-        job = jobs.submit_run(client, experiment, resources)
+        job = jobs.submit(
+            client,
+            [command, layout.JOB_CONFIG],
+            name=experiment.name,
+            experiment=experiment,
+            resources=resources,
+            config=text,
+        )
         console.print(f"[green]submitted[/green]  {escape(job)}")
         console.print(f"      {escape(dashboard.link(job))}")
         if missing := jobs.missing_resource(dashboard, resources):
@@ -84,6 +105,46 @@ def submit(
             print_next(_ray_job("logs", dashboard, job, "--follow"), "the log; with stop instead, the job ends")
             return
         _follow(client, dashboard, job, resources)
+
+
+def _command_in(words: list[str]) -> tuple[str, Path]:
+    """The command and the config in ``[COMMAND] CONFIG``."""
+    *commands, config = words
+    if len(commands) > 1 or any(command not in _COMMANDS for command in commands):
+        raise SpirlError(
+            f"spirl submit {' '.join(words)}: write one config after one of {', '.join(_COMMANDS)}, such as "
+            f"spirl submit run {config}."
+        )
+    return (commands[0] if commands else "run"), Path(config)
+
+
+def _sweep_to_submit(config: Path, overrides: list[str]) -> tuple[Experiment, str]:
+    """The base of a sweep, and the text of the sweep with that base in full."""
+    from spirl_ray.cluster.shipping import as_on_cluster
+    from spirl_ray.sweeps.search import check_planned
+    from spirl_ray.sweeps.sweep_file import load_sweep
+
+    sweep = load_sweep(config, overrides)
+    check_planned(sweep)
+    base = as_on_cluster(sweep.base).model_dump(mode="json")
+    return sweep.base, to_yaml(sweep.file.model_copy(update={"base": base, "changes": {}}))
+
+
+def _submit_and_follow(address: str, command: list[str], name: str, experiment: Experiment | None) -> None:
+    """Runs a command as a job and shows its log until it ends."""
+    from spirl_ray.cluster import jobs
+
+    dashboard = jobs.find_dashboard(address)
+    client = _client(dashboard)
+    job = jobs.submit(client, command, name=name, experiment=experiment)
+    console.print(f"[green]submitted[/green]  {escape(job)}")
+    _follow(client, dashboard, job)
+
+
+def check_environment_as_job(address: str, experiment: Experiment, steps: int) -> None:
+    """Runs ``spirl env check`` on a cluster, on each node of which the environment is made."""
+    command = ["env", "check", layout.JOB_CONFIG, "--steps", str(steps), "--address", "auto"]
+    _submit_and_follow(address, command, "check", experiment)
 
 
 def doctor(
@@ -191,17 +252,11 @@ def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
 def _doctor_as_job(
     address: str, output: Path | None, storage: str | None, experiment: Experiment | None, modules: list[str]
 ) -> None:
-    from spirl_ray.cluster import jobs
-
-    dashboard = jobs.find_dashboard(address)
-    client = _client(dashboard)
     places = {"output": output, "storage": storage}
     command = ["doctor", *(word for key, value in places.items() if value for word in ("--set", f"{key}={value}"))]
     command += [] if experiment is None else ["--config", layout.JOB_CONFIG]
     command += [word for module in modules for word in ("--needs", module)]
-    job = jobs.submit(client, command, name="doctor", experiment=experiment)
-    console.print(f"[green]submitted[/green]  {escape(job)}")
-    _follow(client, dashboard, job)
+    _submit_and_follow(address, command, "doctor", experiment)
 
 
 def _client(dashboard: Dashboard) -> JobSubmissionClient:

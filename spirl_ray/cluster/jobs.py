@@ -29,7 +29,6 @@ from spirl_ray.cluster.shipping import stage
 from spirl_ray.config import Experiment
 from spirl_ray.datasets.sources import source_options
 from spirl_ray.errors import SpirlError
-from spirl_ray.files import layout
 from spirl_ray.pipeline.ray_environment import keep_from_proxies
 from spirl_ray.pipeline.resources import SAY_EVERY_S
 
@@ -233,6 +232,7 @@ def submit(
     name: str,
     experiment: Experiment | None = None,
     resources: Mapping[str, float] | None = None,
+    config: str | None = None,
 ) -> str:
     """Submits ``spirl COMMAND``, with this package's code and the experiment's settings.
 
@@ -242,6 +242,7 @@ def submit(
         name: becomes part of the job's id.
         experiment: written to ``experiment.yaml`` in the job's folder.
         resources: what the driver occupies on its node, for example ``{"spirl_driver": 1}``.
+        config: the text of that file, where it is more than the experiment.
 
     Returns:
         The job's id.
@@ -250,7 +251,7 @@ def submit(
         SpirlError: the code is too big to upload, or the cluster refuses the job.
     """
     with tempfile.TemporaryDirectory(prefix="spirl-job-") as folder:
-        stage(Path(folder), experiment)
+        stage(Path(folder), experiment, config=config)
         try:
             return client.submit_job(
                 entrypoint=f"exec {interpreter.COMMAND} " + shlex.join(["-m", "spirl_ray.cli", *command]),
@@ -265,16 +266,6 @@ def submit(
             )
         except (AuthenticationError, *_UNKNOWN_ANSWERS) as error:
             raise SpirlError(f"The cluster did not take the job: {error}") from error
-
-
-def submit_run(client: JobSubmissionClient, experiment: Experiment, resources: Mapping[str, float] | None) -> str:
-    """Submits ``spirl run`` of an experiment; returns the job's id.
-
-    Raises:
-        SpirlError: see `submit` and `check_output`.
-    """
-    check_output(experiment)
-    return submit(client, ["run", layout.JOB_CONFIG], name=experiment.name, experiment=experiment, resources=resources)
 
 
 @dataclass(frozen=True)

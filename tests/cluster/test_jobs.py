@@ -289,6 +289,21 @@ def test_submit_refuses_a_uri_with_exit_status_2(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [(["a.yaml"], ("run", "a.yaml")), (["run", "a.yaml"], ("run", "a.yaml")), (["sweep", "s"], ("sweep", "s"))],
+)
+def test_a_job_runs_the_command_that_is_given(words: list[str], found: tuple[str, str]) -> None:
+    assert cli_cluster._command_in(words) == (found[0], Path(found[1]))
+
+
+@pytest.mark.parametrize("words", [["doctor", "a.yaml"], ["a.yaml", "b.yaml"], ["run", "train", "a.yaml"]])
+def test_what_is_no_command_for_a_job_is_refused_with_those_that_are(words: list[str]) -> None:
+    result = CliRunner().invoke(cli.app, ["submit", *words])
+    assert result.exit_code == 2
+    assert f"spirl submit run {words[-1]}" in result.output
+
+
 class Job:
     """Stands for the client of a cluster; the log breaks off once before the job ends."""
 

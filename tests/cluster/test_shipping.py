@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy import TOY
+import yaml
+from toy import TOY, write_config
 
 import spirl_ray
+from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cluster.shipping import LIMIT_BYTES, check_size, stage
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
@@ -16,6 +18,7 @@ from spirl_ray.files.source import source_digest
 from spirl_ray.pipeline import provenance
 from spirl_ray.pipeline.provenance import commit
 from spirl_ray.pipeline.user_code import shipped_files
+from spirl_ray.sweeps.sweep_file import load_sweep
 
 
 @pytest.fixture
@@ -91,3 +94,17 @@ def test_the_config_that_travels_has_the_overrides_and_no_other_cluster(package:
     there = load_experiment(tmp_path / "job" / layout.JOB_CONFIG)
     assert there.ray.address is None
     assert there.model_copy(update={"ray": experiment.ray}) == experiment
+
+
+def test_a_sweep_travels_with_its_base_in_full(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "lab_tasks.py").touch()
+    write_config(tmp_path, submit={"ship": [str(tmp_path / "lab_tasks.py")]}, ray={"address": "10.0.0.1:6379"})
+    file = {"name": "s", "base": "toy.yaml", "changes": {"seeds": [3]}, "samples": 5}
+    space = {"train.actor_lr": {"uniform": [1e-4, 1e-3]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**file, "space": space}))
+    base, text = cli_cluster._sweep_to_submit(tmp_path / "sweep.yaml", ["output=/shared/s", "samples=7"])
+    stage(tmp_path / "job", base, package, text)
+    assert (tmp_path / "job" / "lab_tasks.py").is_file()
+    there = load_sweep(tmp_path / "job" / layout.JOB_CONFIG)
+    assert (there.file.samples, there.base.seeds, there.base.output) == (7, (3,), Path("/shared/s"))
+    assert (there.base.ray.address, there.base.submit.ship) == (None, ())
