@@ -62,11 +62,9 @@ def readable_errors(stopped: str | None = None) -> Iterator[None]:
         if sys.getfilesystemencoding() == "utf-8" or error.encoding not in (sys.getfilesystemencoding(), "ascii"):
             raise
         _fail(f"{error.object!r} cannot be the name of a file in this locale. Set LC_ALL=C.UTF-8, or PYTHONUTF8=1.")
-    except OSError as error:
-        if error.strerror is None or not error.filename:
-            raise
-        _fail(f"{error.filename}: {error.strerror}.")
     except Exception as error:
+        if isinstance(error, OSError) and error.strerror is not None and error.filename:
+            _fail(f"{error.filename}: {error.strerror}.")
         from spirl_ray.pipeline.session import readable_cause
 
         known = readable_cause(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +13,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
-from spirl_ray.cli.terminal import console, print_next, print_table
+from spirl_ray.cli.arguments import Overrides, readable_errors
+from spirl_ray.cli.terminal import console, print_next, print_table, say_waiting
 from spirl_ray.config import Experiment, RaySettings, load_experiment
-from spirl_ray.config_file import split_override
+from spirl_ray.config_file import read_mapping, split_override, to_yaml
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.settings import expanded
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from spirl_ray.cluster.doctor import NodeReport
     from spirl_ray.cluster.jobs import Dashboard
 
+_COMMANDS = ("run", "sweep", "pretrain", "prior", "train", "evaluate", "explore", "report")
+"""The commands that can be jobs."""
 DashboardAddress = Annotated[
     str | None,
     typer.Option(
@@ -44,7 +47,14 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def submit(
-    config: ConfigFile,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"The YAML file, after the command that gets it: {', '.join(_COMMANDS)}. Without a command, run.",
+            metavar="[COMMAND] CONFIG",
+            show_default=False,
+        ),
+    ],
     set: Overrides = None,
     address: DashboardAddress = None,
     follow: Annotated[
@@ -59,13 +69,18 @@ def submit(
         ),
     ] = None,
 ) -> None:
-    """Runs an experiment as a job of a Ray cluster: spirl run, with this code and these settings.
+    """Runs a command as a job of a Ray cluster, with this code and these settings: spirl submit run CONFIG.
 
     The output must be a folder that every node sees: --set output=/shared/folder. After a failure, submit the job again
     and it resumes where it stopped.
     """
     with readable_errors(stopped="The job continues; only the log has stopped."):
-        experiment = load_experiment(config, set or [])
+        command, config = _command_in(what)
+        text = None
+        if command == "sweep":
+            experiment, text = _sweep_to_submit(config, set or [])
+        else:
+            experiment = load_experiment(config, set or [])
         from spirl_ray.cluster import jobs
         from spirl_ray.pipeline.experiment import check_experiments
 
@@ -74,13 +89,62 @@ def submit(
         dashboard = jobs.find_dashboard(address)
         client = _client(dashboard)
         resources = {driver_on: 1.0} if driver_on else None
-        job = jobs.submit_run(client, experiment, resources)
+        job = jobs.submit(
+            client,
+            [command, layout.JOB_CONFIG],
+            name=experiment.name,
+            experiment=experiment,
+            resources=resources,
+            config=text,
+        )
         console.print(f"[green]submitted[/green]  {escape(job)}")
         console.print(f"      {escape(dashboard.link(job))}")
+        if missing := jobs.missing_resource(dashboard, resources):
+            say_waiting(missing)
         if not follow:
-            print_next(_ray_job("logs", dashboard, job, "--follow"), "the log; ray job stop ends the job")
+            print_next(_ray_job("logs", dashboard, job, "--follow"), "the log; with stop instead, the job ends")
             return
-        _follow(client, dashboard, job)
+        _follow(client, dashboard, job, resources)
+
+
+def _command_in(words: list[str]) -> tuple[str, Path]:
+    """The command and the config in ``[COMMAND] CONFIG``."""
+    *commands, config = words
+    if len(commands) > 1 or any(command not in _COMMANDS for command in commands):
+        raise SpirlError(
+            f"spirl submit {' '.join(words)}: write one config after one of {', '.join(_COMMANDS)}, such as "
+            f"spirl submit run {config}."
+        )
+    return (commands[0] if commands else "run"), Path(config)
+
+
+def _sweep_to_submit(config: Path, overrides: list[str]) -> tuple[Experiment, str]:
+    """The base of a sweep, and the text of the sweep with that base in full."""
+    from spirl_ray.cluster.shipping import as_on_cluster
+    from spirl_ray.sweeps.search import check_planned
+    from spirl_ray.sweeps.sweep_file import load_sweep
+
+    sweep = load_sweep(config, overrides)
+    check_planned(sweep)
+    base = as_on_cluster(sweep.base).model_dump(mode="json")
+    return sweep.base, to_yaml(sweep.file.model_copy(update={"base": base, "changes": {}}))
+
+
+def _submit_and_follow(address: str, command: list[str], name: str, experiment: Experiment | None) -> None:
+    """Runs a command as a job and shows its log until it ends."""
+    from spirl_ray.cluster import jobs
+
+    dashboard = jobs.find_dashboard(address)
+    client = _client(dashboard)
+    job = jobs.submit(client, command, name=name, experiment=experiment)
+    console.print(f"[green]submitted[/green]  {escape(job)}")
+    _follow(client, dashboard, job)
+
+
+def check_environment_as_job(address: str, experiment: Experiment, steps: int) -> None:
+    """Runs ``spirl env check`` on a cluster, on each node of which the environment is made."""
+    command = ["env", "check", layout.JOB_CONFIG, "--steps", str(steps), "--address", "auto"]
+    _submit_and_follow(address, command, "check", experiment)
 
 
 def doctor(
@@ -104,9 +168,12 @@ def doctor(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="An experiment, whose environment is made on every node, with the code of its submit.ship.",
+            help="An experiment or a sweep, whose environment is made on every node, with the code of its submit.ship.",
             show_default=False,
         ),
+    ] = None,
+    needs: Annotated[
+        list[str] | None, typer.Option(help="Also import this module on every node.", metavar="MODULE", hidden=True)
     ] = None,
 ) -> None:
     """Checks every node of a cluster before an experiment uses it: versions, resources, storage, GPUs, import, clock.
@@ -115,18 +182,22 @@ def doctor(
     """
     with readable_errors():
         output, storage = _places(set or [])
-        experiment = None if config is None else load_experiment(config)
+        experiment, modules = (None, []) if config is None else _experiment_in(config)
+        modules += needs or []
         if address is not None and address.startswith(("http://", "https://")):
-            _doctor_as_job(address, output, storage, experiment)
+            _doctor_as_job(address, output, storage, experiment, modules)
             return
         from spirl_ray.cluster.doctor import check_cluster, cluster_problems
+        from spirl_ray.pipeline.ray_start import check_address
         from spirl_ray.pipeline.session import ray_session
 
+        if address is not None:
+            check_address(address, "--address")
         named = bool(address or os.environ.get("RAY_ADDRESS"))
         ship = () if experiment is None else experiment.submit.ship
         with ray_session(RaySettings(address=address if named else "auto"), ship=ship):
             reports = check_cluster(output, storage)
-            without = {} if experiment is None else _without_environment(experiment)
+            without = {} if experiment is None else _without_environment(experiment, modules)
         _print_reports(reports)
         problems = [f"{report.node}: {problem}" for report in reports for problem in report.problems]
         problems += cluster_problems(reports)
@@ -139,11 +210,22 @@ def doctor(
         console.print(f"[green]All {len(reports)} node(s) are ready.[/green]")
 
 
-def _without_environment(experiment: Experiment) -> dict[str, str]:
-    """The nodes on which the experiment's environment cannot be made, and why."""
+def _experiment_in(config: Path) -> tuple[Experiment, list[str]]:
+    """The experiment in a config, or the base of a sweep, with the modules that the sweep needs besides."""
+    if "space" not in read_mapping(config, Experiment)[0]:
+        return load_experiment(config), []
+    from spirl_ray.sweeps.sweep_file import load_sweep
+    from spirl_ray.sweeps.trackers import needed_modules
+
+    sweep = load_sweep(config)
+    return sweep.base, needed_modules(sweep)
+
+
+def _without_environment(experiment: Experiment, modules: list[str]) -> dict[str, str]:
+    """The nodes on which the experiment's environment cannot be made or a module is missing, and why."""
     from spirl_ray.pipeline.nodes import try_on_every_node
 
-    found = try_on_every_node(experiment.environment)
+    found = try_on_every_node(None if experiment.env.id is None else experiment.environment, modules)
     return {node: problem for node, problem in found.items() if problem is not None}
 
 
@@ -167,17 +249,14 @@ def _places(overrides: list[str]) -> tuple[Path | None, str | None]:
     return folder, uri
 
 
-def _doctor_as_job(address: str, output: Path | None, storage: str | None, experiment: Experiment | None) -> None:
-    from spirl_ray.cluster import jobs
-
-    dashboard = jobs.find_dashboard(address)
-    client = _client(dashboard)
+def _doctor_as_job(
+    address: str, output: Path | None, storage: str | None, experiment: Experiment | None, modules: list[str]
+) -> None:
     places = {"output": output, "storage": storage}
     command = ["doctor", *(word for key, value in places.items() if value for word in ("--set", f"{key}={value}"))]
     command += [] if experiment is None else ["--config", layout.JOB_CONFIG]
-    job = jobs.submit(client, command, name="doctor", experiment=experiment)
-    console.print(f"[green]submitted[/green]  {escape(job)}")
-    _follow(client, dashboard, job)
+    command += [word for module in modules for word in ("--needs", module)]
+    _submit_and_follow(address, command, "doctor", experiment)
 
 
 def _client(dashboard: Dashboard) -> JobSubmissionClient:
@@ -192,15 +271,23 @@ def _client(dashboard: Dashboard) -> JobSubmissionClient:
     return client
 
 
-def _follow(client: JobSubmissionClient, dashboard: Dashboard, job: str) -> None:
-    from spirl_ray.cluster.jobs import follow
+def _follow(
+    client: JobSubmissionClient, dashboard: Dashboard, job: str, resources: Mapping[str, float] | None = None
+) -> None:
+    from spirl_ray.cluster import jobs
 
-    ending = follow(client, job, lambda text: _pass_on(text))
+    def say_pending() -> None:
+        say_waiting(
+            jobs.missing_resource(dashboard, resources)
+            or "the cluster to start the job: a place for its driver, or the upload on that node"
+        )
+
+    ending = jobs.follow(client, job, _pass_on, say_pending)
     if ending.exit_code:
         again = shlex.join(_ray_job("logs", dashboard, job))
         console.print(f"[red]{escape(ending.status)}[/red]  {escape(job)}  (all of its log: {escape(again)})")
-        if ending.message and ending.status != "stopped":
-            console.print(escape(ending.message.strip().splitlines()[0]))
+        if ending.reason and ending.status != "stopped":
+            console.print(escape(ending.reason))
         raise typer.Exit(ending.exit_code)
     console.print(f"[green]succeeded[/green]  {escape(job)}")
 
@@ -212,7 +299,10 @@ def _pass_on(text: str) -> None:
 
 
 def _ray_job(command: str, dashboard: Dashboard, job: str, *options: str) -> list[str]:
-    return ["ray", "job", command, "--address", dashboard.url, *options, job]
+    """A command of Ray about a job, with the variables that it needs: without the first, Ray does not show the token,
+    and the second wins over ``--address``."""
+    mode = ["RAY_AUTH_MODE=token"] if dashboard.token else []
+    return [*mode, f"RAY_API_SERVER_ADDRESS={dashboard.url}", "ray", "job", command, *options, job]
 
 
 def _print_reports(reports: list[NodeReport]) -> None:

@@ -97,7 +97,10 @@ def check(
     steps: Annotated[int, typer.Option(help="How many random steps to take.", min=1)] = 500,
     address: Annotated[
         str | None,
-        typer.Option(help="A cluster, on each node of which the environment is made: HOST:6379, or auto."),
+        typer.Option(
+            help="A cluster, on each node of which the environment is made: its dashboard (http://HOST:8265), where "
+            "the check then runs as a job, or HOST:6379 or auto on one of its nodes."
+        ),
     ] = None,
 ) -> None:
     """Makes the config's environment and shows what it holds, how it is read, its seeding, its speed and its success.
@@ -106,6 +109,11 @@ def check(
     """
     with readable_errors():
         experiment = load_experiment(config, set or [])
+        if address is not None and address.startswith(("http://", "https://")):
+            from spirl_ray.cli.cluster import check_environment_as_job
+
+            check_environment_as_job(address, experiment, steps)
+            return
         from spirl_ray.cli.starting_config import interface_yaml
         from spirl_ray.envs.inspection import inspect_environment
         from spirl_ray.pipeline.user_code import make_importable
@@ -122,8 +130,10 @@ def check(
 
 def _check_nodes(experiment: Experiment, address: str) -> None:
     from spirl_ray.pipeline.nodes import try_on_every_node
+    from spirl_ray.pipeline.ray_start import check_address
     from spirl_ray.pipeline.session import ray_session
 
+    check_address(address, "--address")
     with ray_session(RaySettings(address=address), ship=experiment.submit.ship):
         problems = try_on_every_node(experiment.environment)
     for node, problem in problems.items():

@@ -17,7 +17,7 @@ from spirl_ray.sweeps.ledger import Ledger, Status, TrialRecord
 from spirl_ray.sweeps.results import settings, write_best, write_figure, write_results
 from spirl_ray.sweeps.search import remaining
 from spirl_ray.sweeps.sweep_file import Sweep
-from spirl_ray.sweeps.trackers import trackers
+from spirl_ray.sweeps.trackers import check_packages
 from spirl_ray.sweeps.tune_run import ray_for, reserve, run_sweep, searches_data
 
 _ENDS: tuple[Status, ...] = ("finished", "stopped", "failed")
@@ -29,7 +29,7 @@ def run(sweep: Sweep) -> None:
     Raises:
         SpirlError: an error stops all trials, or none has finished.
     """
-    trackers(sweep)
+    check_packages(sweep)
     workspace = Workspace(sweep.base, on_wait=say_waiting)
     workspace.reserve()
     with workspace.locked(sweep.folder):
@@ -71,7 +71,11 @@ def _watched(sweep: Sweep, concurrency: int, table: SweepTable) -> Ledger:
                 moved()
             table.progress(stages)
 
-        return run_sweep(sweep, concurrency, change, progress)
+        return run_sweep(sweep, concurrency, change, progress, _say_room)
+
+
+def _say_room(text: str) -> None:
+    console.print(f"[yellow]sweep[/yellow] {escape(text)}")
 
 
 def _show(sweep: Sweep, ledger: Ledger) -> None:

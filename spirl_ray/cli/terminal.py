@@ -287,6 +287,7 @@ def print_next(command: Sequence[str], why: str) -> None:
 
 
 def shown(path: Path) -> str:
-    """The text of a path, relative to the working folder if that is shorter."""
+    """The text of a path, relative to the working folder if that is shorter; not to the root, where that would look
+    like another path."""
     relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
+    return relative if len(relative) < len(str(path)) and Path.cwd() != Path("/") else str(path)

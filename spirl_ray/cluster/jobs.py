@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import ipaddress
 import logging
 import os
 import shlex
+import socket
+import ssl
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +29,8 @@ from spirl_ray.cluster.shipping import stage
 from spirl_ray.config import Experiment
 from spirl_ray.datasets.sources import source_options
 from spirl_ray.errors import SpirlError
-from spirl_ray.files import layout
 from spirl_ray.pipeline.ray_environment import keep_from_proxies
+from spirl_ray.pipeline.resources import SAY_EVERY_S
 
 DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
 _TIMEOUT_S = 30.0
@@ -183,15 +187,22 @@ def _field(answer: requests.Response, name: str) -> str | None:
 
 
 def _reason(error: requests.RequestException) -> str:
+    """Why there is no answer, each cause by its name."""
     if isinstance(error, requests.Timeout):
         return "no answer in time"
-    if isinstance(error, requests.exceptions.SSLError):
-        return f"its certificate is not accepted ({error})"
-    if "getaddrinfo" in str(error) or "NameResolution" in str(error):
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
+        return f"its certificate is not accepted ({chain[-1]})"
+    if any(isinstance(each, ssl.SSLError) for each in chain):
+        return f"it does not speak TLS as this machine does, or not at all; then write http:// ({chain[-1]})"
+    if any(isinstance(each, socket.gaierror) for each in chain):
         return "no machine of this name is known"
-    if isinstance(error, requests.ConnectionError):
-        return "the connection was refused or broken off"
-    return str(error)
+    if any(isinstance(each, ConnectionResetError | http.client.BadStatusLine) for each in chain):
+        return "it broke the connection off; if it speaks TLS, write https://"
+    numbers = [each.errno for each in chain if isinstance(each, OSError) and each.errno]
+    return os.strerror(numbers[-1]).lower() if numbers else str(error)
 
 
 def check_output(experiment: Experiment) -> Path:
@@ -221,6 +232,7 @@ def submit(
     name: str,
     experiment: Experiment | None = None,
     resources: Mapping[str, float] | None = None,
+    config: str | None = None,
 ) -> str:
     """Submits ``spirl COMMAND``, with this package's code and the experiment's settings.
 
@@ -230,6 +242,7 @@ def submit(
         name: becomes part of the job's id.
         experiment: written to ``experiment.yaml`` in the job's folder.
         resources: what the driver occupies on its node, for example ``{"spirl_driver": 1}``.
+        config: the text of that file, where it is more than the experiment.
 
     Returns:
         The job's id.
@@ -238,7 +251,7 @@ def submit(
         SpirlError: the code is too big to upload, or the cluster refuses the job.
     """
     with tempfile.TemporaryDirectory(prefix="spirl-job-") as folder:
-        stage(Path(folder), experiment)
+        stage(Path(folder), experiment, config=config)
         try:
             return client.submit_job(
                 entrypoint=f"exec {interpreter.COMMAND} " + shlex.join(["-m", "spirl_ray.cli", *command]),
@@ -255,16 +268,6 @@ def submit(
             raise SpirlError(f"The cluster did not take the job: {error}") from error
 
 
-def submit_run(client: JobSubmissionClient, experiment: Experiment, resources: Mapping[str, float] | None) -> str:
-    """Submits ``spirl run`` of an experiment; returns the job's id.
-
-    Raises:
-        SpirlError: see `submit` and `check_output`.
-    """
-    check_output(experiment)
-    return submit(client, ["run", layout.JOB_CONFIG], name=experiment.name, experiment=experiment, resources=resources)
-
-
 @dataclass(frozen=True)
 class Ending:
     """The end of a job."""
@@ -274,9 +277,39 @@ class Ending:
     """The exit code: 0 for success, else the driver's exit status where it is known, or 1."""
     message: str
 
+    @property
+    def reason(self) -> str:
+        """The reason in one line, without the log, which has been shown already."""
+        return self.message.partition(", last available logs")[0].strip().partition("\n")[0]
 
-def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -> Ending:
+
+def missing_resource(dashboard: Dashboard, resources: Mapping[str, float] | None) -> str | None:
+    """Says which resource for a job's driver no node of the cluster has, with those that there are; None where one has
+    it, or the dashboard does not tell."""
+    headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
+    try:
+        answer = requests.get(f"{dashboard.url}/nodes?view=summary", headers=headers, timeout=_TIMEOUT_S).json()
+        # A line for each resource, such as "0.0/1.0 spirl_driver".
+        lines = [line for text in answer["data"]["nodeLogicalResources"].values() for line in text.splitlines()]
+        known = sorted({line.partition(" ")[2] for line in lines})
+    except (requests.RequestException, *_UNKNOWN_ANSWERS, AttributeError):
+        return None
+    for name in resources or {}:
+        if known and name not in known:
+            return f"a node with the resource {name!r}; those of the cluster have {', '.join(known)}"
+    return None
+
+
+def follow(
+    client: JobSubmissionClient, job: str, write: Callable[[str], Any], say_waiting: Callable[[], Any] = lambda: None
+) -> Ending:
     """Passes on a job's log as it is written, until the job ends.
+
+    Args:
+        client: the cluster.
+        job: the job's id.
+        write: gets the parts of the log.
+        say_waiting: is called once a minute while the job has not started.
 
     Raises:
         SpirlError: the connection is lost; the job continues.
@@ -286,11 +319,19 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -
         async for text in client.tail_job_logs(job):
             write(text)
 
+    said, tailed = time.monotonic(), False
     try:
-        while not client.get_job_status(job).is_terminal():
-            asyncio.run(tail())
-            if not client.get_job_status(job).is_terminal():
-                asyncio.run(asyncio.sleep(_POLL_S))
+        while not (status := client.get_job_status(job)).is_terminal():
+            if status == JobStatus.PENDING:
+                if time.monotonic() - said >= SAY_EVERY_S:
+                    said = time.monotonic()
+                    say_waiting()
+            else:
+                asyncio.run(tail())
+                tailed = True
+            time.sleep(_POLL_S)
+        if not tailed:
+            asyncio.run(tail())  # it has started and ended between two looks
         details = client.get_job_info(job)
     except (AuthenticationError, aiohttp.ClientError, *_UNKNOWN_ANSWERS) as error:
         raise SpirlError(

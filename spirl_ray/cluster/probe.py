@@ -1,11 +1,10 @@
 """The probe of one node. It is sent by value, so that it also answers where this package is missing or different.
 
-Nothing but the standard library and Ray may be imported at the top.
+Nothing may be imported at the top but the standard library, Ray, and what is sent by value as well.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -16,17 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from spirl_ray.files.source import source_digest
+
 _PATIENCE_S = 5.0
 _GPU_PROGRAM = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-
-
-def source_digest(package: Path) -> str:
-    """Returns eight hex digits that change with any line of the package's Python files."""
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(str(file.relative_to(package)).encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:8]
 
 
 class NodeProbe:

@@ -44,13 +44,23 @@ def check_size(files: Sequence[Path], limit: int = LIMIT_BYTES) -> None:
     )
 
 
-def stage(folder: Path, experiment: Experiment | None = None, package: Path = _PACKAGE) -> None:
+def as_on_cluster(experiment: Experiment) -> Experiment:
+    """An experiment as its job runs it: on the cluster that it was submitted to, whatever the config says, and with the
+    user's code beside it."""
+    ray = experiment.ray.model_copy(update={"address": None})
+    return experiment.model_copy(update={"ray": ray, "submit": SubmitSettings()})
+
+
+def stage(
+    folder: Path, experiment: Experiment | None = None, package: Path = _PACKAGE, config: str | None = None
+) -> None:
     """Makes the working folder of a job.
 
     Args:
         folder: receives the package and, with an experiment, ``experiment.yaml``.
         experiment: the settings of the job, overrides applied.
         package: the source of the code.
+        config: the text of ``experiment.yaml``, where it is more than the experiment, as for a sweep.
 
     Raises:
         SpirlError: the upload is larger than Ray accepts; nothing is copied then.
@@ -66,8 +76,5 @@ def stage(folder: Path, experiment: Experiment | None = None, package: Path = _P
     # There is no repository where the job runs, but its results name the commit.
     (folder / "spirl_ray" / SHIPPED_COMMIT).write_text(commit(), encoding="utf-8")
     if experiment is not None:
-        # The job runs on the cluster that it was submitted to, whatever the config says.
-        here = experiment.model_copy(
-            update={"ray": experiment.ray.model_copy(update={"address": None}), "submit": SubmitSettings()}
-        )
-        (folder / layout.JOB_CONFIG).write_text(to_yaml(here), encoding="utf-8")
+        text = to_yaml(as_on_cluster(experiment)) if config is None else config
+        (folder / layout.JOB_CONFIG).write_text(text, encoding="utf-8")

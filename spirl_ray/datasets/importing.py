@@ -27,6 +27,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import FolderExists, partial_file, partial_folder, write_json
 from spirl_ray.files.fingerprint import fingerprint
+from spirl_ray.files.shared import require_seen
 
 _SHOWN_PROBLEMS = 10
 _EPISODES_A_ROW_GROUP = 64
@@ -223,7 +224,11 @@ def spirl_error_within(error: BaseException) -> SpirlError | None:
 def _write_row(tasks: list[_Shard], row: dict[str, Any]) -> dict[str, Any]:
     shard = tasks[int(row["shard"])]
     try:
-        result = _write_shard(shard)
+        try:
+            result = _write_shard(shard)
+        except FileNotFoundError as error:
+            require_seen(Path(error.filename or shard.file))
+            raise
     except SpirlError as error:
         # As a value, so that Ray neither retries nor logs a traceback for an error that the user can repair.
         result = {"error": str(error)}
@@ -234,6 +239,7 @@ def _write_row(tasks: list[_Shard], row: dict[str, Any]) -> dict[str, Any]:
 
 def _write_shard(shard: _Shard) -> dict[str, Any]:
     """Reads, checks and writes one shard; returns a JSON-able description of it."""
+    require_seen(shard.file.parent)
     digests: list[tuple[str, str]] = []
     problems: list[tuple[str, str, str]] = []
     steps = 0

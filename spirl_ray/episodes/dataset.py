@@ -16,6 +16,7 @@ from spirl_ray.episodes.features import Feature, FeatureName
 from spirl_ray.episodes.table import check_schema, table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout, untrusted
+from spirl_ray.files.shared import require_seen
 
 FORMAT_VERSION = 2
 _ROWS_AT_A_TIME = 64
@@ -94,6 +95,7 @@ def read_card(path: str | Path) -> DatasetCard:
     """
     folder = Path(path).absolute()
     file = folder / layout.DATASET_CARD
+    require_seen(folder)
     if not folder.is_dir():
         raise SpirlError(f"{folder}: no such dataset folder; import or generate the data first")
     if not file.exists():
@@ -165,6 +167,7 @@ def read_tables(
             for batch in parquet.iter_batches(rows, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except FileNotFoundError:
+        require_seen(Path(file))
         raise SpirlError(f"{file}: missing, but named in the dataset's {layout.DATASET_CARD}") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SpirlError(f"{file}: not readable as Parquet (damaged or cut short): {error}") from error

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.shared import require_seen
 
 Card = TypeVar("Card", bound=BaseModel)
 
@@ -53,6 +54,8 @@ def _open_plain(path: Path) -> BinaryIO:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise SpirlError(f"{path} is a symbolic link; an artifact consists of plain files: refused.") from error
+        if error.errno == errno.ENOENT:
+            require_seen(path)
         raise SpirlError(f"Cannot read {path}: {error.strerror}. The artifact is incomplete.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

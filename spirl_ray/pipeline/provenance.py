@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from spirl_ray.files.source import source_digest
+
 _PACKAGES = ("spirl-ray", "ray", "torch", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "pyarrow")
 _GIGABYTE = 2**30
 SHIPPED_COMMIT = "COMMIT"
@@ -21,13 +23,16 @@ SHIPPED_COMMIT = "COMMIT"
 def commit() -> str:
     """The commit of the source tree from which this package runs, with "-dirty" if tracked files differ from it.
 
-    It is "unknown" for an installed wheel, even if its environment lies inside somebody else's repository. In a job of
-    ``spirl submit``, it is the commit where the job was submitted.
+    For an installed wheel, even if its environment lies inside somebody else's repository, and for a folder that
+    ``ray job submit`` has uploaded without its history, it is "unknown" with the digest of the code, which `spirl
+    doctor` also shows. In a job of ``spirl submit``, it is the commit where the job was submitted.
     """
     here = Path(__file__).parent
     if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         shipped = here.parent / SHIPPED_COMMIT
-        return shipped.read_text(encoding="utf-8").strip() if shipped.exists() else "unknown"
+        if shipped.exists():
+            return shipped.read_text(encoding="utf-8").strip()
+        return f"unknown (code {source_digest(here.parent)})"
     head = _git(here, "rev-parse", "--short=12", "HEAD")
     if not head:
         return "unknown"

@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 from spirl_ray.errors import SpirlError
 
 _PATIENCE_S = 10.0
+_ANSWER_S = 30.0
+_SETTINGS, _UNASKED = b"\4", b"?"
+"""The type of the frame with which HTTP/2 begins, in both directions, and what stands for an answer behind TLS."""
 _LONGEST = 45
 """About the most characters of a folder below which Ray's sockets have names that Unix allows."""
 
@@ -61,14 +64,14 @@ def advice(error: BaseException) -> str:
 
 
 def check_address(address: str, name: str) -> None:
-    """Looks whether anything listens at the address of a cluster, because Ray itself would try for minutes.
+    """Looks whether a cluster answers at an address, because Ray itself would try for minutes.
 
     Args:
         address: as ``ray.init`` takes it; only HOST:PORT can be looked at.
-        name: the setting or variable that holds it.
+        name: the setting, option or variable that holds it.
 
     Raises:
-        SpirlError: the address has another form, its host is unknown, or nothing listens there.
+        SpirlError: the address has another form, its host is unknown, or no cluster answers there.
     """
     if address == "auto":
         return
@@ -88,8 +91,24 @@ def check_address(address: str, name: str) -> None:
     if not host or port is None:
         raise SpirlError(f"{name}: {address!r} is not the address of a cluster. {how}")
     try:
-        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+        with socket.create_connection((host, port), timeout=_PATIENCE_S) as connection:
+            found = _answer(connection)
     except OSError as error:
+        reason = f"no answer in {_ANSWER_S:.0f} s" if isinstance(error, TimeoutError) else error.strerror or error
+        raise SpirlError(f"Cannot reach the Ray cluster at {address} ({name}): {reason}. {how}") from error
+    if found.startswith(b"HTTP/"):
         raise SpirlError(
-            f"Cannot reach the Ray cluster at {address} ({name}): {error.strerror or error}. {how}"
-        ) from error
+            f"{name}: {address} is a web page, such as a cluster's dashboard, and not the port of its nodes. For a "
+            f"dashboard, spirl doctor and spirl submit take --address http://{address}. {how}"
+        )
+    if found is not _UNASKED and found[3:4] != _SETTINGS:
+        raise SpirlError(f"{name}: what answers at {address} is no Ray cluster. {how}")
+
+
+def _answer(connection: socket.socket) -> bytes:
+    """The first bytes of the answer to a greeting in HTTP/2, in which the nodes of a cluster speak."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("", "0", "false"):
+        return _UNASKED
+    connection.settimeout(_ANSWER_S)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5))
+    return connection.recv(16)

@@ -15,7 +15,7 @@ import ray
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
 
-_SAY_EVERY_S = 60.0
+SAY_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def is_own_instance() -> bool:
 
 
 @contextlib.contextmanager
-def said_while_waiting(say: Callable[[str], None], every_s: float = _SAY_EVERY_S) -> Iterator[Callable[[], None]]:
+def said_while_waiting(say: Callable[[str], None], every_s: float = SAY_EVERY_S) -> Iterator[Callable[[], None]]:
     """Says once a minute what a cluster cannot place, as long as nothing else happens.
 
     A local Ray has been checked before (`check_resources`): there, what is not placed waits only for its turn.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ from ray.data import DataContext
 
 from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.shared import storage_problem
 from spirl_ray.pipeline.ray_start import advice, check_address
 from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance
 from spirl_ray.pipeline.user_code import shipped_paths
@@ -30,7 +32,9 @@ _POLL_S = 0.1
 _NOISE = re.compile(
     rb"core_worker\.cc:\d+\S* Actor with class name: .* has constructor arguments in the object store"
     rb"|Set ray log level from environment variable"
+    rb"|Failed to determine local IP via external connectivity"
 )
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 Result = TypeVar("Result")
 
 
@@ -254,14 +258,10 @@ def readable_cause(error: BaseException) -> SpirlError | None:
         seen.add(id(found))
         if isinstance(found, SpirlError):
             return SpirlError(*found.args)
-        if isinstance(found, OSError) and found.strerror and found.filename and storage is None:
-            storage = found
+        if isinstance(found, OSError) and found.strerror and storage is None:
+            # pyarrow, which writes for Ray, names no file.
+            storage = found if found.filename or found.errno in _STORAGE_ERRORS else None
         pending += [getattr(found, name, None) for name in ("cause", "_base_exc", "controller_failure")]
         pending += dict(getattr(found, "worker_failures", {})).values()
         pending += [found.__cause__, found.__context__]
-    if storage is None:
-        return None
-    return SpirlError(
-        f"{storage.filename}: {storage.strerror}. Free space or fix permissions, or choose another folder with "
-        "--set output=…, then give the same command again."
-    )
+    return None if storage is None else storage_problem(storage, Path("the output"))

@@ -32,6 +32,8 @@ class SnapshotEvaluations:
 
     A snapshot without a result, for example after a crash, is evaluated when the run is resumed. Those from after
     the restored checkpoint are removed, because the run takes another course from there.
+
+    ``on_evaluation`` gets the snapshots in the order of their steps, whatever the order in which evaluations finish.
     """
 
     def __init__(self, run: TrainingRun, env_steps: int, on_evaluation: Callable[[Row], None] | None = None) -> None:
@@ -46,11 +48,12 @@ class SnapshotEvaluations:
             if layout.steps_of(folder) > env_steps:
                 shutil.rmtree(folder, ignore_errors=True)
         self.results = results_so_far(run.out)
-        for env_steps in sorted({steps for steps, _ in self.results}):
-            self._tell(env_steps)
+        self._told = -1
+        """The steps of the newest snapshot that has been passed on."""
         for folder in layout.step_folders(run.out / layout.SNAPSHOTS):
             if (folder / layout.POLICY_CARD).exists():
                 self._start(read_policy_card(folder).env_steps)
+        self._tell()
 
     def snapshot(self, algorithm: SkillPriorSAC, env_steps: int) -> None:
         """Saves the policy as it is now and starts its evaluation."""
@@ -106,13 +109,20 @@ class SnapshotEvaluations:
             self.results[key] = result
             self.newest[mode] = result
             write_csv(self.run.out / layout.EVALUATIONS, [self.results[k] for k in sorted(self.results)])
-            self._tell(env_steps)
+            self._tell()
 
-    def _tell(self, env_steps: int) -> None:
-        """Passes a snapshot on once it has been evaluated in every mode."""
-        found = [self.results[env_steps, mode] for mode in MODES if (env_steps, mode) in self.results]
-        if self.on_evaluation is not None and len(found) == len(MODES):
-            self.on_evaluation(_in_one_row(found, self.scores))
+    def _tell(self) -> None:
+        """Passes on the snapshots that have been evaluated in every mode, up to the first that is still evaluated."""
+        if self.on_evaluation is None:
+            return
+        waiting = min((steps for steps, _ in self.pending), default=math.inf)
+        for env_steps in _steps(self.results):
+            if not self._told < env_steps < waiting:
+                continue
+            found = [self.results[env_steps, mode] for mode in MODES if (env_steps, mode) in self.results]
+            if len(found) == len(MODES):
+                self._told = env_steps
+                self.on_evaluation(_in_one_row(found, self.scores))
 
 
 def snapshot_folder(out: Path, env_steps: int) -> Path:

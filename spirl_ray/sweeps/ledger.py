@@ -44,6 +44,13 @@ class TrialRecord:
         """The result, or else the newest report; empty before the first report."""
         return self.result or (self.reports[-1] if self.reports else {})
 
+    def add(self, report: Row) -> None:
+        """Adds the metrics of a snapshot. A trial that resumes tells its earlier ones again; where one of them differs,
+        the trial has taken another course, and what followed is gone."""
+        if report not in self.reports:
+            earlier = [old for old in self.reports if old["env_steps"] < report["env_steps"]]
+            self.reports = [*earlier, report]
+
 
 class Ledger:
     """The records of a sweep in the order of their numbers."""

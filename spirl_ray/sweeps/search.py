@@ -13,7 +13,6 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, Populati
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.variant_generator import generate_variants
 
-from spirl_ray.errors import SpirlError
 from spirl_ray.settings import SEEDS
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord, distinct
 from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
@@ -119,14 +118,9 @@ def searcher(sweep: Sweep, ledger: Ledger, concurrency: int) -> tuple[Any, Row, 
 
 
 def _optuna(sweep: Sweep, ledger: Ledger) -> tuple[Any, int]:
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError as error:
-        raise SpirlError(
-            "search: optuna needs the package optuna, which is not installed. Install spirl-ray[sweep], or choose "
-            "search: random."
-        ) from error
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ended = [record for record in ledger.records if record.ended]
     open_ = [record for record in ledger.records if not record.ended]

@@ -25,6 +25,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, write_json
 from spirl_ray.files.fingerprint import fingerprint
+from spirl_ray.files.shared import require_seen
 from spirl_ray.pipeline import stages as pipeline
 from spirl_ray.pipeline.events import Progress
 from spirl_ray.pipeline.results import EvaluationResult, TrainingResult
@@ -67,12 +68,33 @@ class Origin:
 
 
 class TrialStatus:
-    """The reports, progress and failures of all trials: an actor without a CPU on the node of the sweep's driver."""
+    """The reports, progress and failures of all trials, and who may run: an actor without a CPU on the node of the
+    sweep's driver.
 
-    def __init__(self) -> None:
+    Args:
+        room: the number of trials that may run at the same time.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._present: list[str] = []
         self._progress: dict[str, Row] = {}
         self._reports: dict[str, list[Row]] = {}
         self._failures: dict[str, str] = {}
+
+    def may_run(self, trial: str) -> bool:
+        """True for a trial among the oldest for which there is room; one that asks for the first time is the
+        youngest."""
+        if trial not in self._present:
+            self._present.append(trial)
+        return self._present.index(trial) < self._room
+
+    def leave(self, trial: str) -> None:
+        if trial in self._present:
+            self._present.remove(trial)
+
+    def limit(self, room: int) -> None:
+        self._room = room
 
     def show(self, trial: str, progress: Row) -> None:
         self._progress[trial] = progress
@@ -94,7 +116,8 @@ class TrialStatus:
 
 
 def supervise(request: TrialRequest, name: str, status: Any) -> None:
-    """Starts a trial's work inside Tune's actor, passes its reports on, and restarts it if it is lost.
+    """Starts a trial's work inside Tune's actor when there is room, passes its reports on, and restarts it if it is
+    lost, or has been set aside.
 
     A failure is stored, not raised, because Tune would restart a trial that must fail again.
     """
@@ -102,22 +125,33 @@ def supervise(request: TrialRequest, name: str, status: Any) -> None:
         with given.as_directory() as folder:
             request = _continue(request, name, Path(folder))
     seen = len(ray.get(status.reports.remote(name, 0)))
-    for failures in range(request.max_failures + 1):
+    failures = 0
+    while True:
+        while not ray.get(status.may_run.remote(name)):
+            status.show.remote(name, {"stage": "waits for room", "done": 0.0, "total": 1.0})
+            time.sleep(_POLL_S)
         task = _start(request, name, status)
         finished: list[Any] = []
+        aside = False
         while not finished:
             finished, _ = ray.wait([task], timeout=_POLL_S)
             for row in ray.get(status.reports.remote(name, seen)):
                 seen += 1
                 _report(row, request)
+            if not finished and not aside and not ray.get(status.may_run.remote(name)):
+                aside = True
+                ray.cancel(task, force=True)  # it continues from its last checkpoint
         try:
             tune.report({**ray.get(task), FINAL: True})
             return
         except RayError as error:
+            if aside:
+                continue
             known = readable_cause(error)
             if known is not None or failures == request.max_failures:
                 ray.get(status.fail.remote(name, str(known or error)))
                 return
+            failures += 1
 
 
 def _start(request: TrialRequest, name: str, status: Any) -> ray.ObjectRef:
@@ -141,6 +175,7 @@ def run_trial(request: TrialRequest, name: str, status: Any) -> Row:
     Raises:
         SpirlError: a stage raises it.
     """
+    require_seen(request.experiment.folder)
     shown = 0.0
 
     def stage(text: str) -> Progress:

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from spirl_ray.envs.metrics import MODES
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically
-from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance, needs_of
+from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance, needs_of, waited_for
 from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.results import write_results
+from spirl_ray.sweeps.room import Room, Situation
 from spirl_ray.sweeps.search import NUMBER, PARENT, decode, scheduler, searcher
 from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import trackers
@@ -35,6 +37,7 @@ from spirl_ray.sweeps.trial import FINAL, TrialRequest, TrialStatus, supervise
 
 _SCRATCH = ".tune"
 _KEPT_CHECKPOINTS = 4
+_LOOK_S = 3.0
 _ENVIRONMENT = {
     # The ledger and the policies' folders hold everything that Tune's files would.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -45,6 +48,8 @@ _ENVIRONMENT = {
 }
 Row = dict[str, Any]
 OnChange = Callable[[TrialRecord], None]
+OnRoom = Callable[[str], None]
+"""A callback that gets the words for a changed number of trials at the same time."""
 OnProgress = Callable[[dict[int, Row]], None]
 """A callback that gets the progress of the running trials by number: ``stage``, ``done``, ``total``."""
 
@@ -121,7 +126,7 @@ def reserve(sweep: Sweep) -> list[Path]:
     return [other for other in sorted(others) if other != folder]
 
 
-def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: OnProgress) -> Ledger:
+def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: OnProgress, on_room: OnRoom) -> Ledger:
     """Runs all trials that have not ended yet. Ray must be connected, and the data must exist.
 
     Args:
@@ -129,6 +134,7 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
         concurrency: number of trials at the same time.
         on_change: callback that gets the record of a trial that starts, reports or ends.
         on_progress: callback that gets the progress of the running trials by number.
+        on_room: callback that gets the words for a changed number of trials at the same time.
 
     Returns:
         The records of all trials.
@@ -136,13 +142,14 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
     os.environ.update(_ENVIRONMENT)
     ledger = Ledger(sweep.folder / layout.TRIALS)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    status = ray.remote(num_cpus=0, scheduling_strategy=here)(TrialStatus).remote()
+    status = ray.remote(num_cpus=0, scheduling_strategy=here)(TrialStatus).remote(concurrency)
     search, space, samples = searcher(sweep, ledger, concurrency)
     if samples == 0:
         return ledger
     scratch = sweep.folder / _SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    recorder = _Recorder(sweep, ledger, status, on_change, on_progress)
+    room = None if is_own_instance() else _WatchedRoom(concurrency, cpus_of_a_trial(sweep), status, on_room)
+    recorder = _Recorder(sweep, ledger, status, on_change, on_progress, room)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, sweep=sweep, output=sweep.base.folder.absolute(), status=status),
@@ -199,12 +206,45 @@ def _trial(config: Row, sweep: Sweep, output: Path, status: Any) -> None:
     supervise(request, tune.get_context().get_trial_name(), status)
 
 
+class _WatchedRoom:
+    """The room for trials on a cluster whose nodes come and go: looked at now and then, told to the trials and the
+    user."""
+
+    def __init__(self, most: int, each: float, status: Any, say: OnRoom) -> None:
+        self.status, self.say = status, say
+        self._room = Room(most, each, self._situation())
+        if self._room.trials < most:
+            self._tell()
+
+    def look(self) -> None:
+        if time.monotonic() - self._looked_s > _LOOK_S and self._room.look(self._situation()):
+            self._tell()
+
+    def _situation(self) -> Situation:
+        self._looked_s = time.monotonic()
+        cpus, free = (found.get("CPU", 0.0) for found in (ray.cluster_resources(), ray.available_resources()))
+        self._there = f"the cluster has {cpus:g} CPUs ({free:g} free), and a trial takes"
+        return Situation(self._looked_s, cpus, free, bool(waited_for()))
+
+    def _tell(self) -> None:
+        self.status.limit.remote(self._room.trials)
+        self.say(f"room for {self._room.trials} of {self._room.most} trial(s): {self._there} {self._room.each:g}")
+
+
 class _Recorder(tune.Callback):
     """Records in the ledger what Tune's trials do, and shows it."""
 
-    def __init__(self, sweep: Sweep, ledger: Ledger, status: Any, on_change: OnChange, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        ledger: Ledger,
+        status: Any,
+        on_change: OnChange,
+        on_progress: OnProgress,
+        room: _WatchedRoom | None,
+    ) -> None:
         self.sweep, self.ledger, self.status = sweep, ledger, status
-        self.on_change, self.on_progress = on_change, on_progress
+        self.on_change, self.on_progress, self.room = on_change, on_progress, room
         self._records: dict[str, TrialRecord] = {}
         self._asked: Any = None
 
@@ -246,12 +286,12 @@ class _Recorder(tune.Callback):
         if result.get(FINAL):
             record.result = row
         else:
-            earlier = [old for old in record.reports if old["env_steps"] < row["env_steps"]]
-            record.reports = [*earlier, row]
+            record.add(row)
         self._save(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
+        self.status.leave.remote(str(trial))
         failure = ray.get(self.status.failure.remote(str(trial)))
         if failure is not None:
             record.status, record.error = "failed", failure
@@ -261,12 +301,15 @@ class _Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
+        self.status.leave.remote(str(trial))
         error = trial.get_error()
         known = readable_cause(error) if error is not None else None
         record.status, record.error = "failed", str(known or error or "lost")
         self._save(record)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.room is not None:
+            self.room.look()
         if self._asked is None:
             self._asked = self.status.progress.remote()
         if not ray.wait([self._asked], timeout=0)[0]:

@@ -89,3 +89,10 @@ def test_what_a_terminal_cannot_show_is_replaced(encoding: str) -> None:
     assert done.returncode == 0, done.stderr
     expected = {"ascii": "a ... b - ? ? ?", "latin-1": "a ... b · ü ? ?", "utf-8": "a … b · ü 漢 ?"}[encoding]
     assert done.stdout.decode(encoding).strip() == expected
+
+
+def test_paths_are_whole_where_the_working_folder_is_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert terminal.shown(tmp_path / "runs" / "report.html") == "runs/report.html"
+    monkeypatch.chdir("/")
+    assert terminal.shown(tmp_path) == str(tmp_path)

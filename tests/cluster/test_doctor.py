@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cli import main as cli
 from spirl_ray.cluster import doctor
 from spirl_ray.cluster.doctor import NodeReport, cluster_problems
-from spirl_ray.cluster.probe import NodeProbe, source_digest
+from spirl_ray.cluster.probe import NodeProbe
+from spirl_ray.files.source import source_digest
+from spirl_ray.pipeline import nodes
 
 HERE = {"python": "3.11.9", "ray": "2.60.0", "torch": "2.13.0", "spirl-ray": "0.1.0 (abc)"}
 FIT: dict[str, Any] = {"versions": HERE, "import": None, "gpu": None, "output": None, "storage": None}
@@ -38,6 +41,11 @@ def test_a_version_that_differs_is_named_with_both(name: str, advice: str) -> No
     (problem,) = judged(versions={**HERE, name: "other"})
     assert f"{name} is other, the driver has {HERE[name]}" in problem
     assert advice in problem
+
+
+@pytest.mark.parametrize(("package", "faults"), [("shipped (abc)", 0), ("0.0.9 (abc)", 0), ("shipped (def)", 1)])
+def test_the_same_code_is_fit_however_it_got_there(package: str, faults: int) -> None:
+    assert len(judged(versions={**HERE, "spirl-ray": package})) == faults
 
 
 def test_what_does_not_import_and_what_pytorch_does_not_see_is_said() -> None:
@@ -151,3 +159,20 @@ def test_the_table_has_a_row_for_every_node(capsys: pytest.CaptureFixture[str]) 
     rows = [line for line in capsys.readouterr().out.splitlines() if "10.0.0." in line]
     assert [word in rows[0] for word in ("2.60.0", "0.1.0 (abc)", "8.0 GiB", "yes", "NO", "+0.0 s")] == [True] * 6
     assert "1 problem(s)" in rows[1]
+
+
+def test_a_config_that_is_a_sweep_is_checked_with_the_packages_that_it_needs(tmp_path: Path) -> None:
+    from toy import write_config
+
+    experiment, modules = cli_cluster._experiment_in(write_config(tmp_path))
+    assert (experiment.name, modules) == ("toy", [])
+    sweep = {"name": "s", "base": "toy.yaml", "search": "optuna", "samples": 2}
+    space = {"train.actor_lr": {"choice": [1e-4, 1e-3]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "space": space}))
+    experiment, modules = cli_cluster._experiment_in(tmp_path / "sweep.yaml")
+    assert (experiment.name, modules) == ("toy", ["optuna"])
+
+
+def test_a_node_without_a_package_is_told_which() -> None:
+    assert "no_such_module" in str(nodes._problem(None, ["json", "no_such_module"]))
+    assert nodes._problem(None, ["json"]) is None

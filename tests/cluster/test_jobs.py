@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import importlib
+import json
 import os
+import shlex
+import socket
+import ssl
 import subprocess
 import threading
 from pathlib import Path
@@ -13,9 +18,11 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 from toy import TOY
 from typer.testing import CliRunner
 
+from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cli import main as cli
 from spirl_ray.cluster import interpreter, jobs
 from spirl_ray.cluster.jobs import Dashboard, check_output, connect, find_dashboard, follow, submit
@@ -226,10 +233,32 @@ def test_a_local_dashboard_that_asks_for_a_token_says_where_it_is_looked_for(mon
         connect(Dashboard("http://127.0.0.1:8265", None))
 
 
-def test_a_dashboard_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer(monkeypatch, requests.ConnectionError())
-    with pytest.raises(SpirlError, match=r"Cannot reach a Ray dashboard at http://127\.0\.0\.1:1: the connection"):
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "no machine of this name is known"),
+        (OSError(errno.EHOSTUNREACH, "x"), "no route to host"),
+        (OSError(errno.ENETUNREACH, "x"), "network is unreachable"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), "connection refused"),
+        (ConnectionResetError(errno.ECONNRESET, "x"), "write https://"),
+        (http.client.RemoteDisconnected("x"), "write https://"),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), "write http://"),
+        (ssl.SSLCertVerificationError(1, "self-signed"), "certificate is not accepted ("),
+    ],
+)
+def test_each_cause_of_no_answer_has_its_name(monkeypatch: pytest.MonkeyPatch, cause: Exception, reason: str) -> None:
+    error = requests.ConnectionError()
+    error.__context__ = urllib3.exceptions.HTTPError()
+    error.__context__.__cause__ = cause
+    answer(monkeypatch, error)
+    with pytest.raises(SpirlError, match=r"Cannot reach a Ray dashboard at http://127\.0\.0\.1:1: ") as caught:
         connect(Dashboard("http://127.0.0.1:1", None))
+    assert reason in str(caught.value)
+
+
+def test_tls_and_plain_connections_that_meet_are_told_apart_from_a_refused_one() -> None:
+    with Server(200, "") as server, pytest.raises(SpirlError, match="write http://"):
+        connect(Dashboard(server.url.replace("http:", "https:"), None))
 
 
 def test_a_token_in_the_clear_is_noticed() -> None:
@@ -258,6 +287,21 @@ def test_submit_refuses_a_uri_with_exit_status_2(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "output: this is a URI, and work is done in a folder" in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [(["a.yaml"], ("run", "a.yaml")), (["run", "a.yaml"], ("run", "a.yaml")), (["sweep", "s"], ("sweep", "s"))],
+)
+def test_a_job_runs_the_command_that_is_given(words: list[str], found: tuple[str, str]) -> None:
+    assert cli_cluster._command_in(words) == (found[0], Path(found[1]))
+
+
+@pytest.mark.parametrize("words", [["doctor", "a.yaml"], ["a.yaml", "b.yaml"], ["run", "train", "a.yaml"]])
+def test_what_is_no_command_for_a_job_is_refused_with_those_that_are(words: list[str]) -> None:
+    result = CliRunner().invoke(cli.app, ["submit", *words])
+    assert result.exit_code == 2
+    assert f"spirl submit run {words[-1]}" in result.output
 
 
 class Job:
@@ -289,6 +333,62 @@ def test_the_log_is_followed_to_the_end_and_the_exit_status_is_the_drivers(
     ending = follow(Job(status, exit_code), "job", seen.append)
     assert "".join(seen) == "one two"
     assert ending.exit_code == expected
+
+
+def test_a_job_that_does_not_start_is_not_waited_for_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_POLL_S", 0.0)
+    monkeypatch.setattr(jobs, "SAY_EVERY_S", 0.0)
+    happened: list[str] = []
+
+    class Pending(Job):
+        looks = 0
+
+        def get_job_status(self, job: str) -> Any:
+            self.looks += 1
+            return jobs.JobStatus.PENDING if self.looks < 3 else jobs.JobStatus.SUCCEEDED
+
+    waiting = Pending("SUCCEEDED", 0)
+    assert follow(waiting, "job", happened.append, lambda: happened.append("waits")).exit_code == 0
+    assert happened == ["waits", "waits", "one "]  # the log of a job that ended at once is there, too
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "said"),
+    [
+        (["0.0/2.0 CPU\n0.0/1.0 spirl_driver", "0.0/2.0 CPU"], {"spirl_driver": 1.0}, None),
+        (
+            ["0.0/2.0 CPU\n0B/1GiB memory"],
+            {"spirl_driver": 1.0},
+            "'spirl_driver'; those of the cluster have CPU, memory",
+        ),
+        (["0.0/2.0 CPU"], None, None),
+        (None, {"spirl_driver": 1.0}, None),
+    ],
+)
+def test_a_resource_that_no_node_has_is_named(nodes: list[str] | None, resources: Any, said: str | None) -> None:
+    data = {} if nodes is None else {"nodeLogicalResources": dict(enumerate(nodes))}
+    with Server(404, "", {"/nodes?view=summary": json.dumps({"data": data})}) as server:
+        found = jobs.missing_resource(Dashboard(server.url, "secret"), resources)
+    assert (said or "") in (found or "")
+    assert (said is None) == (found is None)
+
+
+def test_the_reason_of_a_failure_promises_no_log_that_is_not_there() -> None:
+    message = "Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):\nError"
+    assert jobs.Ending("failed", 2, message).reason == "Job entrypoint command failed with exit code 2"
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_the_command_about_a_job_works_in_any_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    dashboard = Dashboard("http://127.0.0.1:1234", token)
+    command = shlex.join(cli_cluster._ray_job("logs", dashboard, "spirl-x", "--follow"))
+    (tmp_path / "ray").write_text("#!/bin/sh\necho $RAY_AUTH_MODE $RAY_API_SERVER_ADDRESS $*\n")
+    (tmp_path / "ray").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_API_SERVER_ADDRESS": "http://other.example"}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == [*(["token"] if token else []), dashboard.url, "job", "logs", "--follow", "spirl-x"]
 
 
 @pytest.mark.parametrize("command", ["submit", "doctor"])

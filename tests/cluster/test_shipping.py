@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy import TOY
+import yaml
+from toy import TOY, write_config
 
 import spirl_ray
+from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cluster.shipping import LIMIT_BYTES, check_size, stage
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
+from spirl_ray.files.source import source_digest
 from spirl_ray.pipeline import provenance
 from spirl_ray.pipeline.provenance import commit
 from spirl_ray.pipeline.user_code import shipped_files
+from spirl_ray.sweeps.sweep_file import load_sweep
 
 
 @pytest.fixture
@@ -52,6 +56,17 @@ def test_the_commit_travels_with_the_code(package: Path, tmp_path: Path, monkeyp
     assert provenance.commit.__wrapped__() == commit() != "unknown"
 
 
+def test_code_without_its_history_is_known_by_its_digest(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in the folder that `ray job submit --working-dir .` uploads.
+    monkeypatch.setattr(provenance, "__file__", str(package / "rl" / "provenance.py"))
+    before = provenance.commit.__wrapped__()
+    assert before == f"unknown (code {source_digest(package)})"
+    (package / "rl" / "losses.py").write_text("other")
+    assert provenance.commit.__wrapped__() != before
+
+
 def test_the_real_package_is_small_and_complete() -> None:
     names = {file.name for file in shipped_files(Path(spirl_ray.__file__).parent)}
     assert {"main.py", "report.html.j2"} <= names
@@ -79,3 +94,17 @@ def test_the_config_that_travels_has_the_overrides_and_no_other_cluster(package:
     there = load_experiment(tmp_path / "job" / layout.JOB_CONFIG)
     assert there.ray.address is None
     assert there.model_copy(update={"ray": experiment.ray}) == experiment
+
+
+def test_a_sweep_travels_with_its_base_in_full(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "lab_tasks.py").touch()
+    write_config(tmp_path, submit={"ship": [str(tmp_path / "lab_tasks.py")]}, ray={"address": "10.0.0.1:6379"})
+    file = {"name": "s", "base": "toy.yaml", "changes": {"seeds": [3]}, "samples": 5}
+    space = {"train.actor_lr": {"uniform": [1e-4, 1e-3]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**file, "space": space}))
+    base, text = cli_cluster._sweep_to_submit(tmp_path / "sweep.yaml", ["output=/shared/s", "samples=7"])
+    stage(tmp_path / "job", base, package, text)
+    assert (tmp_path / "job" / "lab_tasks.py").is_file()
+    there = load_sweep(tmp_path / "job" / layout.JOB_CONFIG)
+    assert (there.file.samples, there.base.seeds, there.base.output) == (7, (3,), Path("/shared/s"))
+    assert (there.base.ray.address, there.base.submit.ship) == (None, ())

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from spirl_ray.sweeps.sweep_file import load_sweep
+from spirl_ray.sweeps.trackers import needed_modules
+
 ROOT = Path(__file__).parents[2]
 LINES = (ROOT / "docker" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
 INSTRUCTIONS = [line for line in LINES if re.match(r"[A-Z]+ ", line)]
@@ -43,6 +46,25 @@ def test_every_installation_is_pinned() -> None:
         for command in re.split(r"&&|RUN", line):
             if " install " in command and "pip" in command:
                 assert "-c /tmp/constraints.txt" in command or re.search(r"==\$\{\w+\}", command), command
+
+
+def test_the_cpu_image_takes_torch_alone_from_an_index_without_cuda() -> None:
+    commands = stages()["cpu-environment"]
+    assert "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu" in commands
+    [of_torch] = [line for line in commands if "index-url" in line]
+    assert "--no-deps" in of_torch
+    assert re.search(r" torch -c ", of_torch)
+    assert not any("index-url" in line for line in stages()["cuda-environment"])
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_the_image_has_what_the_shipped_sweeps_need(target: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sweeps = [file for file in (ROOT / "tune_configs").glob("*.yaml") if "space:" in file.read_text()]
+    needed = {module for file in sweeps for module in needed_modules(load_sweep(file))}
+    assert needed == {"optuna"}
+    assert any(text.startswith("optuna") for text in extras["sweep"])
+    assert any(line.startswith("RUN pip install") and "[sweep]" in line for line in stages()[f"{target}-environment"])
 
 
 def test_what_is_copied_is_there_and_not_ignored() -> None:

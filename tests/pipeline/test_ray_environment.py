@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,10 +99,41 @@ def test_an_address_of_another_form_is_refused(address: str) -> None:
         check_address(address, "RAY_ADDRESS")
 
 
-def test_a_cluster_that_listens_is_not_refused() -> None:
+@contextlib.contextmanager
+def answering(text: bytes) -> Iterator[str]:
+    """The address of a server that says this to whoever connects."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        check_address(f"127.0.0.1:{server.getsockname()[1]}", "RAY_ADDRESS")
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(text)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+def test_a_cluster_that_answers_is_not_refused() -> None:
+    with answering(b"\x00\x00\x18\x04\x00\x00\x00\x00\x00") as address:
+        check_address(address, "RAY_ADDRESS")
     check_address("auto", "RAY_ADDRESS")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b"HTTP/1.0 400 Bad Request\r\n", "--address http://{}"),
+        (b"SSH-2.0-OpenSSH\r\n", "{} is no Ray"),
+        (b"", "no Ray"),
+    ],
+)
+def test_what_answers_and_is_no_cluster_is_refused_at_once(text: bytes, what: str) -> None:
+    with answering(text) as address, pytest.raises(SpirlError) as caught:
+        check_address(address, "--address")
+    assert what.format(address) in str(caught.value)
 
 
 def test_a_stale_ray_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

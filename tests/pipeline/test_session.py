@@ -45,13 +45,21 @@ def test_results_come_as_tasks_finish_and_a_failure_cancels_those_that_have_not(
         ray.get(long, timeout=120.0)
 
 
-@pytest.mark.parametrize("cause", [SpirlError("the culprit"), OSError(28, "No space left on device", "/out/culprit")])
+@pytest.mark.parametrize(
+    "cause",
+    [
+        SpirlError("the culprit"),
+        OSError(28, "No space left on device", "/out/culprit"),
+        OSError(28, "Error writing bytes to the culprit"),  # as pyarrow raises it, without a file
+    ],
+)
 def test_what_a_user_can_act_on_is_found_in_errors_of_tasks_and_training_workers(cause: Exception) -> None:
     in_task = RayTaskError("run_episodes", "traceback", cause)
     in_worker = WorkerGroupError("message", {1: UserExceptionWithTraceback(cause, "traceback")})
     for error in (in_task, in_worker, ControllerError(in_worker), ControllerError(cause)):
         assert "culprit" in str(readable_cause(error))
-    assert readable_cause(RayTaskError("f", "traceback", ValueError("a bug"))) is None
+    for bug in (ValueError("a bug"), ConnectionResetError(104, "Connection reset by peer")):
+        assert readable_cause(RayTaskError("f", "traceback", bug)) is None
 
 
 def test_interruptible_work_returns_and_raises_as_if_it_were_called() -> None:

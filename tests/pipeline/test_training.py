@@ -178,6 +178,35 @@ def test_a_snapshot_without_a_result_is_evaluated_when_a_run_goes_on(
     assert steps_in(run.out / "evaluations.csv") == [400, 400]
 
 
+def test_snapshots_are_told_in_the_order_of_their_steps_whatever_evaluation_ends_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path)
+    ended: list[int] = []
+    told: list[int] = []
+    monkeypatch.setattr(snapshots, "start_rollouts", lambda plan, episodes: [int(plan.folder[-3:])])
+    monkeypatch.setattr(snapshots.ray, "wait", lambda refs, **_: (refs, []) if set(refs) <= set(ended) else ([], refs))
+    monkeypatch.setattr(
+        snapshots, "gather_rollouts", lambda refs: [EpisodeRow("m", 0, 0, {"return": 2.0, "subtasks": 2.0})]
+    )
+    evaluations = SnapshotEvaluations(run, 800, lambda row: told.append(row["env_steps"]))
+    for steps in (200, 400, 600):
+        evaluations._start(steps)
+    for steps, expected in ((400, []), (200, [200, 400]), (600, [200, 400, 600])):
+        ended.append(steps)
+        evaluations.collect(1.0)
+        assert told == expected
+    told.clear()
+    for mode in ("deterministic", "sampled"):  # of a run that was interrupted meanwhile
+        (snapshots.snapshot_folder(run.out, 400) / f"evaluation-{mode}.json").unlink()
+    (snapshots.snapshot_folder(run.out, 400) / "policy.json").touch()
+    monkeypatch.setattr(snapshots, "read_policy_card", lambda folder: type("Card", (), {"env_steps": 400}))
+    resumed = SnapshotEvaluations(run, 800, lambda row: told.append(row["env_steps"]))
+    assert told == [200]
+    resumed.collect(1.0, wait=True)
+    assert told == [200, 400, 600]
+
+
 def test_a_published_policy_is_completed_by_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot, out, order = tmp_path / "snapshot", tmp_path / "out", []
     for name in ("policy.json", "policy.safetensors", "skills/skill.json"):

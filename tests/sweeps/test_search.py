@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sweep_files import RATES, sweep
 from spirl_ray.errors import SpirlError
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord, distinct
 from spirl_ray.sweeps.search import NUMBER, PARENT, check_planned, decode, planned, remaining, scheduler, searcher
+from spirl_ray.sweeps.trackers import check_packages, needed_modules
 from spirl_ray.sweeps.tune_run import cpus_of_a_trial, reserve
 
 
@@ -113,6 +115,16 @@ def test_a_continued_population_goes_on_with_its_newest_parameters_and_policies(
     assert samples == 2
     assert search.max_concurrent == 0
     assert search._points_to_evaluate[1] == {NUMBER: 1, PARENT: "abc", "train.actor_lr": 5e-4}
+
+
+def test_a_package_that_a_sweep_needs_is_missed_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = sweep(tmp_path, {"train.actor_lr": {"choice": [1e-4, 1e-3]}}, search="optuna", samples=2)
+    assert needed_modules(asked) == ["optuna"]
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SpirlError, match=r"search needs the package optuna.*spirl-ray\[sweep\]"):
+        check_packages(asked)
 
 
 def test_a_continued_optuna_search_knows_the_results_and_begins_with_what_is_open(tmp_path: Path) -> None:
