@@ -81,7 +81,10 @@ def test_a_sweep_may_change_its_base(tmp_path: Path) -> None:
         ({"train.env_steps": {"grid": [100, 200]}}, "train.env_steps cannot be searched"),
         ({"evaluate.episodes": {"grid": [1, 2]}}, "evaluate.episodes cannot be searched"),
         ({"ray.num_cpus": {"grid": [1, 2]}}, "ray.num_cpus cannot be searched"),
-        ({"env.kwargs": {"grid": [{"a": 1}]}, "env.kwargs.a": {"grid": [1]}}, "env.kwargs.a"),
+        (
+            {"env.kwargs": {"grid": [{"tasks": "north"}]}, "env.kwargs.tasks": {"grid": ["east"]}},
+            "env.kwargs.tasks",
+        ),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused_before_anything_runs(
