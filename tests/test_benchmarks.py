@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
-from benchmarks import experts, frame_storage, streaming
+from benchmarks import experts, frame_storage, reward_scale, streaming
 from benchmarks.collect import shared_settings
 from benchmarks.scale import predict
 from benchmarks.speed import append_row
 from spirl_ray.config import load_experiment
+from spirl_ray.datasets.preview import preview_data
+from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import Episode, read_episodes
 from spirl_ray.errors import SpirlError
 
@@ -179,3 +181,16 @@ def test_streaming_is_compared_with_memory(tmp_path: Path, monkeypatch: pytest.M
     for name in ("ratio", "cpu_ratio", "memory_peak_mb", "streamed_peak_mb", "streamed_thread_ms"):
         assert math.isfinite(row[name])
         assert row[name] > 0
+
+
+@pytest.mark.parametrize(("env_id", "least"), [(reward_scale.MAZE, 1.0), (reward_scale.PENDULUM, -2000.0)])
+def test_demonstrations_for_the_scale_of_rewards_can_be_read_and_reach_the_goal(
+    env_id: str, least: float, tmp_path: Path
+) -> None:
+    reward_scale.record(env_id, tmp_path / "data.npz", 3)
+    chosen = reward_scale.experiment(env_id, tmp_path / "data.npz", tmp_path / "run", "auto")
+    found = preview_data(chosen.data, chosen.interface, environment(chosen.environment))
+    assert found.problem is None
+    assert found.episodes == found.looked_at == 3
+    rewards = np.load(tmp_path / "data.npz")["rewards"]
+    assert rewards.sum() / 3 >= least
