@@ -21,6 +21,11 @@ class Attempt:
     """The folder with an empty file for each attempt."""
     number: int
 
+    @property
+    def result(self) -> Path:
+        """The folder of what is worked on."""
+        return self.folder.parent
+
     @classmethod
     def begin(cls, result: Path) -> Attempt:
         """Takes the next number; from here on, older attempts fail their next `check`.
@@ -48,7 +53,7 @@ class Attempt:
         newest = _newest(self.folder)
         if newest != self.number:
             raise SpirlError(
-                f"{self.folder.parent}: attempt {newest} at this result has begun, so this one, number {self.number}, "
+                f"{self.result}: attempt {newest} at this result has begun, so this one, number {self.number}, "
                 "stops. Nothing is lost: the newer one resumes from the last checkpoint."
             )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import ray.train
 import ray.train.torch
 import torch
 from pyarrow.fs import LocalFileSystem
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
@@ -26,9 +25,11 @@ from spirl_ray.config import PretrainSettings
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
+from spirl_ray.files.shared import require_seen, storage_problem
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.augmentation import augmentation
 from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, Window, update_generator
+from spirl_ray.skills.checkpoints import RUN, read_checkpoint, report, resume
 from spirl_ray.skills.collectives import AveragedGradients, sum_over_workers
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.model import SkillModel
@@ -98,7 +99,7 @@ def pretrain(
             resources_per_worker={"CPU": 1, **({"GPU": 1} if job.settings.use_gpu else {})},
         ),
         run_config=RunConfig(
-            name="ray_train",
+            name=RUN,
             # With a file system, Ray Train takes the path as it is; alone, it would be read as a URI.
             storage_path=str(out.absolute()),
             storage_filesystem=LocalFileSystem(),
@@ -109,7 +110,7 @@ def pretrain(
     with _listening(queue, on_row):
         result = trainer.fit()
     assert result.checkpoint is not None
-    state = _read_checkpoint(result.checkpoint)
+    state = read_checkpoint(result.checkpoint)
     model.load_state_dict(state["model"])
     metrics = dict(state["metrics"])
     save_skills(
@@ -126,15 +127,24 @@ def pretrain(
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """Runs one data-parallel worker: resume, read or stream the shard, update, validate, report."""
+    """Runs one data-parallel worker, and says which node and folder it was where storage fails."""
+    attempt: Attempt = config["attempt"]
+    require_seen(attempt.folder)
+    try:
+        _train(**config)
+    except OSError as error:  # without a file, where pyarrow raises it
+        raise storage_problem(error, attempt.result) from error
+
+
+def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) -> None:
+    """Resumes, reads or streams the shard, updates, validates, reports."""
     torch.set_num_threads(1)
-    job: PretrainJob = config["job"]
     settings, spec = job.settings, job.spec
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     batch_size = math.ceil(settings.batch_size / world)
-    batches = Batches(job, _share(job.dataset, rank, world), batch_size, in_memory=config["in_memory"])
+    batches = Batches(job, _share(job.dataset, rank, world), batch_size, in_memory=in_memory)
     augment = augmentation(job.settings.augmentation, job.position_target)
     torch.manual_seed(job.seed)
     model = SkillModel(spec)
@@ -142,10 +152,10 @@ def _train_worker(config: dict[str, Any]) -> None:
     model.set_normalisation(*batches.statistics(device))
     model.to(device)
     optimizer = _optimizer(model, settings)
-    first, metrics = _resume(model, optimizer)
+    first, metrics = resume(model, optimizer, attempt.result)
     if metrics and rank == 0:
         # A driver that was killed with the last one may not have written this row.
-        config["queue"].put(metrics)
+        queue.put(metrics)
     gradients = AveragedGradients(model)
     warned = False
 
@@ -185,13 +195,13 @@ def _train_worker(config: dict[str, Any]) -> None:
             if done == settings.updates:
                 metrics |= _steering(model, batches, device)
             if rank == 0:
-                config["queue"].put(metrics)
+                queue.put(metrics)
         # One of our nodes is about to be taken away, so one more checkpoint is written. All workers get the same
         # notice.
         notice = done % settings.log_every == 0 and not warned and ray.train.get_preemption_info() is not None
         warned = warned or notice
         if done % settings.checkpoint_every == 0 or done == settings.updates or notice:
-            _report(model, optimizer, done, metrics, config["attempt"] if rank == 0 else None)
+            report(model, optimizer, done, metrics, attempt if rank == 0 else None)
 
 
 def _to(observations: Observations, device: torch.device) -> Observations:
@@ -237,45 +247,6 @@ def _set_rate(optimizer: torch.optim.Optimizer, settings: PretrainSettings, upda
         rate *= 0.5 * (1.0 + math.cos(math.pi * update / settings.updates))
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def _resume(model: SkillModel, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, float]]:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0, {}
-    state = _read_checkpoint(checkpoint)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["update"]), dict(state["metrics"])
-
-
-def _read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    with checkpoint.as_directory() as folder:
-        # On the CPU first: the driver may have no GPU.
-        return torch.load(Path(folder) / "state.pt", weights_only=True, map_location="cpu")
-
-
-def _report(
-    model: SkillModel,
-    optimizer: torch.optim.Optimizer,
-    update: int,
-    metrics: dict[str, float],
-    attempt: Attempt | None,
-) -> None:
-    """Reports metrics, a barrier for all workers; rank 0, which has the attempt, adds the checkpoint."""
-    if attempt is None:
-        ray.train.report(metrics)
-        return
-    attempt.check()
-    with tempfile.TemporaryDirectory() as folder:
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "update": update,
-            "metrics": metrics,
-        }
-        torch.save(state, Path(folder) / "state.pt")
-        ray.train.report(metrics, checkpoint=Checkpoint(folder, LocalFileSystem()))
 
 
 @torch.no_grad()

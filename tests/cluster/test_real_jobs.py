@@ -94,6 +94,24 @@ def test_a_submitted_experiment_runs_to_its_report_and_shows_what_grafana_plots(
             assert 'stage="train"' in line
 
 
+def test_a_users_own_code_travels_to_every_node(nodes: RayNodes, tmp_path: Path) -> None:
+    # The folder is on no node's path, and the job does not run in it.
+    shutil.copytree(REPOSITORY / "examples" / "own_environment" / "my_tasks", tmp_path / "lab_tasks")
+    source = {"type": "python", "call": "lab_tasks.drawer:episodes", "episodes": 6, "options": {"camera": False}}
+    config = write_config(
+        tmp_path,
+        env={"id": "lab_tasks.drawer:Drawer", "max_episode_steps": 60},
+        interface={"goal": ["wanted"], "success": "info.opened", "completed": "lab_tasks.drawer:completed"},
+        data__sources=[source],
+        pretrain__workers=2,
+        submit={"ship": [str(tmp_path / "lab_tasks")]},
+    )
+    for command in (["doctor", "--config", config], ["env", "check", config], ["submit", "run", config]):
+        done = spirl(nodes, *command, "--address", nodes.dashboard)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out" / "report" / "report.html").is_file()
+
+
 def test_rays_own_command_does_the_same_from_a_checkout(nodes: RayNodes, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(REPOSITORY / "spirl_ray", checkout / "spirl_ray", ignore=shutil.ignore_patterns("__pycache__"))

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -72,7 +71,7 @@ def make_job(
     )
 
 
-def observed_worker(log: Path, out: Path, lose_at: int | None, config: dict[str, Any]) -> None:
+def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> None:
     """The training worker itself; it notes updates and streamed passes, and may be killed at an update, once."""
 
     def note(text: str) -> None:
@@ -86,11 +85,7 @@ def observed_worker(log: Path, out: Path, lose_at: int | None, config: dict[str,
     def noted_numbers(seed: int, update: int, rank: int) -> torch.Generator:
         lost = log.with_suffix(".lost")
         if update == lose_at and not lost.exists():
-            lost.touch()
-            known, last = out / "ray_train/checkpoint_manager_snapshot.json", lose_at - lose_at % CHECKPOINT_EVERY
-            # Ray Train hears of a checkpoint a little later than it is there.
-            while not (known.exists() and f'"update":{last}.0' in known.read_text()):
-                time.sleep(0.1)
+            lost.touch()  # at once, before Ray Train has noted the last checkpoint
             os.kill(os.getpid(), signal.SIGKILL)
         note(f"update {update} {rank}")
         return numbers(seed, update, rank)
@@ -108,11 +103,11 @@ def observed_worker(log: Path, out: Path, lose_at: int | None, config: dict[str,
 
 @pytest.fixture
 def observe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Calls ``observe(lose_at)`` before `pretrain` into tmp_path / "out" to have a log of what its workers do."""
-    log, out = tmp_path / "workers.log", tmp_path / "out"
+    """Calls ``observe(lose_at)`` before `pretrain` to have a log of what its workers do."""
+    log = tmp_path / "workers.log"
 
     def start(lose_at: int | None = None) -> Path:
-        monkeypatch.setattr(pretrain_module, "_train_worker", partial(observed_worker, log, out, lose_at))
+        monkeypatch.setattr(pretrain_module, "_train_worker", partial(observed_worker, log, lose_at))
         return log
 
     return start
@@ -242,19 +237,19 @@ def warned_worker(log: Path, config: dict[str, Any]) -> None:
     """A worker that is told of its node's end, and notes when it saves."""
     from spirl_ray.skills import pretrain
 
-    report = pretrain._report
+    report = pretrain.report
 
     def noted(model: Any, optimizer: Any, update: int, *rest: Any) -> None:
         with log.open("a") as file:
             file.write(f"{update}\n")
         report(model, optimizer, update, *rest)
 
-    pretrain._report = noted
+    pretrain.report = noted
     ray.train.get_preemption_info = lambda: object()
     try:
         pretrain._train_worker(config)
     finally:
-        pretrain._report = report
+        pretrain.report = report
 
 
 def test_a_notice_of_preemption_leads_to_one_checkpoint_more(
