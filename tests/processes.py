@@ -12,20 +12,13 @@ from pathlib import Path
 from benchmarks.ray_nodes import session_members
 
 _PATIENCE_S = 300.0
-_PROGRAM = """\
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("spirl_ray.cli", run_name="__main__", alter_sys=True)
-"""
-"""``python -m spirl_ray.cli`` that notices Ctrl-C, also where a shell has put the test run in its background. A
-``preexec_fn`` would do the same in a fork of the test run, in which Ray's threads then lose messages."""
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     """``spirl`` with these arguments in a process group of its own; stdout and stderr are one pipe."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *map(str, arguments)],
+        [sys.executable, "-m", "spirl_ray.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

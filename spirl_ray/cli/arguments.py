@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ from rich.markup import escape
 from spirl_ray.cli.terminal import error_console
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.ray_environment import prepare_ray
-
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
+from spirl_ray.pipeline.stopping import INTERRUPTED, TERMINATED, was_terminated
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="The experiment's YAML file, such as tune_configs/quickstart.yaml.", show_default=False)
@@ -50,7 +47,7 @@ def readable_errors(stopped: str | None = None) -> Iterator[None]:
         _say_stopped(stopped)
         raise typer.Exit(INTERRUPTED) from None
     except SystemExit as error:
-        if error.code != TERMINATED:
+        if not was_terminated(error):
             raise
         _say_stopped(stopped)
         raise typer.Exit(TERMINATED) from None

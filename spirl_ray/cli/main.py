@@ -22,7 +22,7 @@ import typer
 from spirl_ray import __version__, api
 from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cli import door
-from spirl_ray.cli.arguments import INTERRUPTED, TERMINATED, ConfigFile, Overrides, readable_errors
+from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.data import data_app, print_expert
 from spirl_ray.cli.terminal import (
     StageDisplay,
@@ -33,6 +33,7 @@ from spirl_ray.cli.terminal import (
     shown,
 )
 from spirl_ray.config import Experiment, load_experiment
+from spirl_ray.pipeline.stopping import INTERRUPTED, TERMINATED
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -23,11 +23,10 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files.shared import storage_problem
 from spirl_ray.pipeline.ray_start import advice, check_address
 from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance
+from spirl_ray.pipeline.stopping import terminate
 from spirl_ray.pipeline.user_code import shipped_paths
 
 _MEGABYTE = 2**20
-TERMINATED = 128 + signal.SIGTERM
-"""The exit status after a SIGTERM."""
 _POLL_S = 0.1
 _NOISE = re.compile(
     rb"core_worker\.cc:\d+\S* Actor with class name: .* has constructor arguments in the object store"
@@ -113,7 +112,7 @@ def _connected(settings: RaySettings, address: str | None, needs: Needs, ship: S
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
         # Ray's handlers end the process at once; ours lets locks, files and Ray be closed.
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
@@ -173,15 +172,11 @@ def _filtered_stderr() -> Iterator[None]:
         thread.join(timeout=2.0)
 
 
-def _terminate(number: int, frame: Any) -> None:
-    sys.exit(TERMINATED)
-
-
 @contextlib.contextmanager
 def deferred_termination() -> Iterator[threading.Event]:
     """Lets a first SIGTERM only set the event: a cluster sends it as a notice before it takes the node away.
 
-    The code that checks the event then saves and exits with `TERMINATED`. A second SIGTERM ends the process at once.
+    The code that checks the event then saves and exits with the status `TERMINATED`. A second SIGTERM ends the process at once.
     """
     notice = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -190,7 +185,7 @@ def deferred_termination() -> Iterator[threading.Event]:
 
     def note(number: int, frame: Any) -> None:
         if notice.is_set():
-            _terminate(number, frame)
+            terminate(number, frame)
         notice.set()
 
     before = signal.signal(signal.SIGTERM, note)

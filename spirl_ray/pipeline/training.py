@@ -25,7 +25,7 @@ from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.provenance import commit, hardware, versions
 from spirl_ray.pipeline.results import Finding
 from spirl_ray.pipeline.scores import experiment_scores
-from spirl_ray.pipeline.session import TERMINATED, deferred_termination
+from spirl_ray.pipeline.session import deferred_termination
 from spirl_ray.pipeline.snapshots import (
     SnapshotEvaluations,
     best_and_last,
@@ -33,6 +33,7 @@ from spirl_ray.pipeline.snapshots import (
     results_so_far,
     snapshot_folder,
 )
+from spirl_ray.pipeline.stopping import TERMINATED
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config, rllib_seed
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC

@@ -17,7 +17,7 @@ from spirl_ray.envs.inspection import inspect_environment
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.errors import SpirlError
-from spirl_ray.pipeline.session import _terminate
+from spirl_ray.pipeline.stopping import terminate
 
 
 def settings(
@@ -212,7 +212,7 @@ def test_an_environment_cannot_end_the_program(where: str, told: str) -> None:
 
 def test_this_program_can_end_while_an_environment_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def noticed(self: Drift, action: Any) -> Any:
-        _terminate(15, None)
+        terminate(15, None)
 
     monkeypatch.setattr(Drift, "step", noticed)
     with pytest.raises(SystemExit) as end:

@@ -20,8 +20,8 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.pipeline import snapshots, training
 from spirl_ray.pipeline.rollouts import EpisodeRow
-from spirl_ray.pipeline.session import TERMINATED
 from spirl_ray.pipeline.snapshots import SnapshotEvaluations
+from spirl_ray.pipeline.stopping import TERMINATED
 from spirl_ray.pipeline.training import MetricsLog, is_trained, read_provenance
 from spirl_ray.pipeline.training_run import TrainingRun, rllib_seed
 from spirl_ray.rl.methods import method_config, skill_spec
