@@ -98,9 +98,9 @@ class Watch:
         self._thread.start()
         draw, numbers = Batches.draw, pretraining.update_generator
 
-        def timed_draw(batches: Batches, generator: torch.Generator) -> Window:
+        def timed_draw(batches: Batches, update: int, generator: torch.Generator) -> Window:
             started = time.perf_counter()
-            drawn = draw(batches, generator)
+            drawn = draw(batches, update, generator)
             self.drawing += time.perf_counter() - started
             return drawn
 
