@@ -11,8 +11,9 @@ the open-loop one, which observes one frame of a window, so that a pass over the
   CPU time of all threads of the worker, and ``*_draw_share`` the share of the wall-clock time that goes into drawing
   batches, waiting included.
 - ``*_startup_s``: from the call to the first update. This is where statistics and validation windows are read.
-- ``*_peak_mb``: the most memory that the training worker had, without Ray's shared object store, and
-  ``*_data_mb``: how much more that is than before it read any data. The model and torch's own memory are in both.
+- ``*_peak_mb``: the most private memory (unique set size) of the training worker, in 2**20 bytes. ``model_peak_mb`` is
+  that of a short training on two episodes, so ``*_data_mb``, the difference, is what the data need.
+  ``in_memory_limit_mb`` bounds it, but for held-out windows and what is decompressed at once.
 """
 
 from __future__ import annotations
@@ -78,17 +79,19 @@ def write_dataset(filmed: list[Episode], folder: Path, size: float) -> None:
 # --- the training worker ---
 
 
-def own_memory() -> float:
-    """The memory of this process in MB (2**20 bytes), without shared memory such as Ray's object store."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile")) / 1024
+def private_memory() -> float:
+    """The memory of this process alone (its unique set size) in MB (2**20 bytes): what is shared with others, as Ray's
+    object store and libraries are, does not count."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    fields = dict(line.split(":", 1) for line in lines)
+    return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) / 1024
 
 
 class Watch:
     """A watch on the memory, the CPU time and the draws of a training worker; one thread does the training."""
 
     def __init__(self) -> None:
-        self.before = self.peak = own_memory()
+        self.peak = private_memory()
         self.drawing = 0.0
         self.marks: list[tuple[float, float, float, float]] = []
         self._ended = threading.Event()
@@ -98,9 +101,9 @@ class Watch:
         self._thread.start()
         draw, numbers = Batches.draw, pretraining.update_generator
 
-        def timed_draw(batches: Batches, generator: torch.Generator) -> Window:
+        def timed_draw(batches: Batches, update: int, generator: torch.Generator) -> Window:
             started = time.perf_counter()
-            drawn = draw(batches, generator)
+            drawn = draw(batches, update, generator)
             self.drawing += time.perf_counter() - started
             return drawn
 
@@ -130,12 +133,11 @@ class Watch:
             "process_ms": 1e3 * (last[2] - process) / updates,
             "draw_share": (last[3] - drawing) / (last[0] - wall),
             "peak_mb": self.peak,
-            "data_mb": self.peak - self.before,
         }
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.02):
-            self.peak = max(self.peak, own_memory())
+        while not self._ended.wait(0.1):
+            self.peak = max(self.peak, private_memory())
 
 
 def watched_worker(result: str, config: dict[str, Any]) -> None:
@@ -174,16 +176,19 @@ def train(dataset: Path, out: Path, updates: int, limit_mb: float, *, in_memory:
 def measure(folder: Path, gigabytes: float, limit_mb: float, updates: int, rounds: int) -> Row:
     """Generates the data, and trains on them from memory and streamed."""
     filmed = clips(FILMED, SIZE)
-    part, whole = folder / "part", folder / "whole"
+    tiny, part, whole = folder / "tiny", folder / "part", folder / "whole"
+    write_dataset(filmed, tiny, 2 * filmed[0].nbytes)
     write_dataset(filmed, part, 0.9 * limit_mb * MEGABYTE)
     write_dataset(filmed, whole, gigabytes * 1e9)
     spec = skill_spec(SkillSettings(), "spirl", features(SIZE), ACTION_DIM)
     windows = sum(max(0, entry.length - spec.horizon + 1) for entry in episode_index(whole))
     found: dict[str, list[Row]] = {"memory": [], "streamed": []}
     with ray_session(RaySettings()):
+        model_peak = train(tiny, folder / "model", 2 * WARM_UPDATES, limit_mb, in_memory=True)["peak_mb"]
         for number in range(rounds):
             for way, dataset in (("memory", part), ("streamed", whole)):
                 row = train(dataset, folder / f"{way}-{number}", updates, limit_mb, in_memory=way == "memory")
+                row["data_mb"] = row["peak_mb"] - model_peak
                 print(way, {name: round(value, 3) for name, value in row.items()}, flush=True)
                 found[way].append(row)
     pairs = zip(found["streamed"], found["memory"], strict=True)
@@ -198,6 +203,11 @@ def measure(folder: Path, gigabytes: float, limit_mb: float, updates: int, round
         "limit_mb": limit_mb,
         "file_gigabytes": round(sum(file.stat().st_size for file in whole.iterdir()) / 1e9, 3),
         "windows": windows,
+        "batch_size": BATCH,
+        "horizon": spec.horizon,
+        "decoder": spec.decoder,
+        "image_size": SIZE,
+        "model_peak_mb": round(model_peak, 3),
         "updates": updates,
         "rounds": rounds,
         "streamed_passes": round((WARM_UPDATES + updates) * BATCH / windows, 2),

@@ -16,8 +16,8 @@ from toy_skills import save_toy_skills, toy_model
 POINT_PADS = "spirl/PointPads-v0"
 HORIZON, LATENT_DIM = 4, 3
 torch.set_num_threads(1)
-# A shell ignores Ctrl-C for what it has put into its background. Commands and Ray's workers would inherit this, and then
-# take no notice of an interruption or a cancellation.
+# A shell ignores Ctrl-C for what it has put into its background. Commands and Ray's workers would inherit this, and
+# then take no notice of an interruption or a cancellation.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Ray's workers and subprocesses find what stands beside this file, too: `toy_environments` and what it registers.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))

@@ -178,7 +178,7 @@ def test_streaming_is_compared_with_memory(tmp_path: Path, monkeypatch: pytest.M
     finally:
         cloudpickle.unregister_pickle_by_value(streaming)
     assert row["streamed_passes"] > 1
-    for name in ("ratio", "cpu_ratio", "memory_peak_mb", "streamed_peak_mb", "streamed_thread_ms"):
+    for name in ("ratio", "cpu_ratio", "memory_peak_mb", "streamed_peak_mb", "model_peak_mb", "streamed_thread_ms"):
         assert math.isfinite(row[name])
         assert row[name] > 0
 

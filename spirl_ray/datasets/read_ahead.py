@@ -1,91 +1,79 @@
-"""Reading ahead: a thread reads the next episodes while their consumer trains on earlier ones."""
+"""Reading ahead: a thread makes the next item while its consumer uses the last one."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-
-from spirl_ray.episodes.episode import Episode
+from typing import Generic, TypeVar
 
 THREAD = "read ahead"
 """The name of the threads that read."""
+Item = TypeVar("Item")
 
 
-def read_ahead(episodes: Iterable[Episode], limit_bytes: float) -> Iterator[Episode]:
-    """Yields the episodes in their order, of which a thread reads some before they are asked for.
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yields the items in their order; a thread makes each of them while the one before it is used.
 
-    The thread ends when the iterator is closed or no longer referred to.
+    So two are in memory at most, if the consumer forgets one before it asks for the next. The thread ends when the
+    iterator is closed or no longer referred to.
 
     Args:
-        episodes: episodes to read; nothing is read before the first one is asked for.
-        limit_bytes: the size of the episodes that wait at most. One more is in the thread's hands, and one may always
-            wait, however large it is.
+        items: items to make; none is made before the first one is asked for.
 
     Raises:
-        BaseException: what reading raised, after the episodes that were read before.
+        BaseException: what making an item raised, after the items before it.
     """
-    shelf = _Shelf(limit_bytes)
-    threading.Thread(target=shelf.fill, args=(episodes,), name=THREAD, daemon=True).start()
+    shelf: _Shelf[Item] = _Shelf()
+    threading.Thread(target=shelf.fill, args=(items,), name=THREAD, daemon=True).start()
     try:
-        while (episode := shelf.take()) is not None:
-            yield episode
-            del episode  # it must not stay in memory while the next one is awaited
+        while (waiting := shelf.take()) is not None:
+            yield waiting.pop()
     finally:
         shelf.close()
 
 
-class _Shelf:
-    """The episodes that wait, between a thread that reads and one that trains."""
+class _Shelf(Generic[Item]):
+    """The place of one item, between a thread that makes it and one that uses it."""
 
-    def __init__(self, limit_bytes: float) -> None:
-        self._limit = limit_bytes
-        self._waiting: deque[Episode] = deque()
-        self._bytes = 0
+    def __init__(self) -> None:
+        self._waiting: list[Item] = []
         self._changed = threading.Condition()
         self._ended = self._closed = False
         self._error: BaseException | None = None
 
-    def fill(self, episodes: Iterable[Episode]) -> None:
-        """Reads until there are no more episodes, or nobody wants them."""
+    def fill(self, items: Iterable[Item]) -> None:
+        """Makes items until there are no more, or nobody wants them."""
         try:
-            for episode in episodes:
-                if not self._put(episode):
-                    return
-        except BaseException as error:  # it is raised where the episodes are used
+            for item in items:
+                with self._changed:
+                    self._waiting = [item]
+                    del item  # it is the consumer's now, who may forget it
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._closed or not self._waiting)
+                    if self._closed:
+                        return
+        except BaseException as error:  # it is raised where the items are used
             self._error = error
         finally:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
-    def take(self) -> Episode | None:
-        """Waits for the next episode; None after the last."""
+    def take(self) -> list[Item] | None:
+        """Waits for the next item, which comes in a list that may be emptied; None after the last."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)
             if self._waiting:
-                episode = self._waiting.popleft()
-                self._bytes -= episode.nbytes
+                waiting, self._waiting = self._waiting, []
                 self._changed.notify_all()
-                return episode
+                return waiting
         if self._error is not None:
             raise self._error
         return None
 
     def close(self) -> None:
-        """Ends the reading."""
+        """Ends the making."""
         with self._changed:
             self._closed = True
-            self._waiting.clear()
+            self._waiting = []
             self._changed.notify_all()
-
-    def _put(self, episode: Episode) -> bool:
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or not self._waiting or self._bytes + episode.nbytes <= self._limit
-            )
-            if not self._closed:
-                self._waiting.append(episode)
-                self._bytes += episode.nbytes
-                self._changed.notify_all()
-            return not self._closed

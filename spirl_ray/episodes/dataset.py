@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.episode import Episode
-from spirl_ray.episodes.features import Feature, FeatureName
-from spirl_ray.episodes.table import check_schema, table_to_episodes
+from spirl_ray.episodes.features import Feature, FeatureName, stored_features
+from spirl_ray.episodes.table import check_schema, column_name, table_to_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout, untrusted
 from spirl_ray.files.shared import require_seen
 
 FORMAT_VERSION = 2
-_ROWS_AT_A_TIME = 64
+GROUP_EPISODES, GROUP_BYTES = 64, 8 * 2**20
+"""The most episodes of a row group of a dataset file, and its size in bytes in memory at which it is written. No more
+is decompressed at once where a file is read."""
+_FILE_BUFFER = 2**20
+"""How much of a file is read at once, in bytes."""
 _LARGEST = 2**24
 """The most numbers in one value of a feature, or in an action; a card with more is not of real data."""
 
@@ -153,19 +159,49 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
             yield from table_to_episodes(table, card.features, card.action_dim, where=file)
 
 
+def group_sizes(file: str, card: DatasetCard) -> list[int]:
+    """The number of episodes in each row group of a dataset file.
+
+    Raises:
+        SpirlError: see `read_tables`.
+    """
+    with _opened(file, card) as parquet:
+        return [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+
+
 def read_tables(
-    file: str, card: DatasetCard, columns: list[str] | None = None, rows: int = _ROWS_AT_A_TIME
+    file: str, card: DatasetCard, columns: list[str] | None = None, *, groups: Sequence[int] | None = None
 ) -> Iterator[pa.Table]:
-    """Reads one dataset file as tables of at most ``rows`` episodes each.
+    """Reads one dataset file as tables of at most `GROUP_EPISODES` episodes, and of about `GROUP_BYTES` of these
+    columns or of one episode.
+
+    Args:
+        file: path of the file.
+        card: card of its dataset.
+        columns: names of the columns to read; None is all.
+        groups: numbers of the row groups to read; None is all.
 
     Raises:
         SpirlError: the file is missing or damaged, or its columns contradict the card.
     """
+    stored = stored_features(card.features).items()
+    read = [feature for name, feature in stored if columns is None or column_name(name) in columns]
+    step = sum(feature.size * np.dtype(feature.dtype).itemsize for feature in read) + 4 * card.action_dim
+    episode = step * card.steps / max(1, card.episodes)
+    rows = int(min(max(1, GROUP_BYTES // max(1, episode)), GROUP_EPISODES))
+    with _opened(file, card) as parquet:
+        batches = parquet.iter_batches(rows, row_groups=groups, columns=columns, use_threads=False)
+        # A loop's variable would keep a batch in memory while the next one is read.
+        yield from map(pa.Table.from_batches, zip(batches, strict=True))
+
+
+@contextmanager
+def _opened(file: str, card: DatasetCard) -> Iterator[pq.ParquetFile]:
+    """Opens a dataset file, whose errors become `SpirlError`."""
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        with pq.ParquetFile(file, page_checksum_verification=True, buffer_size=_FILE_BUFFER) as parquet:
             check_schema(parquet.schema_arrow, card.features, card.action_dim, where=file)
-            for batch in parquet.iter_batches(rows, columns=columns, use_threads=False):
-                yield pa.Table.from_batches([batch])
+            yield parquet
     except FileNotFoundError:
         require_seen(Path(file))
         raise SpirlError(f"{file}: missing, but named in the dataset's {layout.DATASET_CARD}") from None

@@ -88,7 +88,9 @@ def episodes_to_table(episodes: Sequence[Episode], features: Features, action_di
     return pa.Table.from_arrays(columns, schema=schema(features, action_dim))
 
 
-def table_to_episodes(table: pa.Table, features: Features, action_dim: int, *, where: str = "table") -> list[Episode]:
+def table_to_episodes(
+    table: pa.Table, features: Features, action_dim: int, *, where: str = "table", copy: bool = True
+) -> list[Episode]:
     """Converts a table to episodes, the inverse of `episodes_to_table`, also for sliced, filtered or concatenated
     tables.
 
@@ -97,6 +99,7 @@ def table_to_episodes(table: pa.Table, features: Features, action_dim: int, *, w
         features: features of the dataset.
         action_dim: width of an action.
         where: name of the table in an error, such as the file that it was read from.
+        copy: False gives arrays that cannot be written to, and that keep the table in memory.
 
     Raises:
         SpirlError: a column is missing, has another type, does not belong there, or holds nulls.
@@ -104,12 +107,12 @@ def table_to_episodes(table: pa.Table, features: Features, action_dim: int, *, w
     check_schema(table.schema, features, action_dim, where=where)
     columns = {name: _one_array(table, name, where) for name in table.column_names}
     observations = {
-        name: _split_images(columns[column_name(name)], feature.shape)
-        if feature.is_image
-        else _split_numbers(columns[column_name(name)], feature.shape)
+        name: _cut((_images if feature.is_image else _numbers)(columns[column], feature.shape), columns[column], copy)
         for name, feature in stored_features(features).items()
+        for column in [column_name(name)]
     }
-    actions, rewards = _split_numbers(columns["actions"], (action_dim,)), _split_numbers(columns["rewards"], ())
+    actions = _cut(_numbers(columns["actions"], (action_dim,)), columns["actions"], copy)
+    rewards = _cut(_numbers(columns["rewards"], ()), columns["rewards"], copy)
     terminated, truncated = columns["terminated"].to_pylist(), columns["truncated"].to_pylist()
     metadata = columns["metadata"].to_pylist()
     episodes = []
@@ -178,24 +181,25 @@ def _joined(arrays: Sequence[Array], feature: Feature | None) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, rows)
 
 
-def _split_numbers(column: pa.Array, shape: tuple[int, ...]) -> list[FloatArray]:
-    """Splits a column of numbers, the inverse of `_joined`; every array owns its memory and may be written to."""
+def _numbers(column: pa.Array, shape: tuple[int, ...]) -> FloatArray:
+    """All rows of a column of numbers [·, *shape], the inverse of `_joined`, also of a slice."""
     rows = column.flatten()
-    values = rows.flatten().to_numpy() if _is_row(rows.type) else rows.to_numpy()
-    return _cut(values.reshape(-1, *shape), column)
+    return (rows.flatten() if _is_row(rows.type) else rows).to_numpy().reshape(-1, *shape)
 
 
-def _split_images(column: pa.Array, shape: tuple[int, ...]) -> list[Array]:
-    """Splits a column of images, the inverse of `_joined`, also of a slice; every array owns its memory."""
+def _images(column: pa.Array, shape: tuple[int, ...]) -> Array:
+    """All rows of a column of images, as `_numbers`."""
     rows, size = column.flatten(), math.prod(shape)
     data = np.frombuffer(rows.buffers()[1] or b"", np.uint8)
-    return _cut(data[rows.offset * size : (rows.offset + len(rows)) * size].reshape(-1, *shape), column)
+    return data[rows.offset * size : (rows.offset + len(rows)) * size].reshape(-1, *shape)
 
 
-def _cut(values: npt.NDArray[Number], column: pa.Array) -> list[npt.NDArray[Number]]:
+def _cut(values: npt.NDArray[Number], column: pa.Array, copy: bool) -> list[npt.NDArray[Number]]:
+    """The part of each episode."""
     lengths = column.value_lengths().to_pylist()
     ends = np.cumsum(lengths, dtype=np.int64).tolist()
-    return [values[end - length : end].copy() for end, length in zip(ends, lengths, strict=True)]
+    parts = [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    return [part.copy() for part in parts] if copy else parts
 
 
 def _one_array(table: pa.Table, name: str, where: str) -> pa.Array:

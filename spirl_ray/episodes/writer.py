@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from spirl_ray import __version__
 from spirl_ray.episodes.actions import ActionRange
-from spirl_ray.episodes.dataset import DatasetCard, FileEntry
+from spirl_ray.episodes.dataset import GROUP_BYTES, GROUP_EPISODES, DatasetCard, FileEntry
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, Feature, FeatureName, stored_features
 from spirl_ray.episodes.table import episodes_to_table, schema
@@ -27,9 +27,8 @@ from spirl_ray.files.atomic import partial_folder, write_atomically
 from spirl_ray.settings import in_words
 
 _FEATURES = TypeAdapter(dict[FeatureName, Feature])
-_EPISODES_A_GROUP = 64
-_BYTES_A_GROUP = 32 * 2**20
-"""The size at which a group of rows is written, so that memory does not grow with the dataset."""
+_OPEN_BYTES = 32 * 2**20
+"""The size of the row groups of all files together at which one is written, so that memory stays bounded."""
 _SHOWN_PROBLEMS = 10
 
 
@@ -246,8 +245,8 @@ class DatasetWriter:
         group = self._waiting[shard]
         group.append(episode)
         self._rows[shard] += 1
-        # The limit is for all open groups together.
-        if len(group) == _EPISODES_A_GROUP or sum(e.nbytes for e in group) * self._shards > _BYTES_A_GROUP:
+        most = min(GROUP_BYTES, _OPEN_BYTES / self._shards)
+        if len(group) == GROUP_EPISODES or sum(e.nbytes for e in group) >= most:
             self._write(shard)
 
     def _write(self, shard: int) -> None:

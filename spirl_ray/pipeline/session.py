@@ -176,7 +176,8 @@ def _filtered_stderr() -> Iterator[None]:
 def deferred_termination() -> Iterator[threading.Event]:
     """Lets a first SIGTERM only set the event: a cluster sends it as a notice before it takes the node away.
 
-    The code that checks the event then saves and exits with the status `TERMINATED`. A second SIGTERM ends the process at once.
+    The code that checks the event then saves and exits with the status `TERMINATED`. A second SIGTERM ends the process
+    at once.
     """
     notice = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Stage 1 on Ray: workers drain their shards through Ray Data and train the skill model with Ray Train."""
+"""Stage 1 on Ray: workers read their shards, into memory or as streams, and train the skill model with Ray Train."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import ray.train
 import ray.train.torch
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from spirl_ray import __version__
 from spirl_ray.config import PretrainSettings
+from spirl_ray.datasets.windows import step_bytes
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
@@ -36,6 +38,8 @@ from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.steering import error_removed, latent_measures
 
 _LISTEN_S = 0.5
+_WINDOWS_AT_A_TIME = 128
+"""The number of windows that are measured at once."""
 Rows = dict[str, float]
 
 
@@ -85,8 +89,8 @@ def pretrain(
     augmentation(job.settings.augmentation, job.position_target)
     model = SkillModel(job.spec)
     if in_memory is None:
-        stored = sum(f.size * np.dtype(f.dtype).itemsize for f in card.features.values() if f.stored)
-        in_memory = card.steps * (stored + 4 * card.action_dim) / workers <= job.in_memory_limit_mb * MEGABYTE
+        step = step_bytes(job.spec.observed, card.features, card.action_dim)
+        in_memory = _largest_share(job) * step <= job.in_memory_limit_mb * MEGABYTE
     # On the driver's node, because the loss of another node must not end it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -139,6 +143,8 @@ def _train_worker(config: dict[str, Any]) -> None:
 def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) -> None:
     """Resumes, reads or streams the shard, updates, validates, reports."""
     torch.set_num_threads(1)
+    # Arrow's own allocator keeps several times what a table takes; this process is for training alone.
+    pa.set_memory_pool(pa.system_memory_pool())
     settings, spec = job.settings, job.spec
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -161,7 +167,7 @@ def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) ->
 
     def inputs(update: int) -> tuple[Observations, Tensor, Tensor, tuple[Observations, Tensor] | None]:
         generator = update_generator(job.seed, update, rank)
-        observations, actions = batches.draw(generator)
+        observations, actions = batches.draw(update, generator)
         perturbed = None
         if augment is not None:
             moved, relabelled = augment(observations, actions, generator)
@@ -211,6 +217,14 @@ def _to(observations: Observations, device: torch.device) -> Observations:
 def _share(dataset: str, rank: int, world: int) -> list[str]:
     """The files that a worker reads."""
     return dataset_files(dataset)[rank::world]
+
+
+def _largest_share(job: PretrainJob) -> int:
+    """The number of steps that the training worker with most of them has."""
+    workers, steps = job.settings.workers, Counter[str]()
+    for entry in episode_index(job.dataset):
+        steps[entry.file] += entry.length
+    return max(sum(steps[file] for file in _share(job.dataset, rank, workers)) for rank in range(workers))
 
 
 def _check_shares(job: PretrainJob) -> None:
@@ -273,9 +287,8 @@ def _steering(model: SkillModel, batches: Batches, device: torch.device) -> dict
 
     found = _mean_over_workers(batches.held, measures, names, device)
     if not found:
-        found = _mean_over_workers(
-            batches.draw(torch.Generator().manual_seed(batches.job.seed)), measures, names, device
-        )
+        drawn = batches.draw(batches.job.settings.updates, torch.Generator().manual_seed(batches.job.seed))
+        found = _mean_over_workers(drawn, measures, names, device)
     if not model.kind.flat:
         found["error_removed"] = error_removed(found)
     return found
@@ -289,10 +302,13 @@ def _mean_over_workers(
 ) -> dict[str, float]:
     """The means of these measures over the windows of all workers; empty where no worker has any."""
     sums = torch.zeros(1 + len(names))
-    if window is not None:
-        observations, actions = _to(window[0], device), window[1].to(device)
-        found = measure(observations, actions)
-        sums = len(actions) * torch.stack([torch.ones(()), *(found[name].cpu() for name in names)])
+    observations, actions = window if window is not None else ({}, torch.empty(0))
+    # Not all at once, because the activations of a network for images take far more memory than the images.
+    for first in range(0, len(actions), _WINDOWS_AT_A_TIME):
+        some = slice(first, first + _WINDOWS_AT_A_TIME)
+        acted = actions[some].to(device)
+        found = measure(_to({name: value[some] for name, value in observations.items()}, device), acted)
+        sums += len(acted) * torch.stack([torch.ones(()), *(found[name].cpu() for name in names)])
     total = sum_over_workers(sums, device)
     if total[0] == 0:
         return {}

@@ -1,9 +1,10 @@
-"""A thread reads the next episodes, as many as it may, while the first ones are used."""
+"""A thread makes the next item while the last one is used."""
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,9 +19,6 @@ PATIENCE_S = 30.0
 def make_episode(number: int, length: int = 10) -> Episode:
     zeros = np.zeros((length, 1), np.float32)
     return Episode(str(number), {}, zeros, zeros[:, 0], terminated=False, truncated=True)
-
-
-SIZE = make_episode(0).nbytes
 
 
 class Source:
@@ -49,38 +47,47 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("limit", [0, SIZE, 2.5 * SIZE, 1e9])
-def test_all_episodes_come_in_their_order(limit: float) -> None:
+def test_all_items_come_in_their_order() -> None:
     source = Source(7)
-    assert [episode.id for episode in read_ahead(source, limit)] == [str(number) for number in range(7)]
+    assert [episode.id for episode in read_ahead(source)] == [str(number) for number in range(7)]
     assert threading.current_thread() not in source.threads
 
 
 def test_nothing_is_read_before_it_is_asked_for() -> None:
     source = Source(3)
-    ahead = read_ahead(source, 1e9)
+    ahead = read_ahead(source)
     time.sleep(0.05)
     assert not source.read
     next(ahead)
     assert source.read
 
 
-def test_episodes_are_read_while_an_earlier_one_is_used_but_not_beyond_the_limit() -> None:
+def test_one_item_is_made_while_the_one_before_it_is_used() -> None:
     source = Source(10)
-    ahead = read_ahead(source, 3 * SIZE)
+    ahead = read_ahead(source)
     next(ahead)
-    wait_for(lambda: len(source.read) == 5)  # one is used, three wait, one is in the thread's hands
+    wait_for(lambda: len(source.read) == 2)
     time.sleep(0.05)
-    assert len(source.read) == 5
+    assert len(source.read) == 2
     next(ahead)
-    wait_for(lambda: len(source.read) == 6)
+    wait_for(lambda: len(source.read) == 3)
 
 
-def test_an_episode_beyond_the_limit_may_wait_alone() -> None:
-    source = Source(4)
-    source.episodes[2] = make_episode(2, length=1000)
-    ahead = read_ahead(source, 2 * SIZE)
-    assert [episode.length for episode in ahead] == [10, 10, 1000, 10]
+def test_two_items_are_in_memory_at_most() -> None:
+    alive: list[weakref.ref[Episode]] = []
+
+    def made() -> Iterator[Episode]:
+        for number in range(6):
+            assert sum(one() is not None for one in alive) <= 1
+            episode = make_episode(number)
+            alive.append(weakref.ref(episode))
+            yield episode
+            del episode
+
+    for episode in read_ahead(made()):
+        assert episode.id
+        del episode
+    assert len(alive) == 6
 
 
 def test_an_error_of_reading_comes_after_what_was_read_before() -> None:
@@ -89,7 +96,7 @@ def test_an_error_of_reading_comes_after_what_was_read_before() -> None:
         yield make_episode(1)
         raise OSError("the disk is gone")
 
-    ahead = read_ahead(failing(), 1e9)
+    ahead = read_ahead(failing())
     assert [next(ahead).id, next(ahead).id] == ["0", "1"]
     with pytest.raises(OSError, match="the disk is gone"):
         next(ahead)
@@ -97,7 +104,7 @@ def test_an_error_of_reading_comes_after_what_was_read_before() -> None:
 
 def test_reading_ends_when_nobody_wants_more() -> None:
     source = Source(100)
-    ahead = read_ahead(source, SIZE)
+    ahead = read_ahead(source)
     next(ahead)
     ahead.close()  # type: ignore[attr-defined]
     assert source.ended.wait(PATIENCE_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 from torch import Tensor
 
-from spirl_ray.datasets import windows as windows_module
-from spirl_ray.datasets.windows import WindowTable, stream_windows
+from spirl_ray.datasets.windows import WindowTable, step_bytes
 from spirl_ray.envs.spec import Renderer
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature, Observation
@@ -111,69 +109,39 @@ def test_no_window_is_an_error_that_says_what_to_change() -> None:
         WindowTable([], HORIZON, FEATURES)
 
 
-@pytest.mark.parametrize("buffer_bytes", [0, 500, 10**9])
-def test_streaming_gives_the_windows_that_memory_holds(buffer_bytes: int) -> None:
-    stream = stream_windows(
-        make_episodes(), HORIZON, 4, torch.Generator().manual_seed(0), buffer_bytes, features=FEATURES
+def test_shuffled_continues_where_it_was_left() -> None:
+    table = WindowTable(make_episodes(), HORIZON, FEATURES)
+    whole, rest = (
+        [checked(*batch) for batch in table.shuffled(8, torch.Generator().manual_seed(0), skip=skip)] for skip in (0, 2)
     )
-    found = [window for batch in stream for window in checked(*batch)]
-    assert set(found) == all_windows()
-    assert len(found) < len(all_windows()) + 4 * len(LENGTHS)  # but for topping up
+    assert rest == whole[2:]
 
 
-def test_streaming_without_a_window_ends_at_once() -> None:
-    assert not list(stream_windows(make_episodes((4, 3)), HORIZON, 4, torch.Generator(), 10**9, features=FEATURES))
-
-
-def test_buffers_stay_within_the_limit_but_for_an_episode_that_is_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffers: list[list[int]] = []
-
-    class Recorded(WindowTable):
-        def __init__(self, episodes: Sequence[Episode], *arguments: Any, **options: Any) -> None:
-            buffers.append([episode.length for episode in episodes])
-            super().__init__(episodes, *arguments, **options)
-
-    monkeypatch.setattr(windows_module, "WindowTable", Recorded)
-    episodes = make_episodes((10, 10, 10, 60, 10, 25))
-    limit = 3 * episodes[0].nbytes
-    list(stream_windows(episodes, HORIZON, 4, torch.Generator().manual_seed(0), limit, features=FEATURES))
-    assert buffers == [[10, 10, 10], [60], [10], [25]]
-
-
-def test_streaming_holds_no_more_episodes_than_a_buffer() -> None:
-    read: list[str] = []
+def test_episodes_need_not_be_in_memory_together() -> None:
+    alive: list[weakref.ref[Episode]] = []
 
     def episodes() -> Iterator[Episode]:
-        for episode in make_episodes((10,) * 20):
-            read.append(episode.id)
+        for number in range(len(LENGTHS)):
+            assert sum(one() is not None for one in alive) <= 1
+            episode = make_episodes()[number]
+            alive.append(weakref.ref(episode))
             yield episode
 
-    limit = 2 * make_episodes((10,))[0].nbytes
-    stream = stream_windows(episodes(), HORIZON, 4, torch.Generator().manual_seed(0), limit, features=FEATURES)
-    next(stream)
-    assert len(read) == 3  # two fill the buffer, the third shows that it is full
+    table = WindowTable(episodes(), HORIZON, FEATURES, steps=sum(LENGTHS))
+    assert set(checked(*table.rows(torch.arange(len(table))))) == all_windows()
 
 
-def test_streaming_forgets_a_buffer_before_it_fills_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables: list[weakref.ref[WindowTable]] = []
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_episodes_of_other_lengths_than_announced_are_refused(wrong: int) -> None:
+    with pytest.raises(SpirlError, match="other lengths than their dataset says"):
+        WindowTable(iter(make_episodes()), HORIZON, FEATURES, steps=sum(LENGTHS) + wrong)
 
-    class Recorded(WindowTable):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            tables.append(weakref.ref(self))
 
-    def episodes() -> Iterator[Episode]:
-        for number, episode in enumerate(make_episodes((10,) * 6)):
-            if number == 3:  # the second of the second buffer
-                gc.collect()
-                assert [table() for table in tables] == [None]
-            yield episode
-
-    monkeypatch.setattr(windows_module, "WindowTable", Recorded)
-    limit = 2 * make_episodes((10,))[0].nbytes
-    stream = stream_windows(episodes(), HORIZON, 4, torch.Generator().manual_seed(0), limit, features=FEATURES)
-    assert len(list(stream)) == 9
-    assert len(tables) == 3
+def test_a_step_has_the_size_of_what_is_kept_of_it() -> None:
+    recorded = {"place": Feature(shape=(2,)), "goal": Feature(shape=(3,)), **image("stored", 1)}
+    assert step_bytes(FEATURES, recorded, 1) == 4 * (2 + 1) + 8
+    assert step_bytes({**FEATURES, **image("stored", 2)}, recorded, 1) == 4 * (2 + 1) + 8 + math.prod(SHAPE)
+    assert step_bytes({**FEATURES, **image("rendered", 2)}, recorded, 1) == 4 * (2 + 3 + 1) + 8
 
 
 # --- images ---
@@ -286,39 +254,3 @@ def test_the_cache_has_room_for_some_images_only() -> None:
 def test_features_that_are_nowhere_are_refused(features: dict[str, Feature], message: str) -> None:
     with pytest.raises(SpirlError, match=message):
         WindowTable(seen_episodes(), HORIZON, features)
-
-
-def test_stored_images_count_towards_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffers: list[int] = []
-
-    class Recorded(WindowTable):
-        def __init__(self, episodes: Sequence[Episode], *arguments: Any, **options: Any) -> None:
-            buffers.append(len(episodes))
-            super().__init__(episodes, *arguments, **options)
-
-    monkeypatch.setattr(windows_module, "WindowTable", Recorded)
-    pair = make_episodes((10, 10))
-    without_images = sum(e.nbytes for e in pair)
-    for episode in pair:
-        seen = {**episode.observations, "stored": np.zeros((11, *SHAPE), np.uint8)}
-        object.__setattr__(episode, "observations", seen)
-    generator = torch.Generator().manual_seed(0)
-    list(stream_windows(pair, HORIZON, 4, generator, without_images, features=image("stored", 1)))
-    assert buffers == [1, 1]
-
-
-def test_streamed_windows_have_images_too() -> None:
-    features = {**FEATURES, **image("rendered", 2)}
-    stream = stream_windows(
-        seen_episodes(),
-        HORIZON,
-        4,
-        torch.Generator().manual_seed(0),
-        200,
-        features=features,
-        renderers=RENDERERS,
-        observed=1,
-    )
-    for found, _ in stream:
-        place = found["place"][:, 0]
-        assert (found["rendered"][:, 0, 1, 0, 0, 0] == 50 * place[:, 0] + place[:, 1]).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from spirl_ray.config import PretrainSettings, SkillSettings
+from spirl_ray.datasets import shard as shard_module
 from spirl_ray.datasets.read_ahead import THREAD
+from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.episodes.dataset import dataset_files
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature
@@ -22,8 +25,6 @@ from spirl_ray.episodes.writer import DatasetWriter
 from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills import batches as batches_module
 from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, update_generator
-
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 SIDE, STEPS, EPISODES, HORIZON = 8, 20, 12, 5
 FEATURES = {
@@ -59,15 +60,15 @@ def test_images_that_the_model_does_not_observe_are_not_read(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
 ) -> None:
     tables: list[pa.Table] = []
-    convert = batches_module.table_to_episodes
+    convert = shard_module.table_to_episodes
 
     def noted(table: pa.Table, *arguments: Any, **options: Any) -> list[Episode]:
         tables.append(table)
         return convert(table, *arguments, **options)
 
-    monkeypatch.setattr(batches_module, "table_to_episodes", noted)
+    monkeypatch.setattr(shard_module, "table_to_episodes", noted)
     batches = make_batches(dataset, 100.0, in_memory=in_memory)
-    observations, _ = batches.draw(update_generator(0, 0, 0))
+    observations, _ = batches.draw(0, update_generator(0, 0, 0))
     names = {name for table in tables for name in table.column_names}
     assert {"observation.arm", "observation.things", "observation.front"} <= names
     assert "observation.wrist" not in names
@@ -78,45 +79,67 @@ def test_images_that_the_model_does_not_observe_are_not_read(
     assert mean["things"].tolist() == pytest.approx([np.mean(range(1, EPISODES))] * 3)
 
 
-def test_little_is_copied_at_once_however_large_episodes_are(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    convert = batches_module.table_to_episodes
+def test_little_is_read_at_once_however_large_episodes_are(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    convert = shard_module.table_to_episodes
 
-    def noted(table: pa.Table, *arguments: Any, **options: Any) -> list[Episode]:
-        sizes.append(len(table))
-        return convert(table, *arguments, **options)
+    def noted(table: pa.Table, features: Any, *arguments: Any, **options: Any) -> list[Episode]:
+        sizes["front" in features].append(len(table))
+        return convert(table, features, *arguments, **options)
 
     episode = STEPS * (SIDE * SIDE * 3 + 4 * (2 + 3 + 2))
-    monkeypatch.setattr(batches_module, "_BYTES_AT_A_TIME", 2.5 * episode)
-    monkeypatch.setattr(batches_module, "table_to_episodes", noted)
-    make_batches(dataset, 100.0, in_memory=False)
-    assert sum(sizes) == EPISODES
-    assert max(sizes) == 2
+    monkeypatch.setattr("spirl_ray.episodes.dataset.GROUP_BYTES", 2.5 * episode)
+    monkeypatch.setattr(shard_module, "table_to_episodes", noted)
+    make_batches(dataset, 100.0, in_memory=True)
+    assert sum(sizes[True]) == EPISODES + 6  # the row group of the held-out episode comes twice
+    assert max(sizes[True]) == 2
+    assert sizes[False] == [6, 6]  # numbers alone, for their statistics
 
 
-def test_a_stream_holds_half_of_its_limit_and_reads_the_other_half_ahead(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits: list[float] = []
-    ahead, stream = batches_module.read_ahead, batches_module.stream_windows
+def test_a_stream_has_two_buffers_within_its_limit(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[tuple[int, weakref.ref[WindowTable]]] = []
+    most: list[int] = []
 
-    def noted_ahead(episodes: Any, limit: float) -> Any:
-        limits.append(limit)
-        return ahead(episodes, limit)
+    class Noted(WindowTable):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            if "steps" in options:
+                most.append(sum(size for size, table in tables if table() is not None))
+                size = sum(column.nbytes for column in self._columns.values()) + 8 * len(self)
+                tables.append((size, weakref.ref(self)))
 
-    def noted_stream(*arguments: Any, **options: Any) -> Any:
-        limits.append(arguments[4])
-        return stream(*arguments, **options)
+    monkeypatch.setattr(batches_module, "WindowTable", Noted)
+    limit_mb = 4.5 * STEPS * (SIDE * SIDE * 3 + 4 * (2 + 2) + 8) / MEGABYTE
+    batches = make_batches(dataset, limit_mb, in_memory=False)
+    for update in range(60):
+        batches.draw(update, update_generator(0, update, 0))
+    sizes = [size for size, _ in tables]
+    assert len(sizes) > 2 * EPISODES / 3
+    assert max(sizes) <= limit_mb * MEGABYTE / 2
+    assert max(most) + max(sizes) <= limit_mb * MEGABYTE
 
-    monkeypatch.setattr(batches_module, "read_ahead", noted_ahead)
-    monkeypatch.setattr(batches_module, "stream_windows", noted_stream)
-    make_batches(dataset, 3.0, in_memory=False).draw(update_generator(0, 0, 0))
-    assert limits == [1.5 * MEGABYTE, 1.5 * MEGABYTE]
+
+@pytest.mark.parametrize("limit_mb", [0.02, 100.0])
+def test_a_resumed_stream_draws_what_an_unbroken_one_does(dataset: Path, limit_mb: float) -> None:
+    unbroken, resumed = (make_batches(dataset, limit_mb, in_memory=False) for _ in range(2))
+    drawn = [unbroken.draw(update, update_generator(0, update, 0)) for update in range(40)]
+    for update in (17, 18, 39):
+        observations, actions = resumed.draw(update, update_generator(0, update, 0))
+        assert torch.equal(actions, drawn[update][1])
+        for name, values in observations.items():
+            assert torch.equal(values, drawn[update][0][name])
+
+
+def test_held_out_windows_have_an_eighth_of_the_limit_at_most(dataset: Path) -> None:
+    window = SIDE * SIDE * 3 + 4 * (2 + HORIZON * 2)
+    held = make_batches(dataset, 8 * 3 * window / MEGABYTE, in_memory=False).held
+    assert held is not None
+    assert len(held[1]) == 3
 
 
 def test_reading_ends_with_the_batches(dataset: Path) -> None:
     batches = make_batches(dataset, 0.01, in_memory=False)  # so that most episodes are not yet read
-    batches.draw(update_generator(0, 0, 0))
+    batches.draw(0, update_generator(0, 0, 0))
     assert THREAD in [thread.name for thread in threading.enumerate()]
     del batches
     gc.collect()

@@ -10,11 +10,12 @@ from opened import generated
 
 from spirl_ray.config import PretrainSettings, SkillSettings
 from spirl_ray.datasets.importing import import_dataset
+from spirl_ray.datasets.shard import Shard
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills.artifact import read_skill_card
-from spirl_ray.skills.batches import PretrainJob, stream_tables
+from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.pretrain import pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -51,9 +52,10 @@ def test_stage_1_reads_from_folders_of_any_name(tmp_path: Path) -> None:
     for name, file in zip(NAMES, dataset_files(tmp_path / "data"), strict=True):
         (tmp_path / name).mkdir()
         files.append(shutil.copy(file, tmp_path / name / "episodes.parquet"))
-    found = [table for table in stream_tables([str(file) for file in files], read_card(tmp_path / "data"))]
+    card = read_card(tmp_path / "data")
+    shard = Shard.of(card, [str(file) for file in files], ())
     ids = [entry.id for entry in episode_index(tmp_path / "data")]
-    assert sorted(one for table in found for one in table["episode_id"].to_pylist()) == sorted(ids)
+    assert sorted(episode.id for episode in shard.read(shard.training, card.features)) == sorted(ids)
 
 
 def test_data_and_skills_can_be_in_folders_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

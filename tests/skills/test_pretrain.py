@@ -15,60 +15,27 @@ import numpy as np
 import pytest
 import ray.train
 import torch
-from opened import generated
 from ray import cloudpickle
 from ray.train import TrainingFailedError
 from ray.util.queue import Queue
-from torch import Tensor
+from skills.pads_job import HORIZON, PADS, UPDATES, make_job
 
-from spirl_ray.config import AugmentationSettings, PretrainSettings, SkillSettings
-from spirl_ray.datasets.importing import import_dataset
-from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.metrics import deciding_metrics
-from spirl_ray.rl.methods import skill_spec
-from spirl_ray.skills import batches as batches_module
 from spirl_ray.skills import pretrain as pretrain_module
 from spirl_ray.skills.artifact import load_skills, read_skill_card
-from spirl_ray.skills.batches import Batches, PretrainJob, update_generator
-from spirl_ray.skills.pretrain import held_out, pretrain
+from spirl_ray.skills.batches import Batches, PretrainJob, Window
+from spirl_ray.skills.pretrain import pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
-PADS, EPISODES, FILES, HORIZON = "spirl/PointPads-v0", 9, 3, 5
-UPDATES, CHECKPOINT_EVERY, LOST_AT = 20, 5, 12
+LOST_AT = 12
 
 # Ray's workers cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module")
-def dataset(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "pads"
-    import_dataset(generated(PADS, EPISODES), out, environment=PADS, shards=FILES)
-    return out
-
-
-def make_job(
-    dataset: Path, *, horizon: int = HORIZON, limit_mb: float = 100.0, held: int = 1, **settings: Any
-) -> PretrainJob:
-    facts, known = environment(PADS), sorted(entry.id for entry in episode_index(dataset))
-    small = SkillSettings(horizon=horizon, latent_dim=3, width=16, decoder_layers=1, prior_layers=1)
-    training = {"updates": UPDATES, "batch_size": 16, "log_every": 5, "checkpoint_every": CHECKPOINT_EVERY}
-    return PretrainJob(
-        dataset=str(dataset),
-        spec=skill_spec(small, "spirl_cl", facts.features, facts.action_dim),
-        settings=PretrainSettings(
-            **{**training, "augmentation": AugmentationSettings(kind="target_preserving"), **settings}
-        ),
-        seed=3,
-        validation=frozenset(known[:held]),
-        in_memory_limit_mb=limit_mb,
-        position_target=facts.position_target,
-    )
 
 
 def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> None:
@@ -80,7 +47,7 @@ def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> N
 
     from spirl_ray.skills import batches, pretrain
 
-    numbers, stream = pretrain.update_generator, batches.stream_windows
+    numbers, stream = pretrain.update_generator, batches.Batches._stream_from
 
     def noted_numbers(seed: int, update: int, rank: int) -> torch.Generator:
         lost = log.with_suffix(".lost")
@@ -90,15 +57,17 @@ def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> N
         note(f"update {update} {rank}")
         return numbers(seed, update, rank)
 
-    def noted_stream(*arguments: Any, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        note(f"pass {arguments[-1]}")
-        return stream(*arguments, **options)
+    def noted_stream(own: Batches, update: int) -> Iterator[Window]:
+        note(f"stream {update}")
+        return stream(own, update)
 
-    pretrain.update_generator, batches.stream_windows = noted_numbers, noted_stream
+    pretrain.update_generator = noted_numbers
+    batches.Batches._stream_from = noted_stream  # type: ignore[method-assign]
     try:
         pretrain._train_worker(config)
     finally:
-        pretrain.update_generator, batches.stream_windows = numbers, stream
+        pretrain.update_generator = numbers
+        batches.Batches._stream_from = stream  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -178,7 +147,7 @@ def test_a_lost_worker_is_replaced_and_the_result_is_that_of_an_unbroken_run(
     log = observe(lose_at=LOST_AT)
     pretrain(make_job(dataset, max_failures=1), tmp_path / "out")
     assert updates_in(log) == [*range(LOST_AT), *range(10, UPDATES)]
-    assert "pass" not in log.read_text()  # within the limit nothing is streamed
+    assert "stream" not in log.read_text()  # within the limit nothing is streamed
     assert same_tensors(tmp_path / "out", unbroken[0])
 
 
@@ -264,9 +233,7 @@ def test_a_notice_of_preemption_leads_to_one_checkpoint_more(
 def test_data_beyond_the_limit_is_streamed(dataset: Path, observe: Any, tmp_path: Path) -> None:
     job, log = make_job(dataset, limit_mb=0.01, batch_size=128), observe()
     metrics = pretrain(job, tmp_path / "out")
-    passes = [line for line in log.read_text().splitlines() if line.startswith("pass")]
-    assert len(passes) >= 2
-    assert set(passes) == {f"pass {int(0.01 * 2**20 / 2)}"}  # the other half is for reading ahead
+    assert [line for line in log.read_text().splitlines() if line.startswith("stream")] == ["stream 0"]
     assert np.isfinite(list(metrics.values())).all()
     check_normalisation(tmp_path / "out", job)
 
@@ -282,75 +249,6 @@ def test_what_the_listener_raises_is_not_lost() -> None:
     with pytest.raises(SpirlError, match="No space left"), pretrain_module._listening(queue, full):
         queue.put_nowait_batch([{"update": 1.0}, {"update": 2.0}])
     assert heard == [1.0]
-
-
-# --- a worker's data ---
-
-
-def windows_of(observations: dict[str, Tensor]) -> set[bytes]:
-    return {window.numpy().tobytes() for window in torch.cat(list(observations.values()), dim=-1)}
-
-
-def expected_windows(job: PretrainJob, files: list[str]) -> set[bytes]:
-    ids = {entry.id for entry in episode_index(job.dataset) if entry.file in files} - job.validation
-    table = WindowTable([e for e in read_episodes(job.dataset) if e.id in ids], HORIZON, features=job.spec.observed)
-    return windows_of(table.rows(torch.arange(len(table)))[0])
-
-
-def test_drained_shards_do_not_depend_on_the_order_in_which_files_arrive(dataset: Path) -> None:
-    job, files = make_job(dataset, held=2), dataset_files(dataset)
-    drained = [Batches(job, order, 32, in_memory=True) for order in (files, files[::-1])]
-    first, second = (batches.draw(update_generator(0, 7, 0)) for batches in drained)
-    assert torch.equal(first[1], second[1])
-    (mean, std), (other_mean, other_std) = (batches.statistics(torch.device("cpu")) for batches in drained)
-    for name in job.spec.features:
-        assert torch.equal(first[0][name], second[0][name])
-        assert torch.equal(mean[name], other_mean[name])
-        assert torch.equal(std[name], other_std[name])
-        assert torch.equal(drained[0].held[0][name], drained[1].held[0][name])
-
-
-def test_held_out_windows_are_apart_from_those_to_train_on(dataset: Path) -> None:
-    job, files = make_job(dataset, held=2), dataset_files(dataset)
-    batches = Batches(job, files, 64, in_memory=True)
-    drawn = [windows_of(batches.draw(update_generator(0, update, 0))[0]) for update in range(5)]
-    assert set.union(*drawn) <= expected_windows(job, files)
-    held = [episode for episode in read_episodes(job.dataset) if episode.id in job.validation]
-    table = WindowTable(held, HORIZON, features=job.spec.observed)
-    assert windows_of(batches.held[0]) == windows_of(table.rows(torch.arange(len(table)))[0])
-
-
-def test_held_out_windows_are_few_and_spread_however_many_there_are(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batches_module, "_VALIDATION_WINDOWS", 6)
-    job = make_job(dataset, held=2)
-    observations, actions = Batches(job, dataset_files(dataset), 64, in_memory=False).held
-    positions = observations["position"]
-    assert len(positions) == len(actions) == 6
-    held = sorted((e for e in read_episodes(dataset) if e.id in job.validation), key=lambda e: e.id)
-    for episode, windows in zip(held, positions.split(3), strict=True):
-        count = episode.length - HORIZON + 1
-        for window, start in zip(windows, (count // 6, count // 2, 5 * count // 6), strict=True):
-            np.testing.assert_array_equal(window, episode.observations["position"][start : start + HORIZON])
-
-
-def test_no_held_out_episode_means_no_validation(dataset: Path) -> None:
-    assert Batches(make_job(dataset, held=0), dataset_files(dataset), 8, in_memory=False).held is None
-
-
-def test_a_streamed_pass_has_the_windows_that_memory_holds(dataset: Path) -> None:
-    job, files = make_job(dataset, limit_mb=0.01), dataset_files(dataset)[:2]
-    batches, expected = Batches(job, files, 16, in_memory=False), expected_windows(job, files)
-    seen: set[bytes] = set()
-    draws = 0
-    while seen != expected and draws < len(expected):
-        found = windows_of(batches.draw(update_generator(0, draws, 0))[0])
-        assert found <= expected
-        seen |= found
-        draws += 1
-    assert seen == expected
-    assert draws <= len(expected) // 16 + EPISODES  # one pass: at most one batch topped up for each buffer
 
 
 # --- requests that cannot work, said before a worker starts ---
@@ -388,29 +286,3 @@ def test_augmentation_without_a_position_target_is_refused(dataset: Path, tmp_pa
     message = refusal(dataclasses.replace(make_job(dataset), position_target=None), tmp_path / "out")
     assert "pretrain.augmentation.kind: target_preserving" in message
     assert "interface.position_target, or use none" in message
-
-
-# --- choosing what is held out ---
-
-
-def test_held_out_episodes_are_a_random_share_that_repeats(dataset: Path) -> None:
-    known = {entry.id for entry in episode_index(dataset)}
-    chosen = held_out(dataset, 0.34, 0)
-    assert chosen < known
-    assert len(chosen) == 3
-    assert chosen == held_out(dataset, 0.34, 0)
-    assert len({held_out(dataset, 0.34, seed) for seed in range(5)}) > 1
-    assert held_out(dataset, 0.0, 0) == frozenset()
-    assert len(held_out(dataset, 0.001, 0)) == 1
-    assert len(held_out(dataset, 0.999, 0)) == EPISODES - 1
-
-
-@pytest.mark.parametrize("seed", [0, 1, 10**6, 2**40, -5])
-def test_random_numbers_differ_between_updates_and_workers_for_any_seed(seed: int) -> None:
-    drawn = {
-        int(torch.randint(2**62, (), generator=update_generator(seed, update, rank)))
-        for update in range(20)
-        for rank in range(3)
-    }
-    assert len(drawn) == 60
-    assert int(torch.randint(2**62, (), generator=update_generator(seed, 4, 1))) in drawn

@@ -99,6 +99,22 @@ def last_flag(flags: Any) -> bool:
     return bool(np.any(np.asarray(flags).reshape(-1)[-1:] != 0))
 
 
+def without_last_action(actions: Values, rewards: Values | None) -> tuple[Values, Values | None]:
+    """Leaves the last action out, because no observation follows it.
+
+    Its reward, often the only one of a success, is added to that of the action before, so an episode keeps its return.
+
+    Args:
+        actions: the actions [T, *shape].
+        rewards: the rewards [T], if there are any.
+    """
+    if rewards is None or len(rewards) < 2:
+        return actions[:-1], None if rewards is None else rewards[:-1]
+    kept = rewards[:-1].astype(np.result_type(rewards.dtype, np.float32))
+    kept[-1] += rewards[-1]
+    return actions[:-1], kept
+
+
 def assemble(
     where: str,
     identifier: str,
@@ -112,8 +128,8 @@ def assemble(
 ) -> Recording:
     """Makes a recording of the arrays of one episode.
 
-    If there is one observation for each action, nobody knows what followed the last action, so it is left out, and the
-    episode ends by truncation.
+    If there is one observation for each action, nobody knows what followed the last action, so it is left out
+    (`without_last_action`). How the episode ended is kept.
 
     Args:
         where: the file and the episode, the beginning of an error's message.
@@ -151,14 +167,14 @@ def assemble(
             raise SpirlError(f"{where}: rewards has {rewards.size} values and actions has {steps} rows.")
         rewards = rewards.reshape(steps)
     ended, cut = last_flag(terminated), last_flag(truncated)
+    actions = vectors(actions)
     if steps and steps in lengths.values():
-        steps -= 1
-        ended, cut = False, True
+        actions, rewards = without_last_action(actions, rewards)
     return Recording(
         id=identifier,
         observations={key: vectors(observations[key]) for key in (observations if keys is None else keys)},
-        actions=vectors(actions)[:steps],
-        rewards=None if rewards is None else rewards[:steps],
+        actions=actions,
+        rewards=rewards,
         terminated=ended,
         truncated=cut or not ended,
         metadata=dict(metadata or {}),

@@ -1,9 +1,9 @@
 """Files of flat rows: all episodes one after the other in arrays of one length, with flags where an episode ends.
 
 OGBench and D4RL write them, as npz or HDF5. Row t holds the observation o_t and the action a_t that follows it. The
-last row of an OGBench episode holds the last observation and an action that is never taken. The last row of a D4RL
-episode holds the last action, whose successor is known only where there is ``next_observations``. So without successors
-both are read alike: the last action is left out.
+last row of an OGBench episode holds the last observation and an action that is never taken, so it is left out with its
+reward. The last row of a D4RL episode holds the last action, whose successor is known only where there is
+``next_observations``. Without successors it is left out, and its reward is added to the one before.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from spirl_ray.datasets.formats.arrays import (
     per_row,
     refuse_objects,
     vectors,
+    without_last_action,
 )
 from spirl_ray.datasets.formats.locations import RecordedFiles
 from spirl_ray.episodes.recording import NUMBERS, KeyLayout, Recording, RecordingLayout, Values
@@ -231,9 +232,10 @@ class FlatRows:
             joined([_rows(file, where, array, first, last) for array in columns.rewards]) if columns.rewards else None
         )
         ended, cut = (flag and _rows(file, where, flag, last - 1, last) for flag in columns.flags)
-        if not keys and not followed:  # the same actions, whatever keys are asked for
-            last -= 1
-            actions, rewards, ended, cut = actions[:-1], None if rewards is None else rewards[:-1], None, None
+        if self.ogbench:
+            actions, rewards = actions[:-1], None if rewards is None else rewards[:-1]
+        elif not keys and not followed:  # the same actions, whatever keys are asked for
+            actions, rewards = without_last_action(actions, None if rewards is None else rewards.reshape(-1))
         metadata: dict[str, Any] = {"file": self.location.name(file.path), "rows": [first, bounds[1] - 1]}
         return assemble(where, name, observations, actions, rewards, ended, cut, metadata)
 

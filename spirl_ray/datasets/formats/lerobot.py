@@ -16,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from spirl_ray.datasets.formats.arrays import without_last_action
 from spirl_ray.datasets.formats.lerobot_meta import (
     EpisodePlace,
     FeatureInfo,
@@ -56,9 +57,9 @@ class LeRobotReader:
     """The reader of a LeRobot dataset in a local folder.
 
     A row of the files is one step: an observation, and the action that was chosen there. No observation follows the
-    last action, so an episode of N rows becomes N observations and T = N - 1 actions; the last action is dropped, and
-    its reward and its end with it. An episode therefore ends as truncated, unless ``next.done`` says earlier that the
-    task ended it.
+    last action, so an episode of N rows becomes N observations and T = N - 1 actions; the last action is left out, and
+    its reward is added to the one before. ``next.done`` is set at the last row of every recording, so there it means
+    that the task has ended the episode only where ``next.success`` is set as well.
     """
 
     root: Path
@@ -189,19 +190,22 @@ class LeRobotReader:
                 columns[name] = _numbers(rows[name], meta.info.features[name], f"{where}: {name}")
         if "frame_index" in columns and np.any(columns["frame_index"].ravel() != np.arange(len(rows))):
             raise SpirlError(f"{where}: frame_index does not count 0, 1, 2, …: the rows are not in order.")
-        steps = len(rows) - 1
         metadata: dict[str, Any] = {"lerobot_episode": place.index, "tasks": list(place.tasks)}
         if _SUCCESS in columns:
             metadata["success"] = bool(columns[_SUCCESS].any())
-        terminated = _DONE in columns and bool(columns[_DONE].ravel()[steps - 1])
+        actions, rewards = without_last_action(
+            columns[_ACTION], columns[_REWARD].ravel() if _REWARD in columns else None
+        )
+        done, success = (columns[name].ravel()[-2:] if name in columns else [False] * 2 for name in (_DONE, _SUCCESS))
+        terminated = bool(done[0] or (done[1] and success[1]))
         return Recording(
             id=f"episode_{place.index:06d}",
             observations={
                 key: self._observations(meta, place, rows, key, feature, layout, where)
                 for key, (feature, layout) in keys.items()
             },
-            actions=columns[_ACTION][:steps],
-            rewards=columns[_REWARD].ravel()[:steps] if _REWARD in columns else None,
+            actions=actions,
+            rewards=rewards,
             terminated=terminated,
             truncated=not terminated,
             metadata=metadata,

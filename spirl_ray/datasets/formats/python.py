@@ -65,7 +65,7 @@ class PythonReader:
     The function yields a mapping for each episode, or an object with attributes of these names: ``observations`` (an
     array or a nested mapping of arrays [T+1, …]) and ``actions`` [T, …]; where there are any, ``rewards`` [T],
     ``terminated`` and ``truncated`` (flags, or one for each step), ``id`` (text) and ``metadata`` (JSON-able). With T
-    observations, the last action is left out.
+    observations, the last action is left out, and its reward is added to the one before.
     """
 
     call: str

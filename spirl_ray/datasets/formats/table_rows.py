@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from spirl_ray.datasets.formats.arrays import assemble, joined, joined_layout, missing, vectors
+from spirl_ray.datasets.formats.arrays import assemble, joined, joined_layout, missing, vectors, without_last_action
 from spirl_ray.datasets.formats.locations import RecordedFiles
 from spirl_ray.datasets.formats.table_columns import Columns, Roles
 from spirl_ray.datasets.formats.tables import TableFile, column_values, is_list
@@ -74,8 +74,9 @@ def _asked(columns: Columns, keys: Sequence[str], where: str) -> tuple[str, ...]
 class StepRows:
     """The reader of tables with one row a step: the observation, and the action that follows it.
 
-    Nobody knows what followed the last action of an episode, so it is left out, unless every key that is read also has
-    a column of next values (``next.KEY`` or ``next_KEY``). It may be null where it is left out.
+    Nobody knows what followed the last action of an episode, so it is left out, and its reward is added to the one
+    before, unless every key that is read also has a column of next values (``next.KEY`` or ``next_KEY``). The action
+    and its reward may be null where the action is left out.
     """
 
     location: RecordedFiles
@@ -173,20 +174,30 @@ def _steps(table: pa.Table, columns: Columns, keys: Sequence[str], complete: boo
         for key in keys:
             last = _values(table.slice(table.num_rows - 1), columns.successors[key], where)
             observations[key] = np.concatenate([observations[key], last])
-    taken = table.slice(0, steps)
+    actions = joined([_values(table.slice(0, steps), column, where) for column in columns.actions])
+    rewards = None
+    if columns.rewards:
+        rewards = joined([_rewards(table, column, complete, where) for column in columns.rewards])
+        if not complete:
+            _, rewards = without_last_action(rewards, rewards.reshape(-1))
     terminated, truncated = (
-        _values(taken, flag, where) if flag is not None and complete else None
+        None
+        if flag is None or (not complete and _ends_null(table, flag))
+        else _values(table.slice(table.num_rows - 1), flag, where)
         for flag in (columns.terminated, columns.truncated)
     )
-    return assemble(
-        where,
-        name,
-        observations,
-        joined([_values(taken, column, where) for column in columns.actions]),
-        joined([_values(taken, column, where) for column in columns.rewards]) if columns.rewards else None,
-        terminated,
-        truncated,
-    )
+    return assemble(where, name, observations, actions, rewards, terminated, truncated)
+
+
+def _ends_null(table: pa.Table, column: str) -> bool:
+    return not table.column(column)[table.num_rows - 1].is_valid
+
+
+def _rewards(table: pa.Table, column: str, complete: bool, where: str) -> Values:
+    """The rewards of all rows, with 0 for that of a last row that is left out and has none."""
+    if complete or not _ends_null(table, column):
+        return _values(table, column, where)
+    return np.append(_values(table.slice(0, table.num_rows - 1), column, where), [[0]], axis=0)
 
 
 def _order(steps: Values, where: str, column: str) -> npt.NDArray[np.int64]:

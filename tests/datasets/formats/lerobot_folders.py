@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,20 @@ import imageio_ffmpeg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from spirl_ray.datasets.formats.lerobot import LeRobotReader
+from spirl_ray.episodes.recording import Recording
+from spirl_ray.errors import SpirlError
 
 FPS = 30
 """No power of two or ten, so that the times of frames are rounded."""
 SIZE = 64
 CAMERAS = ("observation.images.front", "observation.images.wrist.left")
 PICTURE = "observation.picture"
+STATE = "observation.state"
 LENGTHS = (12, 9, 14)
 _FEATURES: dict[str, Any] = {
     "observation.state": {"dtype": "float32", "shape": [3], "names": ["x", "y", "z"]},
@@ -227,3 +234,55 @@ def png(frame: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "png")
     return file.getvalue()
+
+
+# --- what tests do with a folder ---
+
+
+def copy(folder: Folder, to: Path) -> Folder:
+    root = to / "set"
+    shutil.copytree(folder.root, root)
+    return Folder(root, folder.version)
+
+
+def read(folder: Folder, *keys: str, episodes: tuple[int, ...] = (0, 1, 2), **options: Any) -> list[Recording]:
+    return list(LeRobotReader(folder.root, **options).read(episodes, keys))
+
+
+def error(folder: Folder, *keys: str, **options: Any) -> str:
+    with pytest.raises(SpirlError) as caught:
+        read(folder, *keys, **options)
+    return str(caught.value)
+
+
+def assert_says(message: str, *parts: str) -> None:
+    assert [part for part in parts if part not in message] == [], message
+
+
+def expected(camera: int, episode: int) -> NDArray[np.uint8]:
+    return np.stack([frame_of(camera, episode, row) for row in range(LENGTHS[episode])])
+
+
+def assert_frames(found: NDArray[Any], camera: int, episode: int) -> None:
+    """Neighbouring frames differ by 12, so frames that are a row off are no codec's loss."""
+    assert found.dtype == np.uint8
+    assert found.shape == (LENGTHS[episode], SIZE, SIZE, 3)
+    assert np.abs(found.astype(int) - expected(camera, episode)).mean((1, 2, 3)).max() < 3
+
+
+def edit_info(folder: Folder, **changes: Any) -> None:
+    file = folder.root / "meta/info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_feature(folder: Folder, name: str, **changes: Any) -> None:
+    features = json.loads((folder.root / "meta/info.json").read_text())["features"]
+    edit_info(folder, features={**features, name: features.get(name, {}) | changes})
+
+
+def edit_column(folder: Folder, episode: int, name: str, column: pa.Array | None) -> None:
+    """Replaces a column of the file that holds an episode, or removes it."""
+    file = folder.data_file(episode)
+    table = pq.read_table(file)
+    at = table.column_names.index(name)
+    pq.write_table(table.remove_column(at) if column is None else table.set_column(at, name, column), file)

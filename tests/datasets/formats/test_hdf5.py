@@ -84,8 +84,8 @@ def test_d4rl_episodes_end_at_either_flag_and_lose_the_last_action(tmp_path: Pat
     np.testing.assert_array_equal(second.observations["observation"], arrays["observations"][3:6])
     np.testing.assert_array_equal(second.observations["infos.qpos"], arrays["infos/qpos"][3:6])
     np.testing.assert_array_equal(second.actions, arrays["actions"][3:5])
-    np.testing.assert_array_equal(second.rewards, [30, 40])
-    assert [(one.terminated, one.truncated) for one in (first, second)] == [(False, True), (False, True)]
+    np.testing.assert_array_equal(second.rewards, [30, 40 + 50])
+    assert [(one.terminated, one.truncated) for one in (first, second)] == [(True, False), (False, True)]
 
 
 def test_d4rl_next_observations_keep_the_last_action(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_without_next_observations_the_last_action_is_left_out(tmp_path: Path) -
     (episode,) = read_all(source, "position")
     np.testing.assert_array_equal(episode.observations["position"][:, 0], [0, 1, 2, 3])
     np.testing.assert_array_equal(episode.actions[:, 0], [0, 1, 2])
-    np.testing.assert_array_equal(episode.rewards, [0, 0, 0])
-    assert (episode.terminated, episode.truncated) == (False, True)
+    np.testing.assert_array_equal(episode.rewards, [0, 0, 1])  # the reward of the action that is left out
+    assert (episode.terminated, episode.truncated) == (True, False)
 
 
 def test_a_filter_reads_the_demonstrations_of_a_mask(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def test_a_d4rl_episode_ends_at_either_flag(tmp_path: Path) -> None:
     episodes = read_all(source, "observation", "infos.qpos")
     np.testing.assert_array_equal([len(episode.actions) for episode in episodes], [1, 1, 2])
     np.testing.assert_array_equal(episodes[1].observations["infos.qpos"], [[2], [3]])
-    np.testing.assert_array_equal(episodes[2].rewards, [4, 5])
+    np.testing.assert_array_equal(episodes[2].rewards, [4, 5 + 6])
+    assert [one.rewards is not None and one.rewards.tolist() for one in read_all(source)] == [[0 + 1], [2 + 3], [4, 11]]
+    assert [one.terminated for one in episodes] == [False, True, True]
 
 
 def test_next_observations_keep_the_last_action_and_how_it_ended(tmp_path: Path) -> None:
@@ -175,9 +177,9 @@ def test_a_file_can_be_one_episode(tmp_path: Path, rows: int) -> None:
     np.testing.assert_array_equal(first.observations["observation"], arrays["observations"])
     np.testing.assert_array_equal(first.observations["image"], arrays["image"])
     np.testing.assert_array_equal(first.actions, arrays["actions"][:steps])
-    np.testing.assert_array_equal(first.rewards, np.arange(steps))
+    np.testing.assert_array_equal(first.rewards, [0, 1, 2, 3] if rows == 5 else [0, 1, 2 + 3])
     assert [(len(one.actions), len(one.observations)) for one in read_all(source)] == [(steps, 0)] * 2
-    assert (first.terminated, first.truncated) == ((True, False) if rows == 5 else (False, True))
+    assert (first.terminated, first.truncated) == (True, False)
     assert (second.terminated, second.truncated) == (False, True)
 
 

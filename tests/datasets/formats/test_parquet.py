@@ -73,8 +73,9 @@ def test_a_row_is_a_step(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(second.observations["gripper"], [[4 / 8], [5 / 8], [6 / 8]])
     np.testing.assert_array_equal(second.observations["image"][:, 0, 0], [4, 5, 6])
     np.testing.assert_array_equal(second.actions, [[4.25, 4.5], [5.25, 5.5]])
-    np.testing.assert_array_equal(second.rewards, [40, 50])
-    assert {(one.terminated, one.truncated) for one in episodes} == {(False, True)}
+    np.testing.assert_array_equal(second.rewards, [40, 50 + 60])
+    ends = [(True, False), (False, True), (False, True)]
+    assert [(one.terminated, one.truncated) for one in episodes] == ends
 
 
 def test_the_last_action_may_be_null_where_it_is_left_out(tmp_path: Path) -> None:
@@ -82,6 +83,11 @@ def test_the_last_action_may_be_null_where_it_is_left_out(tmp_path: Path) -> Non
     columns["action"][3] = columns["action"][6] = None
     file = save(tmp_path / "a.parquet", columns)
     assert [len(one.actions) for one in read_all(reader(file, episode="run"), "joints")] == [3, 2]
+    for name in ("reward", "terminated"):
+        columns[name] = [None if row == 3 else value for row, value in enumerate(columns[name].tolist())]
+    (first, _) = read_all(reader(save(file, columns), episode="run"), "joints")
+    np.testing.assert_array_equal(first.rewards, [0, 10, 20])
+    assert not first.terminated
     columns["action"][1] = None
     with pytest.raises(SpirlError, match=r"a\.parquet: episode 0: action: has no value \(null\) at 1"):
         read_all(reader(save(file, columns), episode="run"), "joints")
@@ -208,7 +214,7 @@ def test_a_row_with_as_many_observations_as_actions_loses_the_last_action(tmp_pa
     assert [(len(one.actions), len(one.observations)) for one in read_all(source)] == [(2, 0), (1, 0)]
     first, second = read_all(source, "joints")
     np.testing.assert_array_equal(first.actions, [[1], [2]])
-    np.testing.assert_array_equal(second.rewards, [4])
+    np.testing.assert_array_equal(second.rewards, [4 + 5])
 
 
 def test_any_order_reads_the_same_and_a_reader_can_be_pickled(tmp_path: Path) -> None:
