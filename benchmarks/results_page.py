@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -28,7 +29,7 @@ _TOLERANCE = 0.02
 """How far the steps of a snapshot may be from the number that a table names, because a round is not cut short."""
 
 
-def value(file: str, column: str, *, steps: float | None = None, **cells: object) -> float:
+def value(file: str, column: str, *, steps: float | None = None, **cells: Any) -> float:
     """Looks up one number.
 
     Args:
@@ -48,23 +49,23 @@ def value(file: str, column: str, *, steps: float | None = None, **cells: object
     return rows[0].number(column)
 
 
-def _fits(row: CsvRow, steps: float | None, cells: dict[str, object]) -> bool:
+def _fits(row: CsvRow, steps: float | None, cells: dict[str, Any]) -> bool:
     if steps is not None and abs(row.number("env_steps") - steps) > _TOLERANCE * steps:
         return False
     return all(row.cells.get(name, "") == str(wanted) for name, wanted in cells.items())
 
 
-def both(file: str, column: str, **cells: object) -> str:
+def both(file: str, column: str, **cells: Any) -> str:
     """The deterministic and the sampled value of one evaluation, ``4.00 / 3.96``."""
     return " / ".join(f"{value(file, column, mode=mode, **cells):.2f}" for mode in MODES)
 
 
-def seeds(file: str, column: str, mode: str, **cells: object) -> str:
+def seeds(file: str, column: str, mode: str, **cells: Any) -> str:
     """The values of seeds 0, 1 and 2."""
     return ", ".join(f"{value(file, column, mode=mode, seed=seed, **cells):.2f}" for seed in range(3))
 
 
-def average(file: str, column: str, mode: str, **cells: object) -> float:
+def average(file: str, column: str, mode: str, **cells: Any) -> float:
     """The mean of seeds 0, 1 and 2."""
     return mean(value(file, column, mode=mode, seed=seed, **cells) for seed in range(3))
 

@@ -18,18 +18,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from toy_skills import save_toy_skills
 
+import spirl_ray
 import spirl_ray.envs as envs
-from spirl_ray.config import EnvironmentSettings, TrainSettings, load_experiment
+from spirl_ray.config import EnvironmentSettings, Experiment, TrainSettings, load_experiment
 from spirl_ray.datasets.opened import open_data
 from spirl_ray.datasets.sources import source_options
+from spirl_ray.episodes.dataset import read_card
 from spirl_ray.policy.policy import save_policy
-from spirl_ray.rl.methods import METHODS, method_config
+from spirl_ray.rl.methods import METHODS, method_config, skill_spec
 from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
 from spirl_ray.rl.replay import DecisionReplay
 from spirl_ray.skills.artifact import load_skills
+from spirl_ray.skills.model import SkillModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PADS = "spirl/PointPads-v0"
@@ -133,22 +138,40 @@ def test_arrays_become_a_dataset_that_the_config_reads(tmp_path: Path, monkeypat
     assert np.abs(episodes[0].actions).max() <= 1.0
 
 
-@pytest.mark.slow
-def test_the_notebook_goes_from_arrays_to_skills(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    notebook = json.loads((EXAMPLES / "your_data.ipynb").read_text())
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert [cell["metadata"].get("tags") for cell in code[:2]] == [["parameters"], None]
+def run_notebook(**parameters: int) -> dict[str, Any]:
+    """What the notebook has defined at its end; ``parameters`` replace those of its first cell."""
     defined: dict[str, Any] = {}
-    for cell in code:
+    cells = json.loads((EXAMPLES / "your_data.ipynb").read_text())["cells"]
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
         exec("".join(cell["source"]), defined)
         if cell["metadata"].get("tags") == ["parameters"]:
-            defined |= {"EPISODES": 12, "UPDATES": 20}
+            assert parameters.keys() <= defined.keys()
+            defined |= parameters
+    return defined
+
+
+def test_the_notebook_goes_from_arrays_to_what_the_prior_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With untrained skills of the notebook's settings in place of stage 1, which takes a Ray."""
+
+    def untrained(experiment: Experiment) -> tuple[SimpleNamespace]:
+        card = read_card(Path("data/hand"))
+        spec = skill_spec(experiment.skills, experiment.methods[0], card.features, 2, card.actions)
+        return (SimpleNamespace(folder=save_toy_skills(tmp_path / "skills", SkillModel(spec)), findings=()),)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", plt.close)
+    monkeypatch.setattr(spirl_ray, "pretrain", untrained)
+    defined = run_notebook(EPISODES=9)
+    assert read_card(tmp_path / "data" / "hand").episodes == 9
     assert defined["paths"].shape == (40, 40, 2)
-    assert defined["model"].spec.features == ("position",)
+
+
+@LONG
+@pytest.mark.slow
+def test_the_notebook_trains_skills(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", plt.close)
+    assert run_notebook(EPISODES=12, UPDATES=20)["model"].spec.features == ("position",)
 
 
 def test_a_lerobot_folder_is_written_and_read(tmp_path: Path) -> None:

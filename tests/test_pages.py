@@ -114,7 +114,8 @@ def test_the_sample_of_a_function_that_gives_recordings_runs(tmp_path: Path) -> 
     (sample,) = [sample for sample in samples if "def episodes" in sample]
     defined: dict[str, Any] = {}
     exec(sample, defined)
-    arrays = {"q": np.zeros((4, 2)), "rgb": np.zeros((4, 8, 8, 3), np.uint8), "u": np.zeros((3, 2)), "r": np.ones(3)}
+    arrays: dict[str, Any] = {"q": np.zeros((4, 2)), "rgb": np.zeros((4, 8, 8, 3), np.uint8)}
+    arrays |= {"u": np.zeros((3, 2)), "r": np.ones(3)}
     np.savez(tmp_path / "tape_2.npz", succeeded=True, operator="somebody", **arrays)
     (found,) = defined["episodes"]([2], tmp_path)
     assert found["metadata"] == {"operator": "somebody"}
