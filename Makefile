@@ -1,9 +1,10 @@
-# `make quickstart` runs a small experiment, `make check` is for every change, `make test` is what CI runs.
+# `make quickstart` runs a small experiment, `make check` is for every change, `make test` is what CI runs and
+# `make site` builds the documentation.
 # Each makes .venv first, from constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart check test style types fast lint clean
+.PHONY: quickstart check test site style types fast lint clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +21,10 @@ check: .venv/.installed
 
 test: style types
 	$(BIN)/python -m pytest
+
+# The documentation as a site, in build/site; a warning stops it.
+site: .venv/.installed
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 style: .venv/.installed
 	$(BIN)/ruff check .

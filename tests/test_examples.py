@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,16 +15,26 @@ import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from toy_skills import save_toy_skills
 
+import spirl_ray
 import spirl_ray.envs as envs
-from spirl_ray.config import EnvironmentSettings, TrainSettings, load_experiment
+from spirl_ray.config import EnvironmentSettings, Experiment, TrainSettings, load_experiment
+from spirl_ray.datasets.opened import open_data
 from spirl_ray.datasets.sources import source_options
+from spirl_ray.episodes.dataset import read_card
 from spirl_ray.policy.policy import save_policy
-from spirl_ray.rl.methods import method_config
+from spirl_ray.rl.methods import METHODS, method_config, skill_spec
 from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
+from spirl_ray.rl.replay import DecisionReplay
 from spirl_ray.skills.artifact import load_skills
+from spirl_ray.skills.model import SkillModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PADS = "spirl/PointPads-v0"
@@ -40,6 +53,18 @@ LONG = pytest.mark.skipif("SPIRL_TEST_LONG" not in os.environ, reason="takes min
 def run(script: str, *arguments: object, folder: Path | None = None) -> list[str]:
     """The lines that a script prints when it is started in a folder; it must succeed."""
     return started(EXAMPLES / script, *arguments, folder=folder)
+
+
+def run_here(script: str, *arguments: object) -> list[str]:
+    """The lines that a script prints when it is run in this process, with the Ray instance of the test session."""
+    printed, before = io.StringIO(), sys.argv
+    sys.argv = [script, *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    finally:
+        sys.argv = before
+    return printed.getvalue().splitlines()
 
 
 def spirl(*arguments: object, folder: Path) -> list[str]:
@@ -69,7 +94,7 @@ def test_every_example_is_in_the_list_and_has_a_test() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")}
     listed = re.findall(r"`([\w/]+\.(?:py|yaml))`", (EXAMPLES / "README.md").read_text())
     assert scripts == {name for name in listed if name.endswith(".py")}
-    assert scripts == set(re.findall(r'run\(\s*"(\w+\.py)"', Path(__file__).read_text()))
+    assert scripts == set(re.findall(r'run(?:_here)?\(\s*"(\w+\.py)"', Path(__file__).read_text()))
     configs = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.yaml")}
     assert configs == {name for name in listed if name.endswith(".yaml")}
 
@@ -97,6 +122,56 @@ def test_an_environment_of_ones_own_is_learned(tmp_path: Path) -> None:
     (rows,) = folder.glob("runs/drawer/evaluation/*/episodes.csv")
     header = rows.read_text().splitlines()[0].split(",")
     assert {"success", "completed", "return"} <= set(header)
+
+
+def test_arrays_become_a_dataset_that_the_config_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_here("own_arrays.py", "--episodes", 3)
+    experiment = load_experiment(EXAMPLES / "own_arrays.yaml")
+    source = open_data(experiment.data, experiment.interface, None).source
+    episodes = [episode for chunk in source.chunks() for episode in source.read(chunk)]
+    assert len(episodes) == 3
+    assert {name: value.shape for name, value in episodes[0].observations.items()} == {
+        "joints": (61, 2),
+        "camera": (61, 32, 32, 1),
+    }
+    assert np.abs(episodes[0].actions).max() <= 1.0
+
+
+def run_notebook(**parameters: int) -> dict[str, Any]:
+    """What the notebook has defined at its end; ``parameters`` replace those of its first cell."""
+    defined: dict[str, Any] = {}
+    cells = json.loads((EXAMPLES / "your_data.ipynb").read_text())["cells"]
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        exec("".join(cell["source"]), defined)
+        if cell["metadata"].get("tags") == ["parameters"]:
+            assert parameters.keys() <= defined.keys()
+            defined |= parameters
+    return defined
+
+
+def test_the_notebook_goes_from_arrays_to_what_the_prior_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With untrained skills of the notebook's settings in place of stage 1, which takes a Ray."""
+
+    def untrained(experiment: Experiment) -> tuple[SimpleNamespace]:
+        card = read_card(Path("data/hand"))
+        spec = skill_spec(experiment.skills, experiment.methods[0], card.features, 2, card.actions)
+        return (SimpleNamespace(folder=save_toy_skills(tmp_path / "skills", SkillModel(spec)), findings=()),)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", plt.close)
+    monkeypatch.setattr(spirl_ray, "pretrain", untrained)
+    defined = run_notebook(EPISODES=9)
+    assert read_card(tmp_path / "data" / "hand").episodes == 9
+    assert defined["paths"].shape == (40, 40, 2)
+
+
+@LONG
+@pytest.mark.slow
+def test_the_notebook_trains_skills(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", plt.close)
+    assert run_notebook(EPISODES=12, UPDATES=20)["model"].spec.features == ("position",)
 
 
 def test_a_lerobot_folder_is_written_and_read(tmp_path: Path) -> None:
@@ -164,3 +239,24 @@ def test_tune_searches_by_its_own_means(make_skills: MakeSkills, tmp_path: Path)
     updates = {float(divergence): int(count) for [(divergence, count)] in filter(None, found)}
     assert updates.keys() == {1.0, 4.0}
     assert min(updates.values()) > 0
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_is_trained(local_ray: None, make_skills: MakeSkills) -> None:
+    try:
+        printed = run_here("own_method.py", make_skills("open_loop"), *ON_PADS, *SMALL, "--iterations", 2)
+    finally:
+        METHODS._entries.pop("spirl_recent", None)
+    [last] = re.findall(r"iteration 2: 32 decisions, (\d+) updates", "\n".join(printed))
+    assert int(last) > 0
+
+
+def test_a_method_of_ones_own_draws_half_of_a_batch_from_the_newest_decisions() -> None:
+    own = runpy.run_path(str(EXAMPLES / "own_method.py"))
+    replay = DecisionReplay(4000, 1, 1, seed=0)
+    ages = np.arange(5000.0, dtype=np.float32)
+    replay.add({name: ages.reshape(-1, *column.shape[1:]) for name, column in replay.columns.items()})
+    draws = own["HalfRecent"](SimpleNamespace(replay=replay, config=SimpleNamespace(seed=0)))
+    batch = draws.sample(200)["rewards"]
+    assert batch[:100].min() >= 5000 - own["RECENT"]
+    assert batch[100:].min() < 5000 - own["RECENT"]

@@ -1,4 +1,7 @@
-"""What the pages tell a user to write exists: links, settings, commands, files, and the samples run."""
+"""What the pages tell a user to write exists: links, settings, commands, files, and the samples run.
+
+`tests/test_code_blocks.py` checks every other block of code.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import typer
-import yaml
 from pydantic import BaseModel
 
+from benchmarks import results_page
 from spirl_ray.cli.main import app
-from spirl_ray.config import Experiment, parse_experiment
-from spirl_ray.datasets.sources import source_options
+from spirl_ray.config import Experiment
 from spirl_ray.episodes.dataset import read_card
+from spirl_ray.errors import SpirlError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Pages about the present; the changelog also names what is gone."""
 page = pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
-CONFIGS = [ROOT / "docs" / name for name in ("bring_your_task.md", "configuration.md", "data.md")]
-"""Pages on which every block of YAML is a config, or a part of one."""
 
 
 def _code(text: str) -> str:
@@ -81,14 +83,18 @@ def test_modules_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in files if not any((base / name).exists() for base in (ROOT, ROOT / "spirl_ray"))] == []
 
 
-@pytest.mark.parametrize("page", CONFIGS, ids=lambda page: page.name)
-def test_yaml_on_a_page_is_a_config(page: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        experiment = parse_experiment({"name": "sample", **yaml.safe_load(block)}, block)
-        for place, source in enumerate(experiment.data.sources):
-            source_options(source, place)
+def test_results_are_those_of_the_csv_files() -> None:
+    readme = results_page.README.read_text()
+    assert len(readme.splitlines()) <= 90
+    assert readme == results_page.readme(readme), "run python -m benchmarks.results_page"
+    assert results_page.PAGE.read_text() == results_page.results_page(), "run python -m benchmarks.results_page"
+
+
+def test_a_figure_that_is_there_twice_or_not_at_all_is_an_error() -> None:
+    with pytest.raises(SpirlError, match=r"maze\.csv: 0 rows"):
+        results_page.value("maze", "success", method="none")
+    with pytest.raises(SpirlError, match=r"maze\.csv: 3 rows"):
+        results_page.value("maze", "success", method="spirl", mode="sampled", steps=500000, episodes=100)
 
 
 def test_the_sample_of_a_dataset_runs(tmp_path: Path) -> None:
@@ -101,6 +107,20 @@ def test_the_sample_of_a_dataset_runs(tmp_path: Path) -> None:
     assert (card.episodes, card.rewards) == (20, False)
     assert card.actions is not None
     assert card.actions.high == (0.5, 80.0)
+
+
+def test_the_sample_of_a_function_that_gives_recordings_runs(tmp_path: Path) -> None:
+    samples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    (sample,) = [sample for sample in samples if "def episodes" in sample]
+    defined: dict[str, Any] = {}
+    exec(sample, defined)
+    arrays: dict[str, Any] = {"q": np.zeros((4, 2)), "rgb": np.zeros((4, 8, 8, 3), np.uint8)}
+    arrays |= {"u": np.zeros((3, 2)), "r": np.ones(3)}
+    np.savez(tmp_path / "tape_2.npz", succeeded=True, operator="somebody", **arrays)
+    (found,) = defined["episodes"]([2], tmp_path)
+    assert found["metadata"] == {"operator": "somebody"}
+    assert found["terminated"] is True
+    assert len(found["observations"]["camera"]) == len(found["actions"]) + 1
 
 
 def test_the_samples_of_extending_run(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_the_workflow_runs_what_a_contributor_runs() -> None:
     (job,) = workflow["jobs"].values()
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     commands = [step["run"] for step in job["steps"] if "run" in step]
-    assert commands == ["make check", "make test"]
+    assert commands == ["make check", "make site", "make test"]
     assert {command.split()[1] for command in commands} <= set(targets)
     supported = {line.split(" :: ")[-1] for line in PROJECT["project"]["classifiers"] if "Python :: 3." in line}
     assert set(job["strategy"]["matrix"]["python"]) == supported
