@@ -55,7 +55,6 @@ __all__ = [
     "observed_features",
     "register_environment",
     "render_problem",
-    "renders",
     "try_out",
 ]
 
@@ -211,11 +210,6 @@ class _OwnUnits(gymnasium.ActionWrapper):
     def action(self, action: NDArray[np.float32]) -> NDArray[Any]:
         assert self._range is not None
         return np.clip(self._range.restored(action), self._box.low, self._box.high).astype(self._box.dtype)
-
-
-def renders(env: EnvironmentSettings | str) -> bool:
-    """True where an environment can be filmed, see `render_problem`."""
-    return render_problem(env) is None
 
 
 def render_problem(env: EnvironmentSettings | str) -> str | None:

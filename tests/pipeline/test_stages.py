@@ -94,7 +94,7 @@ def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(
 
 def test_an_environment_that_cannot_be_filmed_has_no_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = Rollouts(monkeypatch)
-    monkeypatch.setattr("spirl_ray.pipeline.stages.renders", lambda env: env != ENV)
+    monkeypatch.setattr("spirl_ray.pipeline.stages.render_problem", lambda env: "no screen" if env == ENV else None)
     assert evaluate(tmp_path, videos=True)[0]
     assert rollouts.asked
     assert rollouts.filmed == []
