@@ -174,6 +174,7 @@ def test_the_notebook_trains_skills(local_ray: None, tmp_path: Path, monkeypatch
     assert run_notebook(EPISODES=12, UPDATES=20)["model"].spec.features == ("position",)
 
 
+@pytest.mark.slow
 def test_a_lerobot_folder_is_written_and_read(tmp_path: Path) -> None:
     run("lerobot_folder.py", "--episodes", 3, folder=tmp_path)
     config = EXAMPLES / "lerobot_folder.yaml"

@@ -93,6 +93,7 @@ def test_an_installed_package_adds_one_of_each_kind(installed: Path, tmp_path: P
     assert "closest" in (tmp_path / "out" / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_plugin_that_cannot_be_imported_is_named(installed: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -19,6 +19,7 @@ from spirl_ray.pipeline import session
 from spirl_ray.pipeline.session import finished_tasks, interruptible, readable_cause
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_results_come_as_tasks_finish_and_a_failure_cancels_those_that_have_not(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
