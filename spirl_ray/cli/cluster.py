@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -86,18 +86,15 @@ def submit(
 
         check_experiments([experiment])
         jobs.check_output(experiment)
-        dashboard = jobs.find_dashboard(address)
-        client = _client(dashboard)
         resources = {driver_on: 1.0} if driver_on else None
-        job = jobs.submit(
-            client,
+        client, dashboard, job = _submit(
+            address,
             [command, layout.JOB_CONFIG],
             name=experiment.name,
             experiment=experiment,
             resources=resources,
             config=text,
         )
-        console.print(f"[green]submitted[/green]  {escape(job)}")
         console.print(f"      {escape(dashboard.link(job))}")
         if missing := jobs.missing_resource(dashboard, resources):
             say_waiting(missing)
@@ -130,21 +127,26 @@ def _sweep_to_submit(config: Path, overrides: list[str]) -> tuple[Experiment, st
     return sweep.base, to_yaml(sweep.file.model_copy(update={"base": base, "changes": {}}))
 
 
-def _submit_and_follow(address: str, command: list[str], name: str, experiment: Experiment | None) -> None:
-    """Runs a command as a job and shows its log until it ends."""
+def is_dashboard(address: str) -> bool:
+    """True for the address of a cluster's dashboard, at which a command runs as a job."""
+    return address.startswith(("http://", "https://"))
+
+
+def _submit(address: str | None, command: list[str], **options: Any) -> tuple[JobSubmissionClient, Dashboard, str]:
+    """Submits a command with the options of `spirl_ray.cluster.jobs.submit`, and says the id of the job."""
     from spirl_ray.cluster import jobs
 
     dashboard = jobs.find_dashboard(address)
     client = _client(dashboard)
-    job = jobs.submit(client, command, name=name, experiment=experiment)
+    job = jobs.submit(client, command, **options)
     console.print(f"[green]submitted[/green]  {escape(job)}")
-    _follow(client, dashboard, job)
+    return client, dashboard, job
 
 
 def check_environment_as_job(address: str, experiment: Experiment, steps: int) -> None:
     """Runs ``spirl env check`` on a cluster, on each node of which the environment is made."""
     command = ["env", "check", layout.JOB_CONFIG, "--steps", str(steps), "--address", "auto"]
-    _submit_and_follow(address, command, "check", experiment)
+    _follow(*_submit(address, command, name="check", experiment=experiment))
 
 
 def doctor(
@@ -184,7 +186,7 @@ def doctor(
         output, storage = _places(set or [])
         experiment, modules = (None, []) if config is None else _experiment_in(config)
         modules += needs or []
-        if address is not None and address.startswith(("http://", "https://")):
+        if address is not None and is_dashboard(address):
             _doctor_as_job(address, output, storage, experiment, modules)
             return
         from spirl_ray.cluster.doctor import check_cluster, cluster_problems
@@ -256,7 +258,7 @@ def _doctor_as_job(
     command = ["doctor", *(word for key, value in places.items() if value for word in ("--set", f"{key}={value}"))]
     command += [] if experiment is None else ["--config", layout.JOB_CONFIG]
     command += [word for module in modules for word in ("--needs", module)]
-    _submit_and_follow(address, command, "doctor", experiment)
+    _follow(*_submit(address, command, name="doctor", experiment=experiment))
 
 
 def _client(dashboard: Dashboard) -> JobSubmissionClient:

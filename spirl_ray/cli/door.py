@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
+from spirl_ray.cli.cluster import check_environment_as_job, is_dashboard
 from spirl_ray.cli.terminal import console, print_next, print_table
 from spirl_ray.config import Experiment, RaySettings, load_experiment
 from spirl_ray.config_environment import EnvironmentSettings, InterfaceSettings
@@ -109,9 +110,7 @@ def check(
     """
     with readable_errors():
         experiment = load_experiment(config, set or [])
-        if address is not None and address.startswith(("http://", "https://")):
-            from spirl_ray.cli.cluster import check_environment_as_job
-
+        if address is not None and is_dashboard(address):
             check_environment_as_job(address, experiment, steps)
             return
         from spirl_ray.cli.starting_config import interface_yaml
