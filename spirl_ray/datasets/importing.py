@@ -18,7 +18,7 @@ from spirl_ray import __version__
 from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, EpisodeSource
 from spirl_ray.episodes.actions import ActionRange
-from spirl_ray.episodes.dataset import FORMAT_VERSION, GROUP_BYTES, GROUP_EPISODES, DatasetCard, FileEntry, read_card
+from spirl_ray.episodes.dataset import FORMAT_VERSION, DatasetCard, FileEntry, is_full_group, read_card
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Features
 from spirl_ray.episodes.table import episodes_to_table, schema
@@ -260,7 +260,7 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
             digests.append((episode.id, episode_digest(episode)))
             steps += episode.length
             waiting.append(episode)
-            if len(waiting) == GROUP_EPISODES or sum(e.nbytes for e in waiting) >= GROUP_BYTES:
+            if is_full_group(waiting):
                 writer.write_table(episodes_to_table(waiting, *kind))
                 waiting = []
         if waiting:

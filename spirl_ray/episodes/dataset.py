@@ -25,7 +25,7 @@ GROUP_EPISODES, GROUP_BYTES = 64, 8 * 2**20
 """The most episodes of a row group of a dataset file, and its size in bytes in memory at which it is written. No more
 is decompressed at once where a file is read."""
 _FILE_BUFFER = 2**20
-"""How much of a file is read at once, in bytes."""
+"""The number of bytes of a file that are read at once."""
 _LARGEST = 2**24
 """The most numbers in one value of a feature, or in an action; a card with more is not of real data."""
 
@@ -91,6 +91,11 @@ class EpisodeEntry(NamedTuple):
     """The number of actions, T."""
     file: str
     """The absolute path of the Parquet file that holds the episode."""
+
+
+def is_full_group(episodes: Sequence[Episode], most_bytes: float = GROUP_BYTES) -> bool:
+    """True where episodes are enough for a row group."""
+    return len(episodes) == GROUP_EPISODES or sum(episode.nbytes for episode in episodes) >= most_bytes
 
 
 def read_card(path: str | Path) -> DatasetCard:

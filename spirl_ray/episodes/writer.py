@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from spirl_ray import __version__
 from spirl_ray.episodes.actions import ActionRange
-from spirl_ray.episodes.dataset import GROUP_BYTES, GROUP_EPISODES, DatasetCard, FileEntry
+from spirl_ray.episodes.dataset import GROUP_BYTES, DatasetCard, FileEntry, is_full_group
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, Feature, FeatureName, stored_features
 from spirl_ray.episodes.table import episodes_to_table, schema
@@ -246,7 +246,7 @@ class DatasetWriter:
         group.append(episode)
         self._rows[shard] += 1
         most = min(GROUP_BYTES, _OPEN_BYTES / self._shards)
-        if len(group) == GROUP_EPISODES or sum(e.nbytes for e in group) >= most:
+        if is_full_group(group, most):
             self._write(shard)
 
     def _write(self, shard: int) -> None:
