@@ -16,6 +16,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,11 +166,10 @@ def evaluate_policy(
     Raises:
         SpirlError: as `run`, or the folder holds no policy.
     """
-    prepare_ray()  # before the imports that import Ray
-    from spirl_ray.pipeline.saved_policy import policy_experiment, saved_trial
+    from spirl_ray.pipeline.saved_policy import policy_experiment
 
     with _at_work(policy_experiment(Path(folder), overrides), on_event) as running:
-        return running.evaluate(saved_trial(running.trials[0], Path(folder)))
+        return running.evaluate(replace(running.trials[0], saved=Path(folder).resolve()))
 
 
 def evaluate(

@@ -37,7 +37,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
 
 NOT_FEATURES = ("action", "reward")
-"""What ``columns`` can name besides features."""
+"""The names in ``columns`` that are no features."""
 Chunk = tuple[int, ...]
 """The indices of episodes within a source. Chunks may be joined, because reading depends on the indices alone."""
 

@@ -158,7 +158,7 @@ class _Columns:
         self._steps, self._stored, self._rendered = steps, stored, rendered
         self.columns: dict[str, Array] = {}
         self.numbers: dict[str, Array] = {}
-        """What renderers need: all features that are not images."""
+        """The features that are not images, which renderers need."""
         self.lengths: list[int] = []
         self.metadata: list[Mapping[str, Any]] = []
         self._filled = 0

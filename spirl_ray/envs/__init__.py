@@ -127,8 +127,11 @@ def declared_scores(env: EnvironmentSettings | str) -> Scores:
         SpirlError: as `environment`, or the environment refuses an argument.
     """
     settings = _settings(env)
-    spec = environment(settings)
-    return undeclared() if spec.metrics is None else spec.metrics(_arguments(settings))
+    metrics = environment(settings).metrics
+    if metrics is None:
+        return undeclared()
+    declared, create = _registered(settings)
+    return metrics(settings.kwargs if declared is None or create is None else _arguments(settings, create))
 
 
 def _declared(spec: EnvironmentSpec, settings: EnvironmentSettings) -> EnvironmentSpec:
@@ -168,12 +171,12 @@ def make(env: EnvironmentSettings | str, *, render_mode: str | None = None, **kw
     declared, create = _registered(settings)
     if declared is None or create is None:
         return make_adapted(settings, create, render_mode)
-    spec = environment(settings)
+    spec = _declared(declared, settings)
     shown: dict[str, Any] = {} if render_mode is None else {_RENDER_MODE: render_mode}
     made = gymnasium.make(
         _gymnasium_spec(spec.id, create, spec.max_episode_steps),
         disable_env_checker=True,
-        **_arguments(settings),
+        **_arguments(settings, create),
         **shown,
     )
     return made if spec.actions is None else _OwnUnits(made, spec)
@@ -301,11 +304,8 @@ def _creator(entry: EnvironmentEntry) -> MakeRaw:
     return cast("MakeRaw", load_env_creator(entry.make) if isinstance(entry.make, str) else entry.make)
 
 
-def _arguments(settings: EnvironmentSettings) -> dict[str, Any]:
-    """The arguments of the constructor; those of an environment that is registered with its features are checked."""
-    spec, create = _registered(settings)
-    if spec is None or create is None:
-        return settings.kwargs
+def _arguments(settings: EnvironmentSettings, create: MakeRaw) -> dict[str, Any]:
+    """The checked arguments of an environment that is registered with its features."""
     return checked_arguments(create, settings.kwargs, f"env.kwargs: {settings.id}", apart=(_RENDER_MODE,))
 
 

@@ -262,7 +262,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         return observation, reward, terminated, truncated, self._told(info, now)
 
     def render(self) -> Any:
-        """What the environment renders; as ``rgb_array``, uint8 [height, width, 3], of which videos are made.
+        """Renders the environment; as ``rgb_array`` it gives uint8 [height, width, 3], of which videos are made.
 
         Raises:
             SpirlError: it is of another type or shape.

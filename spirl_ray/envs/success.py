@@ -1,4 +1,4 @@
-"""What says success in a step of somebody else's environment."""
+"""The judge of success in the steps of somebody else's environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 
 class SuccessJudge:
-    """What says success in a step, after `InterfaceSettings.success`.
+    """The judge says whether a step is a success, after `InterfaceSettings.success`.
 
     Args:
         settings: interface whose ``success`` is read.
@@ -40,12 +40,9 @@ class SuccessJudge:
         self.where = where
         self._compare: Callable[[float], bool] | None = None
         self._key: str | None = None
-        self._keys = SUCCESS_KEYS
         self._missed = False
         text = (self.text or "").strip()
-        if text in ("", "terminated", "none"):
-            pass
-        elif text.startswith("info.") and len(text) > len("info."):
+        if text.startswith("info.") and len(text) > len("info."):
             self._key = text.removeprefix("info.")
         elif (found := _RETURN.fullmatch(text)) is not None:
             operator, limit = found.groups()
@@ -55,7 +52,7 @@ class SuccessJudge:
                 )
             except ValueError as error:
                 raise SpirlError(f"interface.success: {self.text}: {limit} is not a number.") from error
-        else:
+        elif text not in ("", "terminated", "none"):
             raise SpirlError(
                 f"interface.success: {self.text!r} cannot be read; write info.KEY, terminated, return >= X, or none."
             )
@@ -76,8 +73,7 @@ class SuccessJudge:
             if self._compare is not None:
                 return ended and self._compare(episode_return)
             return terminated if self.text.strip() == "terminated" else None
-        keys = self._keys if self._key is None else (self._key,)
-        for key in keys:
+        for key in SUCCESS_KEYS if self._key is None else (self._key,):
             if (value := _looked_up(info, key)) is not None:
                 self._missed = False
                 if np.asarray(value).dtype.kind not in NUMBERS:

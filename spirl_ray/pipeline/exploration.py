@@ -70,7 +70,7 @@ def exploration_folder(workspace: Workspace) -> Path:
 
 
 def check_floor_plan(spec: EnvironmentSpec) -> Callable[[Any], FloorPlan]:
-    """What makes the floor plan of an environment, on which exploration is drawn.
+    """Returns what makes the floor plan of an environment, on which exploration is drawn.
 
     Raises:
         SpirlError: the environment declares none.

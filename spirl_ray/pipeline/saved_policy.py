@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.pipeline.workspace import Trial
 from spirl_ray.policy.policy import read_policy_card
 
 
@@ -32,8 +30,3 @@ def policy_experiment(folder: Path, overrides: Sequence[str] = ()) -> Experiment
         "skills": {"artifact": str((folder / card.skills).resolve())},
     }
     return load_experiment(raw, overrides)
-
-
-def saved_trial(trial: Trial, folder: Path) -> Trial:
-    """The trial with this policy in place of one of its own."""
-    return replace(trial, saved=folder.resolve())

@@ -1,4 +1,4 @@
-"""What the readers of files have in common: the files say which layout they have, and each layout has a reader."""
+"""The base of the readers of files: the files say which layout they have, and each layout has a reader."""
 
 from __future__ import annotations
 
