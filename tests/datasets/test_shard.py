@@ -29,7 +29,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Place t of episode e is (e, t); two episodes a row group, three files."""
     path = tmp_path_factory.mktemp("data") / "places"
     with pytest.MonkeyPatch.context() as patch, DatasetWriter(path, features=FEATURES, action_dim=1, shards=3) as out:
-        patch.setattr("spirl_ray.episodes.writer.GROUP_EPISODES", 2)
+        patch.setattr("spirl_ray.episodes.dataset.GROUP_EPISODES", 2)
         for number, length in enumerate(LENGTHS):
             places = np.stack([np.full(length + 1, number), np.arange(length + 1)], axis=1)
             frames = np.full((length + 1, 2, 2, 1), number)

@@ -75,7 +75,7 @@ def test_the_callers_arrays_may_be_filled_again(tmp_path: Path) -> None:
 
 
 def test_groups_are_written_while_episodes_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spirl_ray.episodes.writer.GROUP_EPISODES", 2)
+    monkeypatch.setattr("spirl_ray.episodes.dataset.GROUP_EPISODES", 2)
     with writer(tmp_path, shards=1) as out:
         for number in range(5):
             out.add(**arrays(seed=number))
