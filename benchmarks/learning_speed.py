@@ -22,12 +22,14 @@ from spirl_ray.config import EnvSettings, Experiment, TrainSettings
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
 from spirl_ray.rl import losses
 from spirl_ray.rl.algorithm import SkillPriorSAC
+from spirl_ray.rl.critics import Critics
 from spirl_ray.rl.methods import method_config
 from spirl_ray.rl.module import SkillPriorModule
 from spirl_ray.rl.policy_network import PolicyNetwork
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.networks import mlp
 from spirl_ray.skills.priors import SkillPrior
 
 _WARM_ROUNDS = 3
@@ -47,15 +49,15 @@ class LearningPlan:
 
 
 class BareLoop:
-    """A bare loop of prior-regularised SAC without RLlib: copies of the algorithm's networks, its losses, one fixed
-    batch."""
+    """The learner of version 0.1 without RLlib: copies of the algorithm's networks with separate critics, its losses,
+    plain PyTorch, one fixed batch."""
 
     def __init__(self, module: SkillPriorModule, batch: dict[str, Tensor], train: TrainSettings, target: float) -> None:
         assert module.prior is not None
         self.policy: PolicyNetwork
         self.prior: SkillPrior
         self.policy, self.prior = copy.deepcopy(module.policy), copy.deepcopy(module.prior)
-        self.critics, self.targets = copy.deepcopy(module.critics), copy.deepcopy(module.critics)
+        self.critics, self.targets = separate(module.critics, train), separate(module.critics, train)
         self.log_alpha = copy.deepcopy(module.log_alpha)
         self.batch, self.train, self.target_divergence = batch, train, target
         self.optimizers = [
@@ -91,7 +93,7 @@ class BareLoop:
                 batch[Columns.REWARDS],
                 batch[DISCOUNTS],
                 batch[Columns.TERMINATEDS],
-                torch.minimum(*_values(self.targets, next_states, next_latent)),
+                _values(self.targets, next_states, next_latent).min(0).values,
                 losses.divergence_to_prior(next_policy, self.prior.distribution(next_prior_parameters), next_latent),
                 alpha,
             )
@@ -100,7 +102,7 @@ class BareLoop:
         divergence = losses.divergence_to_prior(policy, prior, latent)
         critic = losses.critic_loss(_values(self.critics, states, batch[Columns.ACTIONS]), target)
         self.critics.requires_grad_(False)
-        value = torch.minimum(*_values(self.critics, states, latent))
+        value = _values(self.critics, states, latent).min(0).values
         self.critics.requires_grad_(True)
         return (
             critic
@@ -109,9 +111,19 @@ class BareLoop:
         )
 
 
-def _values(critics: torch.nn.ModuleList, states: Tensor, latents: Tensor) -> list[Tensor]:
+def separate(critics: Critics, train: TrainSettings) -> torch.nn.ModuleList:
+    """Copies of stacked critics as networks of their own."""
+    inputs, width, norm = critics.linear[0].shape[1], train.critic_width, train.critic_layer_norm
+    networks = torch.nn.ModuleList()
+    for index in range(critics.count):
+        networks.append(mlp(inputs, 1, width=width, layers=train.critic_layers, layer_norm=norm))
+        networks[-1].load_state_dict(critics.state_of(index))
+    return networks.to(critics.linear[0].device)
+
+
+def _values(critics: torch.nn.ModuleList, states: Tensor, latents: Tensor) -> Tensor:
     inputs = torch.cat([states, latents], dim=-1)
-    return [critic(inputs).squeeze(-1) for critic in critics]
+    return torch.stack([critic(inputs).squeeze(-1) for critic in critics])
 
 
 def kitchen_training() -> TrainSettings:

@@ -13,10 +13,10 @@ import argparse
 import json
 from typing import Any
 
-import numpy as np
 import torch
 
-from spirl_ray.rl.algorithm import SkillPriorSAC, SkillPriorSACConfig
+from spirl_ray.rl.algorithm import SkillPriorSACConfig
+from spirl_ray.rl.learner import SkillPriorSACLearner
 from spirl_ray.rl.methods import Method, register_method
 
 RECENT = 1000
@@ -26,23 +26,24 @@ RECENT = 1000
 class HalfRecent:
     """Batches of which one half is drawn from the newest decisions of the replay."""
 
-    def __init__(self, algorithm: SkillPriorSAC) -> None:
-        self.replay = algorithm.replay
-        self.rng = np.random.default_rng(algorithm.config.seed)
+    def __init__(self, learner: SkillPriorSACLearner) -> None:
+        self.replay = learner.replay
+        self.rng = torch.Generator(self.replay.device).manual_seed(learner.config.seed or 0)
 
     def sample(self, count: int) -> dict[str, torch.Tensor]:
-        batch = self.replay.sample(count)
-        ages = self.rng.integers(min(len(self.replay), RECENT), size=count // 2)  # 0 is the newest decision
-        rows = (self.replay.position - 1 - ages) % len(self.replay)
-        for name, values in batch.items():
-            values[: len(rows)] = torch.from_numpy(self.replay.columns[name][rows])
-        return batch
+        recent, device = min(len(self.replay), RECENT), self.replay.device
+        ages = torch.randint(recent, (count // 2,), generator=self.rng, device=device)  # 0 is the newest decision
+        newest = self.replay.rows((self.replay.position - 1 - ages) % len(self.replay))
+        others = self.replay.sample(count - len(ages))
+        # Mixed, because an update takes successive rows of the ``count`` that are drawn for several.
+        mixed = torch.randperm(count, generator=self.rng, device=device)
+        return {name: torch.cat([newest[name], others[name]])[mixed] for name in others}
 
     def state(self) -> dict[str, Any]:  # what a checkpoint needs beyond the replay
-        return {"rng": self.rng.bit_generator.state}
+        return {"rng": self.rng.get_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state = state["rng"]
+        self.rng.set_state(state["rng"])
 
 
 METHOD = Method(

@@ -140,6 +140,8 @@ class PretrainSettings(Settings):
     augmentation: AugmentationSettings = AugmentationSettings()
     workers: int = Field(default=1, ge=1, le=10_000)
     use_gpu: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """The precision of matrix products in stage 1; bfloat16 is for GPUs, and parameters stay float32."""
     log_every: int = Field(default=100, ge=1, le=MANY)
     checkpoint_every: int = Field(default=500, ge=1, le=MANY)
     max_failures: int = Field(default=3, ge=0, le=MANY)
@@ -180,6 +182,9 @@ class TrainSettings(Settings):
     critic_width: int = Field(default=256, ge=1, le=65_536)
     critic_layers: int = Field(default=5, ge=1, le=64)
     critic_layer_norm: bool = False
+    critics: int = Field(default=2, ge=1, le=100)
+    critics_in_minimum: int | None = Field(default=None, ge=1)
+    """The number of random critics whose minimum is the value, in the target and for the policy; None is all."""
     latent_limit: float | None = Field(default=None, gt=0.0)
     """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded."""
     policy_init: Literal["preset", "prior", "scratch"] = "preset"
@@ -195,6 +200,10 @@ class TrainSettings(Settings):
     learners: int = Field(default=0, ge=0, le=1000)
     """0 learns in the driver's process; >= 1 starts remote learners (for GPUs)."""
     gpus_per_learner: float = Field(default=0.0, ge=0.0, le=1000.0)
+    cuda_graph: bool = True
+    """Launch an update on a GPU as one captured graph; it has no effect on CPUs or with several learners."""
+    compile: bool = False
+    """Compile the losses with ``torch.compile``, which takes about a minute at the start."""
     decisions_per_round: int = Field(default=32, ge=1, le=1_000_000)
     """Decisions that one env runner samples in a round, while the learner learns from the rounds before."""
     evaluate_every: int = Field(default=10_000, ge=1, le=MANY)
@@ -218,6 +227,21 @@ class TrainSettings(Settings):
     def _one_alpha(self) -> TrainSettings:
         if self.fixed_alpha is not None and self.fixed_alpha < self.alpha_min:
             raise ValueError(f"fixed_alpha {self.fixed_alpha} is below alpha_min {self.alpha_min}; lower alpha_min")
+        return self
+
+    @model_validator(mode="after")
+    def _critics_in_minimum(self) -> TrainSettings:
+        if (self.critics_in_minimum or 1) > self.critics:
+            raise ValueError(f"critics_in_minimum {self.critics_in_minimum} is above critics {self.critics}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_shard_for_each_learner(self) -> TrainSettings:
+        if self.learners > max(1, self.env_runners):
+            raise ValueError(
+                f"learners {self.learners} is above env_runners {self.env_runners}; each learner needs an env runner "
+                "of its own, which fills its replay"
+            )
         return self
 
 

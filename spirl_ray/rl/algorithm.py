@@ -1,4 +1,4 @@
-"""SkillPriorSAC, an RLlib Algorithm in which sampling of skills overlaps learning from a replay of decisions."""
+"""SkillPriorSAC, an RLlib Algorithm in which sampling of skills overlaps learning from replays of decisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 from ray.tune.registry import register_env
 
@@ -25,7 +24,6 @@ import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
-from spirl_ray.metrics import learner_columns
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.config import (
     SKILL_ENV,
@@ -36,10 +34,11 @@ from spirl_ray.rl.config import (
     train_settings,
 )
 from spirl_ray.rl.learner import SkillPriorSACLearner
-from spirl_ray.rl.methods import METHODS, MethodConfig
+from spirl_ray.rl.learners import Learners
+from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.module import SkillPriorModule
 from spirl_ray.rl.policy_network import PolicySpec
-from spirl_ray.rl.replay import DecisionReplay, RowSource, decisions
+from spirl_ray.rl.replay import decisions
 from spirl_ray.rl.rewards import RewardScale
 from spirl_ray.rl.sampling import Sampler
 from spirl_ray.skills.artifact import read_skill_card
@@ -82,8 +81,6 @@ class SkillPriorSACConfig(AlgorithmConfig):
         """How the environment is read, see `spirl_ray.config.InterfaceSettings`."""
         self.dataset: str | None = None
         """The folder of the demonstrations, for methods that also learn from them."""
-        self.metrics_every = 20
-        """The number of updates between two readings of the learner's metrics."""
         self.silence_limit_s = 1800.0
         """The time (s) without an answer from any env runner after which training gives up."""
         self.normalize_actions = False
@@ -135,14 +132,12 @@ class SkillPriorSACConfig(AlgorithmConfig):
     def training(
         self,
         *,
-        metrics_every: int = NotProvided,
         silence_limit_s: float = NotProvided,
         **settings: Unpack[TrainingArguments],
     ) -> SkillPriorSACConfig:
         """Sets settings of stage 2 by name, and passes RLlib's, such as ``grad_clip``, on to RLlib.
 
         Args:
-            metrics_every: number of updates between two readings of the learner's metrics.
             silence_limit_s: time (s) without an answer from any env runner after which training gives up.
             settings: see `TrainingArguments`. RLlib's ``gamma`` and ``train_batch_size_per_learner`` are ``discount``
                 and ``batch_size`` here.
@@ -153,8 +148,6 @@ class SkillPriorSACConfig(AlgorithmConfig):
                 given[ours] = given.pop(theirs)
         own = {name: given.pop(name) for name in list(given) if name in TrainingArguments.__annotations__}
         self.train = {**self.train, **{name: value for name, value in own.items() if value is not NotProvided}}
-        if metrics_every is not NotProvided:
-            self.metrics_every = metrics_every
         if silence_limit_s is not NotProvided:
             self.silence_limit_s = silence_limit_s
         super().training(**given)
@@ -213,7 +206,8 @@ class SkillPriorSAC(Algorithm):
     """Prior-regularised SAC over skills (paper, Algorithm 1).
 
     A round fetches what the env runners sampled, sends them the newest weights and the next request, and
-    then learns while they sample. Counters are primitive steps, decisions and updates.
+    then learns while they sample. The learners hold the replays; with several learners, each gets the decisions of
+    its own env runners. Counters are primitive steps, decisions and updates.
     """
 
     config: SkillPriorSACConfig
@@ -224,13 +218,8 @@ class SkillPriorSAC(Algorithm):
 
     def setup(self, config: Any) -> None:
         super().setup(config)
-        observations, latents = self.env_runner_group.get_spaces()[DEFAULT_MODULE_ID]
         self.settings = self.config.settings
-        capacity, seed = self.settings.replay_capacity, self.config.seed or 0
-        self.replay = DecisionReplay(capacity, observations.shape[0], latents.shape[0], seed)
-        rows = METHODS[MethodConfig.model_validate(self.config.method).name].rows
-        self.rows: RowSource = self.replay if rows is None else rows(self)
-        """The source of the batches for updates."""
+        self.learners = Learners(self.learner_group)
         self.rewards = RewardScale(self.settings, read_skill_card(Path(self.config.env_config["skills"])).spec.horizon)
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         self.scores = envs.declared_scores(EnvironmentSettings.model_validate(self.config.env_config["environment"]))
@@ -247,10 +236,11 @@ class SkillPriorSAC(Algorithm):
 
     def training_step(self) -> None:
         waiting = time.perf_counter()
-        episodes = self._collect()
+        fragments = self._collect()
         learning = time.perf_counter()
-        if episodes:
-            self._remember(episodes)
+        if fragments:
+            for runner, episodes in fragments:
+                self._remember(runner, episodes)
             self._learn()
         learned = time.perf_counter() - learning
         self.timings = {"wait_s": learning - waiting, "learn_s": learned, "sample_s": self._sample_s}
@@ -258,17 +248,18 @@ class SkillPriorSAC(Algorithm):
 
     # --- sampling ---
 
-    def _collect(self) -> list[SingleAgentEpisode]:
-        """Collects the pieces of episodes sampled since the last round, and requests the next ones before it returns.
+    def _collect(self) -> list[tuple[int, list[SingleAgentEpisode]]]:
+        """Collects the pieces of episodes sampled since the last round, by the number of their env runner, and requests
+        the next ones before it returns.
 
         The list is empty while the env runners are away; RLlib brings them back between two rounds.
         """
         samples = self.sampler.collect(self._send_weights)
         if not samples:
             return []
-        self.metrics.aggregate([metrics for _, metrics, _ in samples], key=ENV_RUNNER_RESULTS)
-        self._sample_s = float(np.mean([seconds for _, _, seconds in samples]))
-        return [episode for episodes, _, _ in samples for episode in episodes]
+        self.metrics.aggregate([sampled.metrics for sampled in samples], key=ENV_RUNNER_RESULTS)
+        self._sample_s = float(np.mean([sampled.seconds for sampled in samples]))
+        return [(sampled.runner, sampled.episodes) for sampled in samples]
 
     def _send_weights(self, runners: list[int] | None) -> None:
         if self.counters["updates"] > 0:
@@ -276,7 +267,7 @@ class SkillPriorSAC(Algorithm):
                 from_worker_or_learner_group=self.learner_group, to_worker_indices=runners, inference_only=True
             )
 
-    def _remember(self, episodes: list[SingleAgentEpisode]) -> None:
+    def _remember(self, runner: int, episodes: list[SingleAgentEpisode]) -> None:
         rows = decisions(
             episodes,
             gamma=self.settings.discount,
@@ -285,7 +276,7 @@ class SkillPriorSAC(Algorithm):
         )
         if not rows:
             return
-        self.replay.add(rows)
+        self.learners.add(runner, rows)
         self.rewards.observe(episodes, rows)
         count = len(rows[Columns.REWARDS])
         self.counters["decisions"] += count
@@ -309,27 +300,18 @@ class SkillPriorSAC(Algorithm):
 
     def _learn(self) -> None:
         """Makes the updates owed for the sampled decisions, in one call to the learners."""
-        if len(self.replay) < max(1, min(self.settings.warmup_decisions, self.settings.replay_capacity)):
+        if self.counters["decisions"] < min(self.settings.warmup_decisions, self.settings.replay_capacity):
             self._owed_updates = 0.0
             return
         if not self.rewards.warmed_up:
-            self.rewards.end_warm_up(self.learner_group, self.replay, self.config)
+            self.rewards.end_warm_up(self.learners.mean_divergence(), self.config)
         updates = int(self._owed_updates)
         if not updates:
             return
         self._owed_updates -= updates
-        size = self.config.total_train_batch_size
-        batch = SampleBatch(self.rewards.scaled(self.rows.sample(updates * size)))
-        results = self.learner_group.update(
-            batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=updates * size),
-            minibatch_size=self.config.train_batch_size_per_learner,
-            num_epochs=1,
-        )
+        self.learner_metrics.update(self.learners.learn(updates, self.rewards.factor))
         self.counters["updates"] += updates
-        self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        newest = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
-        values = {name: float(newest[name]) for name in learner_columns() if name in newest}
-        self.learner_metrics.update({name: value for name, value in values.items() if value == value})
+        self.metrics.log_dict(self.learner_metrics, key=(LEARNER_RESULTS, DEFAULT_MODULE_ID), window=1)
 
     # --- results of a round ---
 
@@ -350,18 +332,15 @@ class SkillPriorSAC(Algorithm):
     # --- checkpoints, which Tune also calls ---
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes a checkpoint: networks, targets, alpha, optimisers, replay, random generators and counters."""
+        """Writes a checkpoint: networks, targets, alpha, optimisers, replays, random generators and counters."""
         learners, runners = self.learner_group, self.env_runner_group
         checkpoint.write_state(
             Path(checkpoint_dir),
             {
                 "learner": learners.get_state()[COMPONENT_LEARNER],
-                "learner_rng": checkpoint.first_answer(learners.foreach_learner(checkpoint.random_state)),
-                "learner_cuda_rng": checkpoint.first_answer(learners.foreach_learner(checkpoint.cuda_random_state)),
+                "learners": self.learners.state(),
                 "runner_rng": runners.foreach_env_runner(checkpoint.random_state),
-                "replay": self.replay.state(),
                 "rewards": self.rewards.state(),
-                "rows": None if self.rows is self.replay else self.rows.state(),
                 "counters": dict(self.counters),
                 "owed_updates": self._owed_updates,
                 "recent": list(self.recent),
@@ -382,10 +361,7 @@ class SkillPriorSAC(Algorithm):
         newest = 1 + max(live[WEIGHTS_SEQ_NO], state["learner"][WEIGHTS_SEQ_NO])
         learners.set_state({COMPONENT_LEARNER: {**state["learner"], WEIGHTS_SEQ_NO: newest}})
         runners.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
-        self.replay.restore(state["replay"])
-        self.rewards.restore(state.get("rewards", self.rewards.state()))
-        if self.rows is not self.replay:
-            self.rows.restore(state["rows"])
+        self.rewards.restore(state["rewards"])
         self.counters.update(state["counters"])
         self._owed_updates = state["owed_updates"]
         self._running.clear()
@@ -395,4 +371,4 @@ class SkillPriorSAC(Algorithm):
         for index, rng in zip(runners.healthy_env_runner_ids() or [None], state["runner_rng"], strict=False):
             remote = None if index is None else [index]
             runners.foreach_env_runner(checkpoint.RestoreRandomState(rng), remote_worker_ids=remote)
-        learners.foreach_learner(checkpoint.RestoreRandomState(state["learner_rng"], state.get("learner_cuda_rng")))
+        self.learners.restore(state["learners"])

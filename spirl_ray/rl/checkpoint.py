@@ -88,27 +88,15 @@ def complete(folder: Path) -> bool:
 
 
 def random_state(_: Any) -> torch.Tensor:
-    """Returns the state of PyTorch's random generator in the process of a learner or env runner."""
+    """Returns the state of PyTorch's random generator in the process of an env runner."""
     return torch.get_rng_state()
 
 
-def cuda_random_state(_: Any) -> torch.Tensor | None:
-    return torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-
-def first_answer(results: Any) -> Any:
-    """Returns the first learner's answer, which a remote learner wraps."""
-    first = next(iter(results))
-    return first.get() if hasattr(first, "get") else first
-
-
 class RestoreRandomState:
-    """A function that restores random generators, callable on a learner or env runner, also a remote one."""
+    """A function that restores the random generator of PyTorch, callable on an env runner, also a remote one."""
 
-    def __init__(self, state: torch.Tensor, cuda: torch.Tensor | None = None) -> None:
-        self.state, self.cuda = state, cuda
+    def __init__(self, state: torch.Tensor) -> None:
+        self.state = state
 
     def __call__(self, _: Any) -> None:
         torch.set_rng_state(self.state)
-        if self.cuda is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.cuda)

@@ -47,6 +47,10 @@ class TrainingArguments(TypedDict, total=False):
     critic_width: int
     critic_layers: int
     critic_layer_norm: bool
+    critics: int
+    critics_in_minimum: int | None
+    cuda_graph: bool
+    compile: bool
     latent_limit: float | None
     policy_init: Literal["preset", "prior", "scratch"]
     features: tuple[str, ...] | None

@@ -1,11 +1,15 @@
-"""The Learner, with one backward pass through critic, policy and temperature losses, then Polyak averaging."""
+"""The Learner: its replay, and K updates in one call; each update is one backward pass through critic, policy and
+temperature losses, then Polyak averaging."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
@@ -15,40 +19,82 @@ from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.metrics import learner_metrics
 from spirl_ray.rl import losses
-from spirl_ray.rl.methods import MethodConfig
-from spirl_ray.rl.replay import DISCOUNTS, PHASE
+from spirl_ray.rl.captured_update import CapturedUpdate
+from spirl_ray.rl.methods import METHODS, MethodConfig
+from spirl_ray.rl.module import SkillPriorModule
+from spirl_ray.rl.replay import DISCOUNTS, PHASE, DecisionReplay, RowSource
+from spirl_ray.skills.collectives import AveragedGradients
+
+_ROWS_AT_A_TIME = 2**15
+"""The most rows that are drawn from the replay at once, which bounds the memory of a call with many updates."""
 
 
 class SkillPriorSACLearner(TorchLearner):
-    """The learner of prior-regularised SAC. The equations are in `spirl_ray.rl.losses`."""
+    """The learner of prior-regularised SAC. The equations are in `spirl_ray.rl.losses`.
+
+    It owns a replay on its device. With several learners, each has its own replay, and gradients are averaged.
+    """
+
+    replay: DecisionReplay
+    rows: RowSource
+    """The source of the batches for updates: the replay, or what the method builds (`Method.rows`)."""
 
     def build(self) -> None:
         self._settings: TrainSettings = self.config.settings
-        self._target_divergence = MethodConfig.model_validate(self.config.method).target_divergence
+        method = MethodConfig.model_validate(self.config.method)
+        self._target_divergence = method.target_divergence
         super().build()
-        self._updates = 0
-        self.module.foreach_module(lambda _, module: module.unwrapped().make_target_networks())
+        self.updates = 0
+        self._captured: CapturedUpdate | None = None
+        module, settings, rank = self.networks, self._settings, self._learner_index
+        module.make_target_networks()
+        if settings.compile:
+            self._losses = torch.compile(self._losses)  # type: ignore[method-assign]
+        seed = self.config.seed or 0
+        if rank:
+            torch.manual_seed(seed + rank)  # other noise than the first learner's
+        self.replay = DecisionReplay(
+            max(1, settings.replay_capacity // max(1, self.config.num_learners)),
+            module.policy.observation_dim,
+            module.latent_dim,
+            seed + rank,
+            self._device,
+        )
+        rows = METHODS[method.name].rows
+        self.rows = self.replay if rows is None else rows(self)
+        self._gradients = AveragedGradients(module)
         self._apply_own_settings()
+
+    @property
+    def networks(self) -> SkillPriorModule:
+        """The module with all networks."""
+        return self.module[DEFAULT_MODULE_ID].unwrapped()
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Makes all learners start with equal parameters; their gradients are averaged by `AveragedGradients`."""
+        if self.config.num_learners > 1:
+            for value in self.module.state_dict().values():
+                torch.distributed.broadcast(value, src=0)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores networks and optimisers; learning rates and a fixed alpha stay those of this run's config."""
         super().set_state(state)
+        self._captured = None  # it reads the optimisers' tensors, which are others now
         self._apply_own_settings()
 
     def _apply_own_settings(self) -> None:
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             self._set_optimizer_lr(optimizer, schedule.get_current_value())
         if self._settings.fixed_alpha is not None:
-            for _, wrapped in self.module.items():
-                with torch.no_grad():
-                    wrapped.unwrapped().log_alpha.fill_(math.log(self._settings.fixed_alpha))
+            with torch.no_grad():
+                self.networks.log_alpha.fill_(math.log(self._settings.fixed_alpha))
 
     @classmethod
     def rl_module_required_apis(cls) -> list[type]:
         return [TargetNetworkAPI]
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        module, settings = self._module[module_id].unwrapped(), self._settings
+        module, settings = self.networks, self._settings
         groups = {
             "critic": (list(module.critics.parameters()), settings.critic_lr),
             "policy": (list(module.policy.parameters()), settings.actor_lr),
@@ -58,77 +104,98 @@ class SkillPriorSACLearner(TorchLearner):
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=torch.optim.Adam(parameters, lr=rate, fused=True),
+                optimizer=torch.optim.Adam(parameters, lr=rate, fused=True, capturable=self._device.type == "cuda"),
                 params=parameters,
                 lr_or_lr_schedule=rate,
             )
 
-    def compute_loss_for_module(
-        self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
-    ) -> Tensor:
-        module, settings = self._module[module_id].unwrapped(), self._settings
+    # --- updates ---
+
+    def learn(self, updates: int, reward_scale: float) -> dict[str, float]:
+        """Makes updates from rows of the replay.
+
+        Args:
+            updates: the number of updates.
+            reward_scale: the factor on rewards.
+
+        Returns:
+            The metrics of the last update, by name.
+
+        Raises:
+            SpirlError: a parameter is no longer finite.
+        """
+        self._weights_seq_no += 1  # env runners take only weights with a higher number than their own
+        size, last = self._settings.batch_size, {}
+        at_a_time = max(1, _ROWS_AT_A_TIME // size)
+        for first in range(0, updates, at_a_time):
+            count = min(at_a_time, updates - first)
+            drawn = self.rows.sample(count * size)
+            drawn[Columns.REWARDS] = reward_scale * drawn[Columns.REWARDS]
+            for index in range(count):
+                some = slice(index * size, (index + 1) * size)
+                last = self._update_from({name: value[some] for name, value in drawn.items()})
+        self._check_finite()
+        return learner_metrics({name: value.detach().cpu() for name, value in last.items()})
+
+    def _update_from(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Makes one update: of a captured graph where that is possible, else plainly; see `step`."""
+        if not self._settings.cuda_graph or self._device.type != "cuda" or self.config.num_learners > 1:
+            return self.step(batch)
+        if self._captured is None:
+            self._captured = CapturedUpdate(self.step)
+        self.updates += not self._captured.captures
+        return self._captured(batch)
+
+    def step(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Makes one update: the losses, one backward pass, one optimiser step for each group, alpha's floor, then the
+        target critics (Polyak).
+
+        Nothing in it waits for the device, so it can be captured.
+
+        Args:
+            batch: B rows, with the columns of `DecisionReplay`.
+
+        Returns:
+            Tensors of the update by name, see `spirl_ray.metrics.learner_metrics`.
+        """
+        module, settings = self.networks, self._settings
+        loss, found = self._losses(batch)
+        self._gradients.clear()
+        loss.backward()
+        self._gradients.start()
+        self._gradients.wait()
+        if self.config.grad_clip is not None:
+            self._clip_gradients()
+        for optimizer in self._optimizer_parameters:
+            optimizer.step()
+        with torch.no_grad():
+            if settings.alpha_min > 0.0:
+                module.log_alpha.clamp_(min=math.log(settings.alpha_min))
+            if module.acts_from_prior is not None:
+                module.acts_from_prior.fill_(False)
+            for main, target in module.get_target_network_pairs():
+                # One fused call; RLlib's helper copies two state dicts for every update.
+                torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), settings.polyak)
+        self.updates += 1
+        return found
+
+    def _losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the losses, and the tensors from which metrics are computed."""
+        module, settings = self.networks, self._settings
+        forward = module.forward_update(batch)
         alpha = module.log_alpha.detach().exp()
         target = losses.critic_target(
             batch[Columns.REWARDS],
             batch[DISCOUNTS],
             batch[Columns.TERMINATEDS],
-            fwd_out["next_value"],
-            fwd_out["next_divergence"],
+            forward["next_value"],
+            forward["next_divergence"],
             alpha if settings.divergence_in_target else 0.0,
         )
-        critic = losses.critic_loss(list(fwd_out["values"]), target)
-        policy = losses.policy_loss(fwd_out["divergence"], fwd_out["policy_value"], alpha)
-        temperature = losses.alpha_loss(module.log_alpha, fwd_out["divergence"], self._target_divergence)
-        self._updates += 1
-        if self._updates % config.metrics_every == 0:
-            self._log(module_id, batch, fwd_out, critic, policy, alpha)
-        return critic + policy + temperature
-
-    def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
-        """Makes one optimiser step for each group, alpha's floor, then the target critics (Polyak)."""
-        super().apply_gradients(gradients_dict)
-        with torch.no_grad():
-            for _, wrapped in self.module.items():
-                module = wrapped.unwrapped()
-                if self._settings.alpha_min > 0.0:
-                    module.log_alpha.clamp_(min=math.log(self._settings.alpha_min))
-                if module.acts_from_prior is not None:
-                    module.acts_from_prior.fill_(False)
-                for main, target in module.get_target_network_pairs():
-                    # One fused call; RLlib's helper copies two state dicts for every update.
-                    torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), self._settings.polyak)
-
-    def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """Clips gradients as configured. Without clipping, RLlib's sorting of gradients by optimiser changes
-        nothing."""
-        if self.config.grad_clip is None and not self.config.log_gradients:
-            return gradients_dict
-        return super().postprocess_gradients(gradients_dict)
-
-    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Stops training before broken networks can reach a checkpoint.
-
-        Raises:
-            SpirlError: a parameter is no longer finite.
-        """
-        super().after_gradient_based_update(timesteps=timesteps)
-        if not all(bool(parameter.isfinite().all()) for parameter in self._params.values()):
-            raise SpirlError(
-                f"Training diverged: the networks stopped being finite within {self._updates} updates. Lower the "
-                "learning rates or raise the target divergence; the last checkpoint is intact."
-            )
-
-    def _log(
-        self,
-        module_id: str,
-        batch: dict[str, Tensor],
-        forward: dict[str, Tensor],
-        critic: Tensor,
-        policy: Tensor,
-        alpha: Tensor,
-    ) -> None:
-        """Logs the metrics of `spirl_ray.metrics` that are computed in the learner."""
-        update = {
+        critic = losses.critic_loss(forward["values"], target)
+        policy = losses.policy_loss(forward["divergence"], forward["policy_value"], alpha)
+        temperature = losses.alpha_loss(module.log_alpha, forward["divergence"], self._target_divergence)
+        found = {
             "critic_loss": critic,
             "policy_loss": policy,
             "alpha": alpha,
@@ -137,6 +204,28 @@ class SkillPriorSACLearner(TorchLearner):
             "divergence": forward["divergence"],
             "phase": batch[PHASE],
         }
-        with torch.no_grad():
-            for name, value in learner_metrics({key: tensor.detach() for key, tensor in update.items()}).items():
-                self.metrics.log_value((module_id, name), value, window=1)
+        return critic + policy + temperature, found
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        """RLlib's hook, which `learn` does not need; the losses are those of `step`."""
+        return self._losses(batch)[0]
+
+    def _update(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Makes the update of `step` where RLlib's own ``update`` is called with a batch."""
+        found = self.step(batch[DEFAULT_MODULE_ID])
+        return found, {DEFAULT_MODULE_ID: found["critic_loss"] + found["policy_loss"]}, {}
+
+    def _clip_gradients(self) -> None:
+        """Clips gradients as RLlib's ``grad_clip`` and ``grad_clip_by`` say."""
+        clipped = self.postprocess_gradients({name: value.grad for name, value in self._params.items()})
+        for name, value in clipped.items():
+            self._params[name].grad.copy_(value)  # in place: they are views of one tensor
+
+    def _check_finite(self) -> None:
+        if not torch.stack([parameter.isfinite().all() for parameter in self._params.values()]).all():
+            raise SpirlError(
+                f"Training diverged: the networks stopped being finite within {self.updates} updates. Lower the "
+                "learning rates or raise the target divergence; the last checkpoint is intact."
+            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,9 +49,9 @@ def critic_target(
     return reward + discount * (1.0 - terminated) * (next_value - alpha * next_divergence)
 
 
-def critic_loss(values: list[Tensor], target: Tensor) -> Tensor:
-    """The loss sum_i 0.5 (Q_i(s, z) - y)^2, averaged over the batch (paper, Eq. 4)."""
-    return torch.stack([0.5 * (value - target).square().mean() for value in values]).sum()
+def critic_loss(values: Tensor, target: Tensor) -> Tensor:
+    """The loss sum_i 0.5 (Q_i(s, z) - y)^2, averaged over the batch (paper, Eq. 4), of values [N, B] and y [B]."""
+    return 0.5 * (values - target).square().mean(-1).sum()
 
 
 def policy_loss(divergence: Tensor, value: Tensor, alpha: Tensor | float) -> Tensor:

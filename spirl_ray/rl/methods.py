@@ -40,8 +40,8 @@ class Method:
     policy_init: PolicyInit
     summary: str
     rows: Callable[[Any], RowSource] | None = None
-    """A function that builds the source of a learner's batches from the `SkillPriorSAC`; None draws them from its
-    replay alone. A method that also learns from the demonstrations finds them at ``algorithm.config.dataset``."""
+    """A function that builds the source of a learner's batches from the `SkillPriorSACLearner`; None draws them from
+    its replay alone. A method that also learns from the demonstrations finds them at ``learner.config.dataset``."""
 
 
 METHODS: Registry[Method] = Registry("method", group="spirl_ray.methods")

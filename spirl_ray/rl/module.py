@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from spirl_ray.config import TrainSettings
+from spirl_ray.rl.critics import Critics
 from spirl_ray.rl.losses import divergence_to_prior, divergence_to_uniform
 from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.policy_network import PolicyNetwork, PolicySpec
 from spirl_ray.skills.artifact import load_skills
-from spirl_ray.skills.networks import mlp
 from spirl_ray.skills.priors import LatentDistribution, SkillPrior
 
 
@@ -31,8 +32,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     """
 
     framework = "torch"
-    critics: nn.ModuleList
-    target_critics: nn.ModuleList
+    critics: Critics
+    target_critics: Critics
     log_alpha: nn.Parameter
     acts_from_prior: Tensor | None
 
@@ -40,6 +41,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         method = MethodConfig.model_validate(self.model_config["method"])
         settings = TrainSettings.model_validate(self.model_config["settings"])
         skills = load_skills(self.model_config["skills"])
+        self.latent_dim = skills.spec.latent_dim
+        self.in_minimum = settings.critics_in_minimum or settings.critics
         self.policy = PolicyNetwork(PolicySpec.model_validate(self.model_config["policy"]), skills)
         if method.policy_init == "prior":
             self.policy.start_from(skills)
@@ -51,15 +54,12 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         # A buffer, so that it reaches the env runners with the weights, and the checkpoint. The first update clears it.
         self.register_buffer("acts_from_prior", torch.tensor(True) if warms_up else None)
         if not self.inference_only:
-            self.critics = nn.ModuleList(
-                mlp(
-                    self.policy.input_dim + skills.spec.latent_dim,
-                    1,
-                    width=settings.critic_width,
-                    layers=settings.critic_layers,
-                    layer_norm=settings.critic_layer_norm,
-                )
-                for _ in range(2)
+            self.critics = Critics(
+                self.policy.input_dim + self.latent_dim,
+                count=settings.critics,
+                width=settings.critic_width,
+                layers=settings.critic_layers,
+                layer_norm=settings.critic_layer_norm,
             )
             # A parameter of the module, so that checkpoints cannot lose it.
             self.log_alpha = nn.Parameter(torch.tensor(math.log(settings.initial_alpha)))
@@ -91,7 +91,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     def forward_target(self, batch: dict[str, Tensor]) -> Tensor:
         """The minimum of the target critics at (obs, actions), [B]."""
         encoded, _ = self.policy.encode(batch[Columns.OBS])
-        return self._values(self.target_critics, encoded, batch[Columns.ACTIONS]).min(0).values
+        return self.target_critics(encoded, batch[Columns.ACTIONS]).min(0).values
 
     def _forward(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         encoded, prior_parameters = self.policy.encode(batch[Columns.OBS])
@@ -105,32 +105,37 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         return {Columns.ACTION_DIST_INPUTS: torch.cat([component.mean, component.log_std], dim=-1)}
 
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Computes what the losses need: values and divergences (paper, Eqs. 3-5), each [B].
+        return self.forward_update(batch)
+
+    def forward_update(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Computes what the losses need: values [N, B], and for the rest [B] (paper, Eqs. 3-5).
 
         The critics' parameters take no gradient from the policy's loss, so that pass computes only the gradient with
         respect to the latent. For a mixture policy, a sample of every component counts by the component's weight, which
-        is thereby learned, too.
+        is thereby learned, too. Of more than two critics, ``critics_in_minimum`` random ones may give the values of the
+        target and of the policy (Chen et al. 2021, REDQ).
         """
         head, rows = self.policy.head, batch[Columns.OBS].shape[0]
         both, both_priors = self.policy.encode(torch.cat([batch[Columns.OBS], batch[Columns.NEXT_OBS]]))
         encoded, next_encoded = both[:rows], both[rows:]
         prior, next_prior = (None, None) if both_priors is None else (both_priors[:rows], both_priors[rows:])
+        chosen = None
+        if self.in_minimum < self.critics.count:
+            chosen = torch.rand(self.critics.count, device=encoded.device).topk(self.in_minimum).indices
         with torch.no_grad():
             next_policy = head.distribution(head(next_encoded, next_prior))
             next_latent = next_policy.sample()
-            next_value = self._values(self.target_critics, next_encoded, next_latent).min(0).values
+            next_value = self.target_critics(next_encoded, next_latent, chosen=chosen).min(0).values
             next_divergence = self._divergence(next_policy, next_latent, next_prior)
         parameters = head(encoded, prior)
         weights, components = head.distribution(parameters).as_mixture()
         latents = components.sample().flatten(0, 1)
-        values = self._values(self.critics, encoded, batch[Columns.ACTIONS])
+        values = self.critics(encoded, batch[Columns.ACTIONS])
         count = weights.shape[1]
         divergence = self._divergence(
             head.distribution(_repeated(parameters, count)), latents, None if prior is None else _repeated(prior, count)
         )
-        self.critics.requires_grad_(False)
-        policy_value = self._values(self.critics, _repeated(encoded, count), latents).min(0).values
-        self.critics.requires_grad_(True)
+        policy_value = self.critics(_repeated(encoded, count), latents, chosen=chosen, learn=False).min(0).values
         return {
             "values": values,
             "next_value": next_value,
@@ -153,12 +158,6 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
             return divergence_to_uniform(policy, latent)
         assert prior_parameters is not None
         return divergence_to_prior(policy, self.prior.distribution(prior_parameters), latent)
-
-    @staticmethod
-    def _values(critics: nn.ModuleList, encoded: Tensor, latents: Tensor) -> Tensor:
-        """The values of both critics at encoded observations and latents: [2, B]."""
-        inputs = torch.cat([encoded, latents], dim=-1)
-        return torch.stack([critic(inputs).squeeze(-1) for critic in critics])
 
 
 def _repeated(rows: Tensor, count: int) -> Tensor:

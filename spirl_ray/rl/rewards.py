@@ -21,24 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from torch import Tensor
 
 from spirl_ray.config import TrainSettings
 from spirl_ray.episodes.dataset import dataset_files, read_card, read_tables
-from spirl_ray.rl.checkpoint import first_answer
-from spirl_ray.rl.replay import DISCOUNTS, PHASE, DecisionReplay
+from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.execution import decision_discount
 
 TARGET_VALUE = 5.0
 """The most that values have after scaling. Settings that have learned had values of 4 in the kitchen (4 subtasks, scale
 1), of 5 in OGBench's cube (1 at success, scale 5), and of 17 in block stacking (1718 in its data, scale 0.01)."""
-_FIRST_DECISIONS = 1024
-"""The most decisions of the warm-up at which the divergence of the policy is measured before it learns."""
 Vector = NDArray[np.float64]
 
 
@@ -117,22 +111,6 @@ class _RunningEpisode:
         self._weights = np.concatenate([self._weights * weights[0], weights])
 
 
-class _MeanDivergence:
-    """A function that measures the mean divergence (nats) of the policy, callable on a learner, also a remote one.
-
-    Args:
-        observations: policy observations [B, D].
-    """
-
-    def __init__(self, observations: NDArray[np.float32]) -> None:
-        self.observations = observations
-
-    def __call__(self, learner: Any) -> float:
-        module = learner.module[DEFAULT_MODULE_ID].unwrapped()
-        device = next(module.parameters()).device
-        return module.mean_divergence(torch.from_numpy(self.observations).to(device))
-
-
 class RewardScale:
     """The rewards that a training has seen, and the factor on them.
 
@@ -196,19 +174,17 @@ class RewardScale:
                 del self._running[episode.id_]
         self._settle()
 
-    def end_warm_up(self, learners: Any, replay: DecisionReplay, config: Any) -> None:
+    def end_warm_up(self, starting_divergence: float, config: Any) -> None:
         """Looks at what is there before the first update: the policy's divergence, the rewards of the demonstrations.
 
         Args:
-            learners: RLlib's group of learners.
-            replay: the decisions of the warm-up.
+            starting_divergence: mean divergence (nats) of the policy at the decisions of the warm-up.
             config: the `SkillPriorSACConfig`, with its environment wrapped.
 
         Raises:
             SpirlError: a file of the dataset is missing or damaged.
         """
-        observations = replay.columns[Columns.OBS][: min(len(replay), _FIRST_DECISIONS)]
-        self.starting_divergence = first_answer(learners.foreach_learner(_MeanDivergence(observations)))
+        self.starting_divergence = starting_divergence
         self.recorded = self.read_rewards(config.dataset, config.env_config["environment"]["id"])
         self.warmed_up = True
         self._settle()
@@ -216,10 +192,6 @@ class RewardScale:
     def _settle(self) -> None:
         if self._settled is None and self.warmed_up and (self.seen.rewarded or self.recorded.rewarded):
             self._settled = self.factor
-
-    def scaled(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns a batch with its rewards multiplied by the factor."""
-        return {**batch, Columns.REWARDS: self.factor * batch[Columns.REWARDS]}
 
     def read_rewards(self, dataset: str | None, environment: str) -> RewardsSeen:
         """Reads the rewards of the demonstrations, in decisions of H steps from the start of each episode.

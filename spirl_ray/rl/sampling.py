@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -14,14 +14,25 @@ from spirl_ray.errors import SpirlError
 
 _POLL_S = 0.002
 _PAUSE_S = 0.5
-Sampled = tuple[list[SingleAgentEpisode], Any, float]
-"""The pieces of episodes, RLlib's metrics, and the seconds that sampling took."""
+
+
+class Sampled(NamedTuple):
+    """One fragment of samples."""
+
+    runner: int
+    """The number of the env runner; 0 is the local one."""
+    episodes: list[SingleAgentEpisode]
+    """The pieces of episodes."""
+    metrics: Any
+    """RLlib's metrics."""
+    seconds: float
+    """The time that sampling took."""
 
 
 def _sample_and_measure(runner: EnvRunner) -> Sampled:
     started = time.perf_counter()
     episodes = runner.sample()
-    return episodes, runner.get_metrics(), time.perf_counter() - started
+    return Sampled(runner.worker_index, episodes, runner.get_metrics(), time.perf_counter() - started)
 
 
 def _try_to_sample(runner: EnvRunner) -> Sampled | SpirlError | str:

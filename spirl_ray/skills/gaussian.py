@@ -21,8 +21,9 @@ class DiagonalGaussian:
 
     @staticmethod
     def from_parameters(parameters: Tensor) -> DiagonalGaussian:
-        """Splits network outputs [..., 2 Z] and clamps log sigma to [-10, 2]."""
-        mean, log_std = parameters.chunk(2, dim=-1)
+        """Splits network outputs [..., 2 Z], of at least float32 then, and clamps log sigma to [-10, 2]."""
+        precise = torch.promote_types(parameters.dtype, torch.float32)
+        mean, log_std = parameters.to(precise).chunk(2, dim=-1)
         return DiagonalGaussian(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
 
     def mode(self) -> Tensor:

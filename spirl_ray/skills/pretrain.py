@@ -171,15 +171,16 @@ def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) ->
         perturbed = None
         if augment is not None:
             moved, relabelled = augment(observations, actions, generator)
-            perturbed = (_to(moved, device), relabelled.to(device))
+            perturbed = (_to(moved, device), _sent(relabelled, device))
         noise = torch.randn(batch_size, spec.latent_dim, generator=generator)
-        return _to(observations, device), actions.to(device), noise.to(device), perturbed
+        return _to(observations, device), _sent(actions, device), _sent(noise, device), perturbed
 
     started, windows = time.perf_counter(), 0
     upcoming = inputs(first) if first < settings.updates else None
     for update in range(first, settings.updates):
         assert upcoming is not None
-        losses = model(*upcoming)
+        with autocast(device, settings.precision):
+            losses = model(*upcoming)
         gradients.clear()
         losses["loss"].backward()
         gradients.start()
@@ -210,8 +211,18 @@ def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) ->
             report(model, optimizer, done, metrics, attempt if rank == 0 else None)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which matrix products have a precision, ``float32`` or ``bfloat16``; parameters stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def _to(observations: Observations, device: torch.device) -> Observations:
-    return {name: value.to(device) for name, value in observations.items()}
+    return {name: _sent(value, device) for name, value in observations.items()}
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; a copy to a GPU is made from pinned memory, beside what the GPU computes."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _share(dataset: str, rank: int, world: int) -> list[str]:

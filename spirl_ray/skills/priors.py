@@ -79,8 +79,9 @@ class GaussianMixture:
         return self._sample_component(None)
 
     def _sample_component(self, generator: torch.Generator | None) -> DiagonalGaussian:
+        # The argmax of w_i / e_i with e_i ~ Exp(1) has probability w_i, and needs no check that waits for a GPU.
         weights = self.logits.softmax(-1)
-        chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=generator).view(*weights.shape[:-1], 1)
+        chosen = (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(-1, keepdim=True)
         return DiagonalGaussian(self._pick(self.components.mean, chosen), self._pick(self.components.log_std, chosen))
 
     @staticmethod

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 NETWORKS = {"critic_width": 16, "critic_layers": 1}
@@ -43,7 +44,6 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
                 "batch_size": 32,
                 "warmup_decisions": 32,
                 "replay_capacity": 1000,
-                "metrics_every": 1,
                 "policy_init": policy_init,
                 **training,
             }
@@ -52,5 +52,41 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
         name = {"open_loop": "spirl", "closed_loop": "spirl_cl", "identity": "flat_prior"}[spec.decoder]
         method: MethodConfig = method_config(name, config.settings, spec)
         return config.skills(folder, method=method.model_copy(update={"regulariser": regulariser}), dataset=dataset)
+
+    return make
+
+
+@pytest.fixture
+def make_learner(make_config: Callable[..., Any]) -> Callable[..., Any]:
+    """A learner without a cluster, whose replay holds random decisions: ``make_learner(gpu=…, **training)``."""
+    from gymnasium.spaces import Box
+    from ray.rllib.core import DEFAULT_MODULE_ID
+    from ray.rllib.core.columns import Columns
+
+    from spirl_ray.rl.policy_network import PolicyObserver
+    from spirl_ray.rl.replay import DISCOUNTS, PHASE
+    from spirl_ray.skills.artifact import load_skills
+
+    def make(*, gpu: bool = False, rows: int = 500, **training: Any) -> Any:
+        config = make_config(**training)
+        config.learners(num_gpus_per_learner=int(gpu))
+        config.validate()
+        skills = load_skills(config.skills_folder)
+        width, latent = PolicyObserver(config.policy, skills).size, skills.spec.latent_dim
+        spaces = {DEFAULT_MODULE_ID: tuple(Box(-np.inf, np.inf, (size,)) for size in (width, latent))}
+        learner = config.build_learner(spaces=spaces)
+        learner.build()
+        rng = np.random.default_rng(0)
+        shapes = {
+            Columns.OBS: (rows, width),
+            Columns.NEXT_OBS: (rows, width),
+            Columns.ACTIONS: (rows, latent),
+            Columns.REWARDS: (rows,),
+        }
+        decisions = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        decisions |= {Columns.TERMINATEDS: (rng.random(rows) < 0.1).astype(np.float32)}
+        decisions |= {DISCOUNTS: np.full(rows, 0.9, np.float32), PHASE: rng.random(rows).astype(np.float32)}
+        learner.replay.add(decisions)
+        return learner
 
     return make

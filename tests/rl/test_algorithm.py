@@ -41,8 +41,12 @@ def build(make_config: MakeConfig) -> Iterator[Callable[..., Any]]:
         algorithm.stop()
 
 
+def learner(algorithm: Any) -> Any:
+    return algorithm.learner_group._learner
+
+
 def learner_module(algorithm: Any) -> Any:
-    return algorithm.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
+    return learner(algorithm).networks
 
 
 def runner_weights(algorithm: Any) -> dict[str, torch.Tensor]:
@@ -87,13 +91,13 @@ def test_learning_waits_for_the_warm_up_and_then_keeps_its_ratio(build: Callable
     algorithm.scores = declared_scores("spirl/PointPads-v0")
     algorithm.train()
     assert algorithm.counters["updates"] == 0
-    assert len(algorithm.replay) == DECISIONS
+    assert len(learner(algorithm).replay) == DECISIONS
     for _ in range(4):
         algorithm.train()
     counters = algorithm.counters
-    assert counters["decisions"] == len(algorithm.replay) == 5 * DECISIONS
+    assert counters["decisions"] == len(learner(algorithm).replay) == 5 * DECISIONS
     assert counters["updates"] == int(0.3 * 4 * DECISIONS)  # 4 rounds, the last of the warm-up included
-    assert counters["updates"] == algorithm.learner_group._learner._updates
+    assert counters["updates"] == learner(algorithm).updates
     steps = [4, 4, 4, 4, 4, 4, 4, 2]  # episodes of 30 primitive steps
     finished, running = divmod(counters["decisions"] // 2, len(steps))
     assert counters["env_steps"] == 2 * (finished * sum(steps) + sum(steps[:running]))
@@ -147,7 +151,7 @@ def test_restored_run_is_bit_equal_and_learns_on(
     assert algorithm.rewards.warmed_up
     if reward_scale == "auto":
         algorithm.rewards.seen.largest_return, algorithm.rewards._settled = -182.0, 0.02
-    algorithm.replay.columns[Columns.REWARDS][: len(algorithm.replay)] = -10.0
+    learner(algorithm).replay.columns[Columns.REWARDS].fill_(-10.0)
     algorithm.save_checkpoint(str(tmp_path / "first"))
     files = {file.suffix for file in (tmp_path / "first").rglob("*") if file.is_file()}
     assert files == {".json", ".safetensors"}
@@ -155,9 +159,7 @@ def test_restored_run_is_bit_equal_and_learns_on(
     module = learner_module(algorithm)
     for name, value in module.state_dict().items():
         assert_same(as_saved(saved["learner"]["rl_module"][DEFAULT_MODULE_ID][name], value), value.numpy(), name)
-    steps = [
-        float(s["step"]) for o in algorithm.learner_group._learner._named_optimizers.values() for s in o.state.values()
-    ]
+    steps = [float(s["step"]) for o in learner(algorithm)._named_optimizers.values() for s in o.state.values()]
     assert set(steps) == {float(algorithm.counters["updates"])}
 
     restored = build(updates_per_decision=0.3, reward_scale=reward_scale)
@@ -171,7 +173,7 @@ def test_restored_run_is_bit_equal_and_learns_on(
 
     # The same updates from the same rows with the same noise give the same networks.
     for each in (algorithm, restored):
-        torch.set_rng_state(saved["learner_rng"])
+        each.learners.restore(saved["learners"])
         each._owed_updates = 3.0
         each._learn()
     for name, value in learner_module(restored).state_dict().items():
@@ -187,22 +189,22 @@ def test_the_learner_gets_scaled_rewards_and_the_replay_keeps_them_as_they_are(
 ) -> None:
     algorithm = build(reward_scale="auto", warmup_decisions=DECISIONS)
     learned: list[torch.Tensor] = []
-    update = algorithm.learner_group.update
+    step = learner(algorithm).step
 
-    def noted(batch: Any, **options: Any) -> Any:
-        learned.append(batch[DEFAULT_MODULE_ID][Columns.REWARDS])
-        return update(batch=batch, **options)
+    def noted(batch: Any) -> Any:
+        learned.append(batch[Columns.REWARDS])
+        return step(batch)
 
-    monkeypatch.setattr(algorithm.learner_group, "update", noted)
+    monkeypatch.setattr(learner(algorithm), "step", noted)
     algorithm.train()
     assert algorithm.rewards.starting_divergence == pytest.approx(0.0, abs=1e-5)
     assert algorithm.rewards.seen.decisions == DECISIONS
-    algorithm.replay.columns[Columns.REWARDS][: len(algorithm.replay)] = -10.0
+    rewards = learner(algorithm).replay.columns[Columns.REWARDS].fill_(-10.0)
     algorithm.rewards._settled = 0.02
     algorithm._owed_updates = 1.0
     algorithm._learn()
     assert learned[-1].tolist() == pytest.approx([-0.2] * 32)
-    assert set(algorithm.replay.columns[Columns.REWARDS][: len(algorithm.replay)]) == {-10.0}
+    assert set(rewards.tolist()) == {-10.0}
 
 
 def test_the_scale_knows_the_rewards_of_demonstrations_of_the_same_environment(

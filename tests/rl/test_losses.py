@@ -81,7 +81,7 @@ def test_critic_target_bootstraps_unless_the_episode_terminated() -> None:
 
 
 def test_critic_loss_is_half_the_squared_error_of_both_critics() -> None:
-    values = [torch.tensor([10.0, 0.0]), torch.tensor([0.0, 2.0])]
+    values = torch.tensor([[10.0, 0.0], [0.0, 2.0]])
     assert losses.critic_loss(values, torch.zeros(2)).item() == pytest.approx(0.5 * (100 + 4) / 2)
 
 

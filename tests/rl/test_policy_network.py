@@ -250,7 +250,7 @@ def test_the_module_keeps_close_to_the_prior_in_its_observations(
         assert weights.min() > 0.01  # every component counts
     torch.testing.assert_close(out["divergence"], divergence, rtol=1e-4, atol=1e-5)
     encoded, _ = module.policy.encode(inputs)
-    values = [module._values(module.critics, encoded, mean).min(0).values for mean in components.mean.unbind(1)]
+    values = [module.critics(encoded, mean).min(0).values for mean in components.mean.unbind(1)]
     torch.testing.assert_close(out["policy_value"], (weights * torch.stack(values, 1)).sum(1), rtol=1e-4, atol=1e-5)
 
 

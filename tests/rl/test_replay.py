@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from scipy.stats import chisquare
@@ -52,10 +53,10 @@ def test_more_rows_than_the_capacity_keep_the_newest() -> None:
 
 def test_buffer_grows_without_losing_rows() -> None:
     buffer = replay(capacity=20_000)
-    small = len(buffer.columns[Columns.REWARDS])
+    small = len(buffer._rows)
     for first in range(0, 10_000, 1000):
         buffer.add(rows(first, 1000))
-    assert small < 10_000 <= len(buffer.columns[Columns.REWARDS]) <= 20_000
+    assert small < 10_000 <= len(buffer._rows) <= 20_000
     assert kept(buffer) == list(range(10_000))
 
 
@@ -68,6 +69,14 @@ def test_rows_are_drawn_uniformly_and_whole() -> None:
     assert chisquare(counts[3:]).pvalue > 1e-3
     np.testing.assert_array_equal(drawn[Columns.ACTIONS][:, 0], -drawn[Columns.REWARDS])
     np.testing.assert_array_equal(drawn[Columns.OBS][:, 1], drawn[Columns.REWARDS])
+
+
+def test_rows_that_come_as_tensors_are_those_that_come_as_arrays() -> None:
+    buffer, other = replay(), replay()
+    buffer.add(rows(0, 4))
+    other.add({name: torch.from_numpy(values) for name, values in rows(0, 4).items()})
+    for name, values in buffer.columns.items():
+        assert torch.equal(values, other.columns[name])
 
 
 def test_restored_buffer_goes_on_bit_equal() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from ray.rllib.core.columns import Columns
 from stored import ACTION_DIM, FEATURES, make_episode, write_dataset
 
@@ -147,15 +146,6 @@ def test_rewards_of_the_demonstrations_settle_the_scale(tmp_path: Path) -> None:
     assert (scale.factor, scale.settled) == (1.0, True)
     elsewhere = scale.read_rewards(str(dataset), "spirl/Other-v0")
     assert elsewhere == scale.read_rewards(None, "spirl/Test-v0") == RewardsSeen()
-
-
-def test_batches_are_scaled_and_rows_stay_as_they_are() -> None:
-    scale = automatic(reward_scale=0.1)
-    batch = {Columns.REWARDS: torch.tensor([-10.0, 0.0]), DISCOUNTS: torch.ones(2)}
-    scaled = scale.scaled(batch)
-    assert scaled[Columns.REWARDS].tolist() == [-1.0, 0.0]
-    assert scaled[DISCOUNTS] is batch[DISCOUNTS]
-    assert batch[Columns.REWARDS].tolist() == [-10.0, 0.0]
 
 
 def test_a_restored_scale_is_the_one_that_was_saved() -> None:
