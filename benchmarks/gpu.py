@@ -22,11 +22,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch import torch_learner
 from torch import Tensor
 
 from benchmarks.learning_speed import BareLoop, kitchen_training, random_decisions, random_skills
@@ -60,8 +62,8 @@ def make_learner(skills: Path, train: TrainSettings, device: torch.device, *, se
     rows = random_decisions(20_000)
     widths = (rows["obs"].shape[1], model.spec.latent_dim)
     spaces = {DEFAULT_MODULE_ID: tuple(Box(-np.inf, np.inf, (width,)) for width in widths)}
-    learner = config.build_learner(spaces=spaces)
-    learner.build()
+    with mock.patch.object(torch_learner, "get_device", return_value=device):  # RLlib would start a cluster to ask
+        learner = config.build_learner(spaces=spaces)
     learner.replay.add(rows)
     return learner
 

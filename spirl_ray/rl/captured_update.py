@@ -37,18 +37,19 @@ class CapturedUpdate:
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Makes one update; returns what ``step`` returns."""
+        if not self._batch:
+            self._batch = {name: value.clone() for name, value in batch.items()}
+        torch._foreach_copy_(list(self._batch.values()), [batch[name] for name in self._batch])
         if self._graph is None:
             self._calls += 1
             if self._calls <= _PLAIN_CALLS:
                 self._stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(self._stream):
-                    found = self.step(batch)
+                    found = self.step(self._batch)
                 torch.cuda.current_stream().wait_stream(self._stream)
                 return found
-            self._batch = {name: value.clone() for name, value in batch.items()}
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, stream=self._stream):
                 self._found = self.step(self._batch)
-        torch._foreach_copy_(list(self._batch.values()), [batch[name] for name in self._batch])
         self._graph.replay()
         return self._found

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 NETWORKS = {"critic_width": 16, "critic_layers": 1}
 
@@ -62,6 +64,7 @@ def make_learner(make_config: Callable[..., Any]) -> Callable[..., Any]:
     from gymnasium.spaces import Box
     from ray.rllib.core import DEFAULT_MODULE_ID
     from ray.rllib.core.columns import Columns
+    from ray.rllib.core.learner.torch import torch_learner
 
     from spirl_ray.rl.policy_network import PolicyObserver
     from spirl_ray.rl.replay import DISCOUNTS, PHASE
@@ -74,8 +77,9 @@ def make_learner(make_config: Callable[..., Any]) -> Callable[..., Any]:
         skills = load_skills(config.skills_folder)
         width, latent = PolicyObserver(config.policy, skills).size, skills.spec.latent_dim
         spaces = {DEFAULT_MODULE_ID: tuple(Box(-np.inf, np.inf, (size,)) for size in (width, latent))}
-        learner = config.build_learner(spaces=spaces)
-        learner.build()
+        device = torch.device("cuda" if gpu else "cpu")
+        with mock.patch.object(torch_learner, "get_device", return_value=device):  # RLlib would start a cluster to ask
+            learner = config.build_learner(spaces=spaces)
         rng = np.random.default_rng(0)
         shapes = {
             Columns.OBS: (rows, width),
