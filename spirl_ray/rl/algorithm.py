@@ -300,7 +300,8 @@ class SkillPriorSAC(Algorithm):
 
     def _learn(self) -> None:
         """Makes the updates owed for the sampled decisions, in one call to the learners."""
-        if self.counters["decisions"] < min(self.settings.warmup_decisions, self.settings.replay_capacity):
+        wanted = min(self.settings.warmup_decisions, self.settings.replay_capacity)
+        if self.counters["decisions"] < wanted or not all(self.learners.decisions):
             self._owed_updates = 0.0
             return
         if not self.rewards.warmed_up:

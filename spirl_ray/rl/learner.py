@@ -73,8 +73,8 @@ class SkillPriorSACLearner(TorchLearner):
     def _make_modules_ddp_if_necessary(self) -> None:
         """Makes all learners start with equal parameters; their gradients are averaged by `AveragedGradients`."""
         if self.config.num_learners > 1:
-            for value in self.module.state_dict().values():
-                torch.distributed.broadcast(value, src=0)
+            for parameter in self.networks.parameters():
+                torch.distributed.broadcast(parameter.data, src=0)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores networks and optimisers; learning rates and a fixed alpha stay those of this run's config."""

@@ -23,6 +23,10 @@ _FIRST_DECISIONS = 1024
 Ask = Callable[[SkillPriorSACLearner], Any]
 
 
+class LearnerLost(RuntimeError):
+    """A learner's process ended, so training has to resume from the last checkpoint with new learners."""
+
+
 class Learners:
     """The learners of RLlib's group.
 
@@ -33,11 +37,15 @@ class Learners:
     def __init__(self, group: LearnerGroup) -> None:
         self.group = group
         self.count = max(1, len(group))
+        self.decisions = [0] * self.count
+        """The number of decisions that each learner has got."""
 
     def add(self, runner: int, rows: Mapping[str, np.ndarray]) -> None:
         """Adds decisions of an env runner, by its number, to the replay of its learner."""
+        to = (runner - 1) % self.count
+        self.decisions[to] += len(rows[Columns.REWARDS])
         # Not waited for: a learner makes its updates after what was sent before.
-        self._ask(lambda learner: learner.replay.add(rows), to=(runner - 1) % self.count, waits=False)
+        self._ask(lambda learner: learner.replay.add(rows), to=to, waits=False)
 
     def learn(self, updates: int, reward_scale: float) -> dict[str, float]:
         """Makes updates on all learners at once; returns the first one's metrics, see `SkillPriorSACLearner.learn`."""
@@ -68,27 +76,40 @@ class Learners:
             )
         for index, state in enumerate(states):
             self._ask(partial(_restore, state=state), to=index)
+            self.decisions[index] = len(state["replay"]["columns"][Columns.REWARDS])
 
     def _ask(self, ask: Ask, *, to: int | None = None, waits: bool = True) -> list[Any]:
-        """Calls a function on one learner, or on all; raises the first error."""
-        results = self.group.foreach_learner(
-            ask,
-            remote_actor_ids=None if to is None or self.group.is_local else [to],
-            timeout_seconds=None if waits else 0.0,
+        """Calls a function on one learner, or on all, and returns the answers; none where it does not wait for them.
+
+        Raises:
+            SpirlError: what a learner raised.
+            LearnerLost: a learner did not answer.
+        """
+        local = self.group.is_local
+        results = list(
+            self.group.foreach_learner(
+                partial(_answer, ask=ask),
+                remote_actor_ids=None if to is None or local else [to],
+                timeout_seconds=None if waits else 0.0,
+            )
         )
-        answers = list(results)
-        if self.group.is_local:
-            return [answer.get() for answer in answers]
-        if not waits:
-            return []
+        answers = [result.get() for result in results if result.ok]
+        for answer in answers:
+            if isinstance(answer, SpirlError):
+                raise answer
         asked = self.count if to is None else 1
-        failed = [answer.get() for answer in answers if not answer.ok]
-        if failed or len(answers) < asked:
-            told = next((error for error in failed if isinstance(getattr(error, "cause", error), SpirlError)), None)
-            if told is not None:
-                raise getattr(told, "cause", told)
-            raise RuntimeError("a learner was lost") from (failed[0] if failed else None)
-        return [answer.get() for answer in answers]
+        if (waits or local) and len(answers) < asked:
+            errors = [result.get() for result in results if not result.ok]
+            raise LearnerLost(f"{asked - len(answers)} of {asked} learners did not answer") from next(iter(errors), None)
+        return answers
+
+
+def _answer(learner: SkillPriorSACLearner, ask: Ask) -> Any:
+    """The answer of a learner, or its error, which RLlib would turn into the end of the learner's process."""
+    try:
+        return ask(learner)
+    except SpirlError as error:
+        return error
 
 
 def _state(learner: SkillPriorSACLearner) -> dict[str, Any]:
