@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -86,7 +87,7 @@ def stage2(skills: Path, device: torch.device, seconds: float, *, compiles: bool
             train = kitchen_training().model_copy(update={"batch_size": batch, "critics": critics})
             learner = make_learner(skills, train, device)
             loop = BareLoop(learner.networks, learner.replay.sample(batch), train, TARGET)
-            ways: dict[tuple[str, int], Callable[[], int]] = {("loop", 1): lambda loop=loop: _steps(loop)}
+            ways: dict[tuple[str, int], Callable[[], int]] = {("loop", 1): partial(_steps, loop)}
             settings = {"plain": {"cuda_graph": False}}
             if device.type == "cuda":
                 settings["graph"] = {"cuda_graph": True}
@@ -95,7 +96,7 @@ def stage2(skills: Path, device: torch.device, seconds: float, *, compiles: bool
             for name, changes in settings.items():
                 each = make_learner(skills, train.model_copy(update=changes), device)
                 for count in (1, 16) if name != "compiled" else (16,):
-                    ways[name, count] = lambda each=each, count=count: _learn(each, count)
+                    ways[name, count] = partial(_learn, each, count)
             found = {}
             for way, work in ways.items():
                 for _ in range(8):  # warm-up, in which graphs are captured and losses compiled
@@ -173,7 +174,7 @@ def stage1(device: torch.device, seconds: float, updates: int) -> list[Row]:
             step = _pretraining(device, precision, batch)
             for number in range(8):
                 step(number)
-            per_s = rate(lambda step=step, batch=batch: 4 * batch * bool([step(n) for n in range(4)]), seconds)
+            per_s = batch * rate(partial(_four, step), seconds)
             rows.append({"what": "stage1", "way": precision, "batch": batch, "per_s": per_s})
             print(rows[-1], flush=True)
     for precision in ("float32", "bfloat16"):
@@ -185,6 +186,12 @@ def stage1(device: torch.device, seconds: float, updates: int) -> list[Row]:
         rows += [{"what": "loss", "way": precision, "batch": 128, "update": at, "loss": loss} for at, loss in losses]
         print(precision, losses, flush=True)
     return rows
+
+
+def _four(step: Callable[[int], Tensor]) -> int:
+    for number in range(4):
+        step(number)
+    return 4
 
 
 def _pretraining(device: torch.device, precision: str, batch: int) -> Callable[[int], Tensor]:

@@ -37,10 +37,15 @@ from spirl_ray.pipeline.stopping import TERMINATED
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config, rllib_seed
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC
+from spirl_ray.rl.learners import LearnerLost
 from spirl_ray.rl.methods import MethodConfig
 
 _STEPS_PER_ROW = 1000
+_LOST_IN_A_ROW = 3
+"""The number of times that lost learners are replaced without a new checkpoint, before a run gives up."""
 Row = dict[str, Any]
+Trained = tuple[Row, list[Row]]
+"""The counters at the end of a training, and the processes that trained."""
 
 
 def is_trained(run: TrainingRun) -> bool:
@@ -91,17 +96,60 @@ def train_policy(
         result = read_json(run.out / layout.TRAINED)
         return result if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), result)
     torch.set_num_threads(1)
-    config = algorithm_config(run)
-    config.validate()  # before the run's folder: nothing is left of a run whose skills or settings are refused
+    algorithm_config(run).validate()  # before the run's folder: nothing is left of a run that is refused
     attempt = Attempt.begin(run.out)
-    saved = checkpoints(run.out)
-    if saved:
+    counters, history = _whatever_learners_are_lost(
+        run, lambda saved: _train(run, attempt, saved, on_row, on_evaluation), on_row
+    )
+    result = {
+        "env_steps": counters["env_steps"],
+        "decisions": counters["decisions"],
+        "updates": counters["updates"],
+        "wall_clock_s": round(counters["wall_clock_s"], 1),
+        "config_hash": run.config_hash,
+        "commit": "+".join(dict.fromkeys(entry["commit"] for entry in history)),
+    }
+    return _publish_and_note(run, attempt, result)
+
+
+def _whatever_learners_are_lost(
+    run: TrainingRun, train: Callable[[Path | None], Trained], on_row: Callable[[Row], None] | None
+) -> Trained:
+    """Calls ``train`` with the newest checkpoint, or None, until it returns; it resumes whenever learners are lost."""
+    lost = 0
+    while True:
+        saved = checkpoints(run.out)
+        try:
+            return train(saved[-1] if saved else None)
+        except LearnerLost as error:
+            lost = lost + 1 if checkpoints(run.out)[-1:] == saved[-1:] else 1
+            if lost > _LOST_IN_A_ROW:
+                raise SpirlError(
+                    f"{run.out}: training has lost its learners {lost} times since its last checkpoint ({error}). See "
+                    "Ray's logs of their nodes, then start the command again: it resumes from that checkpoint."
+                ) from error
+            if on_row is not None:
+                steps = layout.steps_of(saved[-1]) if saved else 0
+                found = Finding(f"{error}, so training resumes from step {steps:,} with new ones.", warning=True)
+                on_row({"env_steps": steps, "findings": (found,)})
+
+
+def _train(
+    run: TrainingRun,
+    attempt: Attempt,
+    saved: Path | None,
+    on_row: Callable[[Row], None] | None,
+    on_evaluation: Callable[[Row], None] | None,
+) -> Trained:
+    """Trains to the end from a checkpoint, or from the start."""
+    scores, config = experiment_scores(run.experiment), algorithm_config(run)
+    if saved is not None:
         # Episodes that start after a restore must not repeat those from before.
-        config.debugging(seed=rllib_seed(run.seed, 1000 * (1 + layout.steps_of(saved[-1]))))
+        config.debugging(seed=rllib_seed(run.seed, 1000 * (1 + layout.steps_of(saved))))
     algorithm: SkillPriorSAC = config.build_algo()
     try:
-        if saved:
-            algorithm.load_checkpoint(str(saved[-1]))
+        if saved is not None:
+            algorithm.load_checkpoint(str(saved))
         algorithm.scores = scores
         counters: dict[str, Any] = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
@@ -113,15 +161,7 @@ def train_policy(
     # After the env runners have given their CPUs back: the evaluations may need them.
     evaluations.collect(counters["wall_clock_s"], wait=True)
     monitor.show({}, evaluations.newest)
-    result = {
-        "env_steps": counters["env_steps"],
-        "decisions": counters["decisions"],
-        "updates": counters["updates"],
-        "wall_clock_s": round(counters["wall_clock_s"], 1),
-        "config_hash": run.config_hash,
-        "commit": "+".join(dict.fromkeys(entry["commit"] for entry in history)),
-    }
-    return _publish_and_note(run, attempt, result)
+    return counters, history
 
 
 def _loop(

@@ -299,6 +299,8 @@ class Trial:
                 "target_divergence",
                 "latent_limit",
                 "policy_init",
+                "cuda_graph",
+                "compile",
             },
         )
         return fingerprint(self.skills_key, self.experiment.environment, train, self.method_config)

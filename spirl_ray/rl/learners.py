@@ -99,8 +99,8 @@ class Learners:
                 raise answer
         asked = self.count if to is None else 1
         if (waits or local) and len(answers) < asked:
-            errors = [result.get() for result in results if not result.ok]
-            raise LearnerLost(f"{asked - len(answers)} of {asked} learners did not answer") from next(iter(errors), None)
+            error = next((result.get() for result in results if not result.ok), None)
+            raise LearnerLost(f"{asked - len(answers)} of {asked} learners did not answer") from error
         return answers
 
 

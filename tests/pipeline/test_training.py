@@ -24,6 +24,7 @@ from spirl_ray.pipeline.snapshots import SnapshotEvaluations
 from spirl_ray.pipeline.stopping import TERMINATED
 from spirl_ray.pipeline.training import MetricsLog, is_trained, read_provenance
 from spirl_ray.pipeline.training_run import TrainingRun, rllib_seed
+from spirl_ray.rl.learners import LearnerLost
 from spirl_ray.rl.methods import method_config, skill_spec
 from spirl_ray.rl.rewards import RewardScale
 
@@ -317,3 +318,39 @@ def test_seeds_of_resumed_runs_stay_within_32_bits_and_differ() -> None:
     assert len(set(large)) == len(large)
     # RLlib adds numbers of env runners, and a million for evaluations.
     assert all(0 <= seed < 2**32 - 2_000_000 for seed in large)
+
+
+# --- lost learners ---
+
+
+def test_training_resumes_from_the_newest_checkpoint_when_learners_are_lost(tmp_path: Path) -> None:
+    run, began = run_in(tmp_path, env_steps=500, checkpoint_every=100), list[str | None]()
+    told = list[dict[str, Any]]()
+
+    def train(checkpoint: Path | None) -> Any:
+        began.append(None if checkpoint is None else checkpoint.name)
+        if len(began) == 1:
+
+            def lose() -> None:
+                raise LearnerLost("1 of 2 learners did not answer")
+
+            loop(run, {250: lose})
+        return {"env_steps": 500}, []
+
+    assert training._whatever_learners_are_lost(run, train, told.append)[0] == {"env_steps": 500}
+    assert began == [None, "step-000000000200"]
+    [finding] = told[0]["findings"]
+    assert finding.warning
+    assert "1 of 2 learners" in finding.text
+
+
+def test_training_gives_up_when_learners_are_lost_again_and_again_without_a_checkpoint(tmp_path: Path) -> None:
+    run, calls = run_in(tmp_path), []
+
+    def train(checkpoint: Path | None) -> Any:
+        calls.append(checkpoint)
+        raise LearnerLost("2 of 2 learners did not answer")
+
+    with pytest.raises(SpirlError, match=r"lost its learners 4 times .*2 of 2"):
+        training._whatever_learners_are_lost(run, train, None)
+    assert len(calls) == 4

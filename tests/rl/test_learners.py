@@ -66,8 +66,8 @@ def without_chance(learner: Any) -> None:
 
 def made_up(width: int, latent: int, rows: int, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    shapes = {Columns.OBS: (rows, width), Columns.NEXT_OBS: (rows, width), Columns.ACTIONS: (rows, latent)}
-    shapes |= dict.fromkeys((Columns.REWARDS, PHASE), (rows,))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((Columns.OBS, Columns.NEXT_OBS), (rows, width))
+    shapes |= {Columns.ACTIONS: (rows, latent), Columns.REWARDS: (rows,), PHASE: (rows,)}
     found = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     return found | {Columns.TERMINATEDS: np.zeros(rows, np.float32), DISCOUNTS: np.full(rows, 0.9, np.float32)}
 

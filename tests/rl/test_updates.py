@@ -46,7 +46,12 @@ def test_a_long_call_draws_its_rows_in_parts(make_learner: Callable[..., Any], m
     learner, counts = make_learner(), []
     monkeypatch.setattr("spirl_ray.rl.learner._ROWS_AT_A_TIME", 3 * learner._settings.batch_size)
     sample = learner.rows.sample
-    monkeypatch.setattr(learner.rows, "sample", lambda count: counts.append(count) or sample(count))
+
+    def counted(count: int) -> dict[str, Tensor]:
+        counts.append(count)
+        return sample(count)
+
+    monkeypatch.setattr(learner.rows, "sample", counted)
     learner.learn(7, 1.0)
     assert [count // learner._settings.batch_size for count in counts] == [3, 3, 1]
     assert learner.updates == 7
