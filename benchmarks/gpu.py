@@ -20,53 +20,42 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import torch
-from gymnasium.spaces import Box
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.learner.torch import torch_learner
 from torch import Tensor
 
-from benchmarks.learning_speed import BareLoop, kitchen_training, random_decisions, random_skills
-from benchmarks.pretraining_speed import kitchen_skills
-from spirl_ray.config import TrainSettings
+from benchmarks.learners import BareLoop, kitchen_training, make_learner, random_skills
+from benchmarks.pretraining_speed import BATCH, kitchen_skills
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.provenance import commit, hardware, versions
-from spirl_ray.rl.algorithm import SkillPriorSACConfig
 from spirl_ray.rl.learner import SkillPriorSACLearner
-from spirl_ray.rl.methods import method_config
-from spirl_ray.rl.policy_network import policy_spec
-from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.pretrain import autocast
 
-METHOD, TARGET = "spirl_cl", 2.0
+TARGET = 2.0
 EQUAL_UPDATES = 100
 Row = dict[str, Any]
 
 
-def make_learner(skills: Path, train: TrainSettings, device: torch.device, *, seed: int = 0) -> SkillPriorSACLearner:
-    """A learner of its own, outside any Ray cluster, whose replay is full of random decisions."""
-    model = load_skills(skills)
-    method = method_config(METHOD, train, model.spec)
-    policy = policy_spec(model, method, model.spec.data_features).model_dump(mode="json")
-    config = SkillPriorSACConfig().with_settings(train).skills(skills, method=method)
-    config.learners(num_learners=0, num_gpus_per_learner=int(device.type == "cuda"))
-    shared = {"skills": str(skills), "policy": policy, "method": config.method}
-    config.rl_module(model_config={**shared, "settings": train.model_dump(mode="json")})
-    config.debugging(seed=seed, log_level="ERROR")
-    rows = random_decisions(20_000)
-    widths = (rows["obs"].shape[1], model.spec.latent_dim)
-    spaces = {DEFAULT_MODULE_ID: tuple(Box(-np.inf, np.inf, (width,)) for width in widths)}
-    with mock.patch.object(torch_learner, "get_device", return_value=device):  # RLlib would start a cluster to ask
-        learner = config.build_learner(spaces=spaces)
-    learner.replay.add(rows)
-    return learner
+@dataclass(frozen=True)
+class Plan:
+    """The amount of measurement."""
+
+    seconds: float = 2.0
+    """The time of one measurement."""
+    warm_calls: int = 8
+    """The calls before it, in which graphs are captured and losses compiled."""
+    batches: tuple[int, ...] = (256, 1024)
+    updates: int = 2000
+    """The updates of stage 1 of which losses are compared."""
+    compiles: bool = True
+
+
+QUICK = Plan(seconds=0.05, warm_calls=1, batches=(16,), updates=10, compiles=False)
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
@@ -79,10 +68,10 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     return done / elapsed
 
 
-def stage2(skills: Path, device: torch.device, seconds: float, *, compiles: bool) -> list[Row]:
+def stage2(skills: Path, device: torch.device, plan: Plan) -> list[Row]:
     """Updates/s by batch size, number of critics and way."""
     rows = []
-    for batch in (256, 1024):
+    for batch in plan.batches:
         for critics in (2, 10):
             train = kitchen_training().model_copy(update={"batch_size": batch, "critics": critics})
             learner = make_learner(skills, train, device)
@@ -91,7 +80,7 @@ def stage2(skills: Path, device: torch.device, seconds: float, *, compiles: bool
             settings = {"plain": {"cuda_graph": False}}
             if device.type == "cuda":
                 settings["graph"] = {"cuda_graph": True}
-                if compiles and batch == 256:
+                if plan.compiles and batch == plan.batches[0]:
                     settings["compiled"] = {"cuda_graph": True, "compile": True}
             for name, changes in settings.items():
                 each = make_learner(skills, train.model_copy(update=changes), device)
@@ -99,9 +88,9 @@ def stage2(skills: Path, device: torch.device, seconds: float, *, compiles: bool
                     ways[name, count] = partial(_learn, each, count)
             found = {}
             for way, work in ways.items():
-                for _ in range(8):  # warm-up, in which graphs are captured and losses compiled
+                for _ in range(plan.warm_calls):
                     work()
-                found[way] = rate(work, seconds)
+                found[way] = rate(work, plan.seconds)
                 rows.append(
                     {
                         "what": "stage2",
@@ -166,24 +155,24 @@ def motions(count: int, spec: Any, seed: int) -> tuple[dict[str, Tensor], Tensor
     return observations, actions
 
 
-def stage1(device: torch.device, seconds: float, updates: int) -> list[Row]:
+def stage1(device: torch.device, plan: Plan) -> list[Row]:
     """Windows/s by batch size and precision, and the loss by update in both precisions."""
     rows: list[Row] = []
-    for batch in (128, 1024):
+    for batch in (BATCH, 8 * BATCH):
         for precision in ("float32", "bfloat16"):
             step = _pretraining(device, precision, batch)
-            for number in range(8):
+            for number in range(plan.warm_calls):
                 step(number)
-            per_s = batch * rate(partial(_four, step), seconds)
+            per_s = batch * rate(partial(_four, step), plan.seconds)
             rows.append({"what": "stage1", "way": precision, "batch": batch, "per_s": per_s})
             print(rows[-1], flush=True)
     for precision in ("float32", "bfloat16"):
-        step, losses = _pretraining(device, precision, 128), []
-        for number in range(updates):
+        step, losses = _pretraining(device, precision, BATCH), []
+        for number in range(plan.updates):
             loss = step(number)
-            if (number + 1) % max(1, updates // 10) == 0:
+            if (number + 1) % (plan.updates // 10) == 0:
                 losses.append((number + 1, float(loss)))
-        rows += [{"what": "loss", "way": precision, "batch": 128, "update": at, "loss": loss} for at, loss in losses]
+        rows += [{"what": "loss", "way": precision, "batch": BATCH, "update": at, "loss": loss} for at, loss in losses]
         print(precision, losses, flush=True)
     return rows
 
@@ -218,18 +207,17 @@ def _pretraining(device: torch.device, precision: str, batch: int) -> Callable[[
     return step
 
 
-def measure(device: torch.device, *, quick: bool) -> list[Row]:
+def measure(device: torch.device, plan: Plan) -> list[Row]:
     """Measures everything."""
     torch.set_num_threads(1)
-    seconds, updates = (0.2, 20) if quick else (2.0, 2000)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         skills = random_skills(Path(folder) / "skills")
         rows = [
             *(equality(skills, device) if device.type == "cuda" else []),
-            *stage2(skills, device, seconds, compiles=not quick),
+            *stage2(skills, device, plan),
         ]
-    rows += stage1(device, seconds, updates)
+    rows += stage1(device, plan)
     print(f"{time.perf_counter() - started:.0f} s", flush=True)
     return rows
 
@@ -244,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA device here: pass --device cpu.", file=sys.stderr)
         return 2
-    rows = measure(torch.device(options.device), quick=options.quick)
+    rows = measure(torch.device(options.device), QUICK if options.quick else Plan())
     columns = list(dict.fromkeys(name for row in rows for name in row))
     about = {
         "device": options.device,

@@ -5,32 +5,21 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.learners import METHOD, BareLoop, kitchen_training, make_learner, random_decisions, random_skills
 from benchmarks.pretraining_speed import ENVIRONMENT, kitchen_skills
-from spirl_ray import __version__
-from spirl_ray.config import EnvSettings, Experiment, TrainSettings
+from spirl_ray.config import EnvSettings, Experiment
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config
-from spirl_ray.rl import losses
 from spirl_ray.rl.algorithm import SkillPriorSAC
-from spirl_ray.rl.critics import Critics
 from spirl_ray.rl.methods import method_config
-from spirl_ray.rl.module import SkillPriorModule
-from spirl_ray.rl.policy_network import PolicyNetwork
-from spirl_ray.rl.replay import DISCOUNTS, PHASE
-from spirl_ray.skills.artifact import save_skills
-from spirl_ray.skills.model import SkillModel
-from spirl_ray.skills.networks import mlp
-from spirl_ray.skills.priors import SkillPrior
 
 _WARM_ROUNDS = 3
 
@@ -48,119 +37,85 @@ class LearningPlan:
     replay_rows: int = 20_000
 
 
-class BareLoop:
-    """The learner of version 0.1 without RLlib: copies of the algorithm's networks with separate critics, its losses,
-    plain PyTorch, one fixed batch."""
-
-    def __init__(self, module: SkillPriorModule, batch: dict[str, Tensor], train: TrainSettings, target: float) -> None:
-        assert module.prior is not None
-        self.policy: PolicyNetwork
-        self.prior: SkillPrior
-        self.policy, self.prior = copy.deepcopy(module.policy), copy.deepcopy(module.prior)
-        self.critics, self.targets = separate(module.critics, train), separate(module.critics, train)
-        self.log_alpha = copy.deepcopy(module.log_alpha)
-        self.batch, self.train, self.target_divergence = batch, train, target
-        self.optimizers = [
-            torch.optim.Adam(self.critics.parameters(), lr=train.critic_lr, fused=True),
-            torch.optim.Adam(self.policy.head.parameters(), lr=train.actor_lr, fused=True),
-            torch.optim.Adam([self.log_alpha], lr=train.alpha_lr, fused=True),
-        ]
-        self._mains: list[Tensor] = list(self.critics.parameters())
-        self._targets: list[Tensor] = list(self.targets.parameters())
-
-    def step(self) -> None:
-        """Makes one update: losses, one backward pass, Adam, Polyak."""
-        loss = self.loss()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self._targets, self._mains, self.train.polyak)
-
-    def loss(self) -> Tensor:
-        batch, alpha = self.batch, self.log_alpha.detach().exp()
-        states, prior_parameters = self.policy.encode(batch[Columns.OBS])
-        next_states, next_prior_parameters = self.policy.encode(batch[Columns.NEXT_OBS])
-        assert prior_parameters is not None
-        assert next_prior_parameters is not None
-        head, prior = self.policy.head, self.prior.distribution(prior_parameters)
-        with torch.no_grad():
-            next_policy = head.distribution(head(next_states, next_prior_parameters))
-            next_latent = next_policy.sample()
-            target = losses.critic_target(
-                batch[Columns.REWARDS],
-                batch[DISCOUNTS],
-                batch[Columns.TERMINATEDS],
-                _values(self.targets, next_states, next_latent).min(0).values,
-                losses.divergence_to_prior(next_policy, self.prior.distribution(next_prior_parameters), next_latent),
-                alpha,
-            )
-        policy = head.distribution(head(states, prior_parameters))
-        latent = policy.sample()
-        divergence = losses.divergence_to_prior(policy, prior, latent)
-        critic = losses.critic_loss(_values(self.critics, states, batch[Columns.ACTIONS]), target)
-        self.critics.requires_grad_(False)
-        value = _values(self.critics, states, latent).min(0).values
-        self.critics.requires_grad_(True)
-        return (
-            critic
-            + losses.policy_loss(divergence, value, alpha)
-            + losses.alpha_loss(self.log_alpha, divergence, self.target_divergence)
-        )
-
-
-def separate(critics: Critics, train: TrainSettings) -> torch.nn.ModuleList:
-    """Copies of stacked critics as networks of their own."""
-    inputs, width, norm = critics.linear[0].shape[1], train.critic_width, train.critic_layer_norm
-    networks = torch.nn.ModuleList()
-    for index in range(critics.count):
-        networks.append(mlp(inputs, 1, width=width, layers=train.critic_layers, layer_norm=norm))
-        networks[-1].load_state_dict(critics.state_of(index))
-    return networks.to(critics.linear[0].device)
-
-
-def _values(critics: torch.nn.ModuleList, states: Tensor, latents: Tensor) -> Tensor:
-    inputs = torch.cat([states, latents], dim=-1)
-    return torch.stack([critic(inputs).squeeze(-1) for critic in critics])
-
-
-def kitchen_training() -> TrainSettings:
-    """Stage 2 as the kitchen's demonstrations have it; learning starts at once."""
-    return TrainSettings(
-        target_divergence=2.0,
-        initial_alpha=0.1,
-        alpha_min=0.002,
-        alpha_lr=1e-3,
-        warmup_decisions=1,
-        critic_layers=3,
-        critic_layer_norm=True,
-    )
-
-
 def measure_learning(folder: Path, plan: LearningPlan) -> dict[str, float | None]:
     """Updates per second, their ratio, and the ratio of a round's time to the longer of sampling and learning."""
     train = kitchen_training()
     experiment = Experiment(name="benchmark", env=EnvSettings(id=ENVIRONMENT), train=train)
-    method = method_config("spirl_cl", train, kitchen_skills())
+    method = method_config(METHOD, train, kitchen_skills())
     run = TrainingRun(experiment, method, 0, random_skills(folder / "skills"), folder / "policy", "benchmark")
     algorithm: SkillPriorSAC = algorithm_config(run).build_algo()
     try:
-        algorithm.replay.add(random_decisions(plan.replay_rows))
+        _fill(algorithm, plan)
         group: Any = algorithm.learner_group
-        module = group._learner.module[DEFAULT_MODULE_ID].unwrapped()
-        batch = algorithm.replay.sample(train.batch_size)
-        loop = BareLoop(module, batch, train, method.target_divergence)
+        batch = group._learner.replay.sample(train.batch_size)
+        loop = BareLoop(group._learner.networks, batch, train, method.target_divergence)
         with FlopCounterMode(display=False) as counter:
             loop.loss().backward()
         return {
             **_against_loop(algorithm, loop, plan, train.decisions_per_round),
+            **_critics(run.skills, loop, plan),
             **_rounds(algorithm, plan),
+            **_learners(run, plan),
             "stage2_update_gflop": counter.get_total_flops() / 1e9,
         }
     finally:
         algorithm.stop()
+
+
+def _fill(algorithm: SkillPriorSAC, plan: LearningPlan) -> None:
+    """Fills the replays, as if the decisions had been sampled."""
+    for runner in range(1, algorithm.learners.count + 1):
+        algorithm.learners.add(runner, random_decisions(plan.replay_rows))
+    algorithm.counters["decisions"] = plan.replay_rows
+
+
+def _critics(skills: Path, loop: BareLoop, plan: LearningPlan) -> dict[str, float | None]:
+    """The time of an update over that of version 0.1 with two critics, which runs in turn with each.
+
+    ``ten`` critics have two in the minimum, and ``ten_all`` all ten.
+    """
+    before = copy.copy(loop)
+    before.as_0_1 = True
+    changes: dict[str, dict[str, Any]] = {
+        "update": {},
+        "ten_critics": {"critics": 10, "critics_in_minimum": 2},
+        "ten_critics_all": {"critics": 10},
+    }
+    found: dict[str, float | None] = {}
+    for name, changed in changes.items():
+        learner = make_learner(skills, kitchen_training().model_copy(update=changed), torch.device("cpu"))
+        calls = {1: list[float](), 16: list[float]()}
+        earlier = []
+        for number in range(plan.pairs + 1):
+            for count, times in calls.items():
+                times.append(_seconds(partial(_repeat, 16 // count, partial(learner.learn, count, 1.0))) / 16)
+            earlier.append(_seconds(partial(_repeat, 16, before.step)) / 16)
+            if number == 0:  # the warm-up
+                for measured in (earlier, *calls.values()):
+                    measured.clear()
+        found[f"stage2_{name}_over_0_1"] = statistics.median(a / b for a, b in zip(calls[16], earlier, strict=True))
+        if name == "update":
+            ratios = (a / b for a, b in zip(calls[1], calls[16], strict=True))
+            found["stage2_one_update_a_call_over_16"] = statistics.median(ratios)
+    return found
+
+
+def _learners(run: TrainingRun, plan: LearningPlan) -> dict[str, float | None]:
+    """Decisions that two learners learn from in a second over those of one, both in processes of their own."""
+    built: list[SkillPriorSAC] = []
+    try:
+        for count in (1, 2):
+            config = algorithm_config(run)
+            config.learners(num_learners=count, num_cpus_per_learner=0.25)
+            config.env_runners(num_env_runners=2, num_cpus_per_env_runner=0.25)
+            built.append(config.build_algo())
+            _fill(built[-1], plan)
+        calls = [partial(algorithm.learners.learn, 32, 1.0) for algorithm in built]
+        times = [[_seconds(call) for call in calls] for _ in range(plan.pairs + 1)]
+        return {"stage2_two_learners": statistics.median(2.0 * one / two for one, two in times[1:])}
+    finally:
+        for algorithm in built:
+            algorithm.stop()
 
 
 def _against_loop(
@@ -191,7 +146,12 @@ def _against_loop(
     }
 
 
-def _seconds(work: Any) -> float:
+def _repeat(times: int, work: Callable[[], Any]) -> None:
+    for _ in range(times):
+        work()
+
+
+def _seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -223,36 +183,4 @@ def _rounds(algorithm: SkillPriorSAC, plan: LearningPlan) -> dict[str, float | N
         "stage2_sample_s": statistics.median(samples),
         "stage2_learn_s": statistics.median(learns),
         "stage2_wait_s": statistics.median(waits),
-    }
-
-
-def random_skills(folder: Path) -> Path:
-    torch.manual_seed(0)
-    save_skills(
-        folder,
-        SkillModel(kitchen_skills()),
-        environment=ENVIRONMENT,
-        dataset_sha256="",
-        pretrain={},
-        seed=0,
-        metrics={},
-        package_version=__version__,
-    )
-    return folder
-
-
-def random_decisions(count: int) -> dict[str, np.ndarray]:
-    spec, rng = kitchen_skills(), np.random.default_rng(0)
-    seen = sum(feature.size for feature in spec.observed.values()) + 2 * spec.latent_dim
-    shapes = {
-        Columns.OBS: (count, seen),
-        Columns.NEXT_OBS: (count, seen),
-        Columns.ACTIONS: (count, spec.latent_dim),
-        Columns.REWARDS: (count,),
-    }
-    constants = {Columns.TERMINATEDS: 0.0, DISCOUNTS: 0.99}
-    return {
-        **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
-        **{name: np.full(count, value, np.float32) for name, value in constants.items()},
-        PHASE: rng.uniform(size=count).astype(np.float32),
     }

@@ -24,7 +24,7 @@ import torch
 from ray import cloudpickle
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from benchmarks.learning_speed import kitchen_training, random_decisions, random_skills
+from benchmarks.learners import kitchen_training, random_decisions, random_skills
 from benchmarks.pretraining_speed import ENVIRONMENT, kitchen_skills
 from spirl_ray.config import EnvSettings, Experiment, RaySettings
 from spirl_ray.files.tables import write_csv
@@ -56,7 +56,8 @@ def measure(skills: Path, runners: int) -> Row:
     run = TrainingRun(experiment, method, 0, skills, skills.parent / "policy", "scale")
     algorithm: SkillPriorSAC = algorithm_config(run).build_algo()
     try:
-        algorithm.replay.add(random_decisions(20_000))
+        algorithm.learners.add(1, random_decisions(20_000))
+        algorithm.counters["decisions"] = 20_000
         algorithm._owed_updates = float(_UPDATES)
         started = time.process_time()
         algorithm._learn()

@@ -11,6 +11,12 @@ ratio compares things that ran in turns in this one run; the result is the media
   ``stage1_two_workers_same_batch`` halves it, so that the global batch stays the same (measured once).
 - ``stage2_algorithm_over_loop``: updates/s of the local learner of `SkillPriorSAC`, with sampling from the replay and
   logging, over those of a hand-written loop with copies of its networks and a fixed batch.
+- ``stage2_update_over_0_1``: time of an update of the learner, 16 in a call, over that of the learner of version 0.1: a
+  plain loop with separate critics, which also fills every new tensor, because the deterministic mode that RLlib turns
+  on did so. ``stage2_ten_critics_over_0_1`` has ten critics, two of them in the minimum, and
+  ``stage2_ten_critics_all_over_0_1`` all ten, over the loop with two. ``stage2_one_update_a_call_over_16`` is the time
+  of an update where each is a call of its own.
+- ``stage2_two_learners``: decisions a second that two learners learn from, in processes of their own, over one's.
 - ``stage2_round_over_max``: wall-clock time of a round of `train()` over the longer of its sampling (one env runner in
   the kitchen) and its learning: 1 is a perfect overlap.
 - ``stage*_share_of_peak``: the rate times the floating-point operations of the matrix products of an update, forward
@@ -32,7 +38,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.learning_speed import LearningPlan, kitchen_training, measure_learning
+from benchmarks.learners import kitchen_training
+from benchmarks.learning_speed import LearningPlan, measure_learning
 from benchmarks.pretraining_speed import BATCH, PretrainingPlan, measure_pretraining
 from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ray import cloudpickle
 
-from benchmarks import experts, frame_storage, reward_scale, streaming
+from benchmarks import experts, frame_storage, gpu, reward_scale, streaming
 from benchmarks.collect import shared_settings
 from benchmarks.scale import predict
 from benchmarks.speed import append_row
@@ -29,7 +30,17 @@ from spirl_ray.episodes.dataset import Episode, read_episodes
 from spirl_ray.errors import SpirlError
 
 ROOT = Path(__file__).parents[1]
-RATIOS = ("stage1_pipeline_over_loop", "stage1_two_workers", "stage2_algorithm_over_loop", "stage2_round_over_max")
+RATIOS = (
+    "stage1_pipeline_over_loop",
+    "stage1_two_workers",
+    "stage2_algorithm_over_loop",
+    "stage2_update_over_0_1",
+    "stage2_ten_critics_over_0_1",
+    "stage2_ten_critics_all_over_0_1",
+    "stage2_one_update_a_call_over_16",
+    "stage2_two_learners",
+    "stage2_round_over_max",
+)
 OTHERS = (
     "stage1_windows_per_s",
     "stage1_share_of_peak",
@@ -75,6 +86,28 @@ def test_quick_run_ends_with_one_json_object_and_appends_a_row(tmp_path: Path) -
     assert row["plan"] == "quick"
     assert row["commit"]
     assert row["version_ray"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_card_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "new" / "gpu.csv"
+    assert gpu.main(["--device", "cpu", "--quick", "--out", str(table)]) == 0
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    ways = {(row["what"], row["way"], row["batch"], row["critics"]) for row in rows}
+    assert {("stage2", way, "16", count) for way in ("loop", "plain") for count in ("2", "10")} <= ways
+    assert {("stage1", way, "128", "") for way in ("float32", "bfloat16")} <= ways
+    assert all(float(row["per_s"]) > 0.0 for row in rows if row["what"].startswith("stage"))
+    losses = [float(row["loss"]) for row in rows if row["what"] == "loss"]
+    assert len(losses) == 20
+    assert losses[:10] == pytest.approx(losses[10:], rel=0.05)
+    assert {row["device"] for row in rows} == {"cpu"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_benchmark_of_a_card_says_that_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--device", "cuda"]) == 2
+    assert "--device cpu" in capsys.readouterr().err
 
 
 def test_rows_are_appended_under_one_header(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class SkillPriorSACLearner(TorchLearner):
         method = MethodConfig.model_validate(self.config.method)
         self._target_divergence = method.target_divergence
         super().build()
+        # RLlib turns deterministic algorithms on, which would fill every new tensor first: a tenth of an update's time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.updates = 0
         self._captured: CapturedUpdate | None = None
         module, settings, rank = self.networks, self._settings, self._learner_index
@@ -62,7 +64,7 @@ class SkillPriorSACLearner(TorchLearner):
         )
         rows = METHODS[method.name].rows
         self.rows = self.replay if rows is None else rows(self)
-        self._gradients = AveragedGradients(module)
+        self._gradients = AveragedGradients(module) if self.config.num_learners > 1 else None
         self._apply_own_settings()
 
     @property
@@ -160,10 +162,15 @@ class SkillPriorSACLearner(TorchLearner):
         """
         module, settings = self.networks, self._settings
         loss, found = self._losses(batch)
-        self._gradients.clear()
+        if self._gradients is None:
+            for parameter in self._params.values():
+                parameter.grad = None
+        else:
+            self._gradients.clear()
         loss.backward()
-        self._gradients.start()
-        self._gradients.wait()
+        if self._gradients is not None:
+            self._gradients.start()
+            self._gradients.wait()
         if self.config.grad_clip is not None:
             self._clip_gradients()
         for optimizer in self._optimizer_parameters:
@@ -221,7 +228,7 @@ class SkillPriorSACLearner(TorchLearner):
         """Clips gradients as RLlib's ``grad_clip`` and ``grad_clip_by`` say."""
         clipped = self.postprocess_gradients({name: value.grad for name, value in self._params.items()})
         for name, value in clipped.items():
-            self._params[name].grad.copy_(value)  # in place: they are views of one tensor
+            self._params[name].grad.copy_(value)  # in place, because they may be views of one tensor
 
     def _check_finite(self) -> None:
         if not torch.stack([parameter.isfinite().all() for parameter in self._params.values()]).all():

@@ -10,7 +10,7 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from spirl_ray.episodes.dataset import read_episodes
-from spirl_ray.rl.algorithm import SkillPriorSAC
+from spirl_ray.rl.learner import SkillPriorSACLearner
 from spirl_ray.rl.methods import Method
 from spirl_ray.rl.policy_network import PolicyObserver
 from spirl_ray.rl.replay import DISCOUNTS, PHASE, DecisionReplay
@@ -20,17 +20,18 @@ from spirl_ray.skills.artifact import load_skills
 class HalfOffline:
     """Rows of the replay and of the demonstrations in equal parts."""
 
-    def __init__(self, algorithm: SkillPriorSAC) -> None:
-        self.online = algorithm.replay
-        rows = demonstrations(algorithm)
+    def __init__(self, learner: SkillPriorSACLearner) -> None:
+        self.online = learner.replay
+        rows = demonstrations(learner)
         count, width = rows[Columns.OBS].shape
-        self.offline = DecisionReplay(count, width, rows[Columns.ACTIONS].shape[1], seed=algorithm.config.seed or 0)
+        latent_dim, seed = rows[Columns.ACTIONS].shape[1], learner.config.seed or 0
+        self.offline = DecisionReplay(count, width, latent_dim, seed, self.online.device)
         self.offline.add(rows)
 
     def sample(self, count: int) -> dict[str, Tensor]:
         half = count // 2
         one, other = self.online.sample(count - half), self.offline.sample(half)
-        mixed = torch.randperm(count)
+        mixed = torch.randperm(count, device=self.online.device)
         return {name: torch.cat([one[name], other[name]])[mixed] for name in one}
 
     def state(self) -> dict[str, Any]:
@@ -41,9 +42,9 @@ class HalfOffline:
 
 
 @torch.inference_mode()
-def demonstrations(algorithm: SkillPriorSAC) -> dict[str, np.ndarray]:
+def demonstrations(learner: SkillPriorSACLearner) -> dict[str, np.ndarray]:
     """Decisions from every H-th window of the dataset, with the recorded rewards."""
-    config = algorithm.config
+    config = learner.config
     assert config.skills_folder is not None
     assert config.dataset is not None
     skills = load_skills(config.skills_folder)
@@ -64,7 +65,7 @@ def demonstrations(algorithm: SkillPriorSAC) -> dict[str, np.ndarray]:
                 Columns.ACTIONS: posterior.mean[0].numpy(),
                 Columns.REWARDS: episode.rewards[first:last].sum(),
                 Columns.TERMINATEDS: float(episode.terminated and last == episode.length),
-                DISCOUNTS: algorithm.settings.discount,
+                DISCOUNTS: config.settings.discount,
                 PHASE: first / episode.length,
             }
             for name, value in row.items():
