@@ -53,8 +53,8 @@ class Batches:
     """Batches of windows from a worker's files; their observations hold the model's features.
 
     ``in_memory`` reads the shard once and indexes tensors. Otherwise every pass streams the episodes through buffers,
-    each of which has half of ``in_memory_limit_mb``: one to train on, while a thread fills the other. Held-out windows
-    are only in ``held``, which may be None.
+    each of which has half of `_stream_bytes`: one to train on, while a thread fills the other. Held-out windows are only
+    in ``held``, which may be None.
 
     Raises:
         SpirlError: a file is missing or damaged, or no episode is as long as a skill.
@@ -79,7 +79,8 @@ class Batches:
         self._stream: Iterator[Window] = iter(())
         self._upcoming = -1
         limit, step = job.in_memory_limit_mb * MEGABYTE, step_bytes(job.spec.observed, card.features, card.action_dim)
-        self._passes = Passes(self._shard, job.spec.horizon, batch_size, step, limit / 2, job.seed)
+        buffer = _stream_bytes(limit) / 2
+        self._passes = Passes(self._shard, job.spec.horizon, batch_size, step, buffer, job.seed)
         chosen = self._passes.episodes
         if not len(chosen):
             raise SpirlError(
@@ -161,6 +162,12 @@ class Batches:
         windows = [found[name] for name in sorted(found)]
         observations = {name: torch.cat([o[name] for o, _ in windows]) for name in spec.features}
         return observations, torch.cat([actions for _, actions in windows])
+
+
+def _stream_bytes(limit: float) -> float:
+    """The bytes of both buffers together: the limit without what reading takes beside them, which was measured as 80 MB
+    and an eighth of the limit (``python -m benchmarks.streaming``), but at least half of it."""
+    return max(limit / 2, limit * 7 / 8 - 80 * MEGABYTE)
 
 
 def _read_features(card: DatasetCard, spec: SkillSpec) -> Features:
