@@ -1,4 +1,4 @@
-"""What would limit many env runners: ``python -m benchmarks.scale [--out FILE.csv]``.
+"""What would limit many env runners: ``python -m benchmarks.scale [--gpu gpu.csv] [--out FILE.csv]``.
 
 For 1, 2, 4 and 8 env runners in the kitchen, it measures the primitive steps per second on this machine's cores, and
 where the CPU time goes: how much the driver spends on one fragment of samples (fetching, bookkeeping, replay, metrics,
@@ -8,7 +8,8 @@ runners pay.
 
 From the figures at the largest measured number it predicts 64 and 512 runners, each on a core of its own: a runner
 gives a fragment every ``runner_s``, the driver needs ``driver_s`` for each, and a learner that makes one update for
-each decision needs ``update_s`` for each of them. The slowest of the three is the bottleneck. The network's bandwidth
+each decision needs ``update_s`` for each of them. The slowest of the three is the bottleneck. ``--gpu`` also predicts
+a learner in a process of its own on the card of a file that ``python -m benchmarks.gpu`` wrote. The network's bandwidth
 is not modelled; ``mbytes_per_s`` says how much would have to pass through the driver's node.
 """
 
@@ -27,7 +28,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from benchmarks.learners import kitchen_training, random_decisions, random_skills
 from benchmarks.pretraining_speed import ENVIRONMENT, kitchen_skills
 from spirl_ray.config import EnvSettings, Experiment, RaySettings
-from spirl_ray.files.tables import write_csv
+from spirl_ray.errors import SpirlError
+from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.provenance import commit, hardware
 from spirl_ray.pipeline.resources import Needs
 from spirl_ray.pipeline.session import ray_session
@@ -94,30 +96,50 @@ def measure(skills: Path, runners: int) -> Row:
         algorithm.stop()
 
 
-def predict(measured: Row, runners: int, *, learns: bool) -> Row:
-    """Returns the fragments a second of the slowest part, in primitive steps."""
+def predict(measured: Row, runners: int, *, learns: bool, updates_per_s: float | None = None) -> Row:
+    """Returns the fragments a second of the slowest part, in primitive steps.
+
+    Args:
+        measured: a row of `measure`.
+        runners: number of env runners.
+        learns: False for sampling alone.
+        updates_per_s: of a learner in a process of its own; None is the local learner, as it was measured.
+    """
     limits = {
         "env runners": runners / measured["runner_s"],
         "driver": 1.0 / measured["driver_s"],
     }
-    if learns:
+    if learns and updates_per_s is not None:
+        limits["learner"] = updates_per_s / measured["decisions_per_fragment"]
+    elif learns:
         # The local learner and the driver share a process.
         spent = measured["driver_s"] + measured["decisions_per_fragment"] * measured["update_s"]
         limits["learner"] = 1.0 / spent
     bottleneck = min(limits, key=lambda name: limits[name])
     moved = measured["sample_bytes"] + measured["weight_bytes"]
+    where = "" if updates_per_s is None else ", learner on a GPU"
     return {
         "runners": runners,
-        "kind": "predicted, one update a decision" if learns else "predicted, sampling alone",
+        "kind": f"predicted, one update a decision{where}" if learns else "predicted, sampling alone",
         "env_steps_per_s": limits[bottleneck] * measured["steps_per_fragment"],
         "bottleneck": bottleneck,
         "mbytes_per_s": limits[bottleneck] * moved / 1e6,
     }
 
 
+def captured_updates(path: Path) -> float:
+    """The updates/s of captured updates, batch 256 and two critics, in a file of ``benchmarks.gpu``."""
+    wanted = {"what": "stage2", "way": "graph", "batch": "256", "critics": "2", "updates_a_call": "16"}
+    for row in read_csv(path):
+        if all(row.cells[name] == value for name, value in wanted.items()):
+            return row.number("per_s")
+    raise SpirlError(f"{path} has no row of captured updates: run python -m benchmarks.gpu where there is a card.")
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", type=Path, help="CSV file of benchmarks.gpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -127,7 +149,11 @@ def main() -> None:
         for runners in MEASURED:
             rows.append(measure(skills, runners))
             print(rows[-1], flush=True)
-    rows += [predict(rows[-1], runners, learns=learns) for learns in (False, True) for runners in PREDICTED]
+    most = rows[-1]
+    rows += [predict(most, runners, learns=learns) for learns in (False, True) for runners in PREDICTED]
+    if options.gpu is not None:
+        per_s = captured_updates(options.gpu)
+        rows += [predict(most, runners, learns=True, updates_per_s=per_s) for runners in PREDICTED]
     facts = {"commit": commit(), **hardware()}
     rows = [{name: round(v, 6) if isinstance(v, float) else v for name, v in row.items()} | facts for row in rows]
     for row in rows[len(MEASURED) :]:

@@ -21,13 +21,14 @@ from ray import cloudpickle
 
 from benchmarks import experts, frame_storage, gpu, reward_scale, streaming
 from benchmarks.collect import shared_settings
-from benchmarks.scale import predict
+from benchmarks.scale import captured_updates, predict
 from benchmarks.speed import append_row
 from spirl_ray.config import load_experiment
 from spirl_ray.datasets.preview import preview_data
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import Episode, read_episodes
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.tables import write_csv
 
 ROOT = Path(__file__).parents[1]
 RATIOS = (
@@ -167,6 +168,18 @@ def test_prediction_names_the_slowest_part() -> None:
     learning = predict(measured, 10, learns=True)
     assert learning["bottleneck"] == "learner"
     assert learning["env_steps_per_s"] == pytest.approx(320.0 / 0.34)
+    fast = predict(measured, 100, learns=True, updates_per_s=960.0)
+    assert (fast["bottleneck"], fast["env_steps_per_s"]) == ("learner", 9600.0)
+
+
+def test_the_rate_of_captured_updates_is_found_in_the_file_of_a_card(tmp_path: Path) -> None:
+    table = tmp_path / "gpu.csv"
+    row = {"what": "stage2", "way": "plain", "batch": 256, "critics": 2, "updates_a_call": 16, "per_s": 60.0}
+    write_csv(table, [row, {**row, "way": "graph", "per_s": 900.0}, {**row, "way": "graph", "critics": 10}])
+    assert captured_updates(table) == 900.0
+    write_csv(table, [row])
+    with pytest.raises(SpirlError, match=r"benchmarks\.gpu"):
+        captured_updates(table)
 
 
 def filmed(count: int, size: int) -> list[Episode]:
