@@ -53,8 +53,8 @@ class Batches:
     """Batches of windows from a worker's files; their observations hold the model's features.
 
     ``in_memory`` reads the shard once and indexes tensors. Otherwise every pass streams the episodes through buffers,
-    each of which has half of `_stream_bytes`: one to train on, while a thread fills the other. Held-out windows are only
-    in ``held``, which may be None.
+    each of which has half of `_stream_bytes`: one to train on, while a thread fills the other. Held-out windows are
+    only in ``held``, which may be None.
 
     Raises:
         SpirlError: a file is missing or damaged, or no episode is as long as a skill.
