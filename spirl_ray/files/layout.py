@@ -16,6 +16,7 @@
     EXPLORATION/key/                EXPLORATION_FIGURE, EXPLORATION_TABLE, SUMMARY
     SWEEPS/name-key/                SWEEP, TRIALS/, SWEEP_RESULTS, SWEEP_FIGURE, BEST
     REPORTS/                        REPORT, REPORT_TABLE, REPORT_NUMBERS
+    STATUS/                         PLAN, and how far each stage is
 
 Code that reads or writes one of them takes its name from here. In this project, JSON files are written last and
 complete the files beside them.
@@ -54,6 +55,11 @@ REPORT_TABLE = "results.csv"
 REPORT_NUMBERS = "results.json"
 """The numbers in the tables of the report."""
 
+STATUS = "status"
+"""Folder of what the commands of an experiment say of their progress, a file for each stage."""
+PLAN = "plan.json"
+"""The stages of the newest command, in the folder of the status."""
+
 # --- datasets ---
 
 DATASET_CARD = "card.json"
@@ -79,6 +85,16 @@ POLICY_CARD = "policy.json"
 """Describes a policy and completes it."""
 POLICY_TENSORS = "policy.safetensors"
 """The parameters of the policy network."""
+SKILL_FILES = (SKILL_CARD, SKILL_TENSORS)
+"""The files that trained skills consist of."""
+POLICY_FILES = (POLICY_CARD, POLICY_TENSORS, *(f"{SKILLS}/{name}" for name in SKILL_FILES))
+"""The files that a policy consists of."""
+EXPORT_CARD = "export.json"
+"""Describes an exported policy: its graphs, features, H, limits and normalisation."""
+EXPORT_POLICY = "policy.onnx"
+"""The graph of pi(z | s)."""
+EXPORT_DECODER = "decoder.onnx"
+"""The graph of the skill decoder."""
 
 # --- training ---
 
