@@ -32,9 +32,10 @@ from spirl_ray.pipeline.results import (
     TrainingResult,
 )
 from spirl_ray.pipeline.session import ray_session, readable_cause
+from spirl_ray.pipeline.status import StageKey, StatusLog
 from spirl_ray.pipeline.user_code import make_importable
 from spirl_ray.pipeline.workspace import Trial, Workspace, given_skills
-from spirl_ray.rl.methods import skill_spec
+from spirl_ray.rl.methods import METHODS, skill_spec
 from spirl_ray.rl.policy_network import policy_features
 from spirl_ray.skills.artifact import check_fit, read_skill_card
 
@@ -53,12 +54,40 @@ class ExperimentRun:
         self._listener = listener
         self._one_at_a_time = threading.RLock()
         self._stage: Stage | None = None
+        self._status = StatusLog(workspace.folder)
         workspace.on_wait = self._tell_waiting
 
     @property
     def trials(self) -> list[Trial]:
         """Every method with every seed, in the order in which they run."""
         return self.workspace.trials()
+
+    @contextlib.contextmanager
+    def planned(self, stages: Sequence[Stage]) -> Iterator[None]:
+        """Notes for ``spirl status`` what the block is going to do, and at its end that it has done it.
+
+        Args:
+            stages: the stages in their order; those of trials stand for every method with every seed. None leave the
+                plan of another command as it is.
+        """
+        if not stages:
+            yield
+            return
+        keys = [key for name in stages for key in self._keys(name)]
+        self._status.plan(keys)
+        yield
+        self._status.plan(keys, ended=True)
+
+    def _keys(self, name: Stage) -> list[StageKey]:
+        experiment = self.experiment
+        if name not in ("skills", "prior", "training", "evaluation"):
+            return [StageKey(stage=name)]
+        trials = [(method, seed) for seed in experiment.seeds for method in experiment.methods]
+        return [
+            StageKey(stage=name, method=method, seed=seed)
+            for method, seed in trials
+            if name != "prior" or METHODS[method].uses_prior(experiment.for_method(method).train)
+        ]
 
     def stage(self, name: Stage, work: Callable[[Progress], Result], trial: Trial | None = None) -> Result:
         """Runs one stage and reports it to the listener.
@@ -165,6 +194,7 @@ class ExperimentRun:
 
     def _tell(self, event: Event) -> None:
         with self._one_at_a_time:
+            self._status(event)
             self._listener(event)
 
 
@@ -174,13 +204,19 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def experiment_run(
-    experiment: Experiment, listener: Listener = ignore, *, ray: bool = True, create: bool = True
+    experiment: Experiment,
+    listener: Listener = ignore,
+    *,
+    stages: Sequence[Stage] = (),
+    ray: bool = True,
+    create: bool = True,
 ) -> Iterator[ExperimentRun]:
     """Checks an experiment's settings, reserves its folder, and connects to Ray or starts it until the block ends.
 
     Args:
         experiment: the experiment to run.
         listener: callback that gets the events.
+        stages: what the block is going to do, see `ExperimentRun.planned`.
         ray: False for work that needs neither Ray nor the environment.
         create: False for work that needs an existing folder.
 
@@ -195,10 +231,8 @@ def experiment_run(
             _ = workspace.dataset  # opens the sources, so that what is wrong with them is said before any work
         run = ExperimentRun(workspace, listener)
         workspace.reserve(create=create)
-        if not ray:
-            yield run
-            return
-        with ray_session(experiment.ray, needs_of([experiment]), experiment.submit.ship):
+        session = ray_session(experiment.ray, needs_of([experiment]), experiment.submit.ship)
+        with session if ray else contextlib.nullcontext(), run.planned(stages):
             yield run
 
 
