@@ -17,6 +17,7 @@ import torch
 
 from spirl_ray.config import RaySettings
 from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.ray_environment import prepare_ray
 from spirl_ray.pipeline.session import ray_session
 from spirl_ray.policy.policy import load_policy
 from spirl_ray.policy.service import BODY_LIMIT_BYTES, BadRequest, Describe, Forget, answer, description, read_request
@@ -116,13 +117,15 @@ def serving(settings: ServingSettings) -> Iterator[str]:
         raise SpirlError(f"Serving needs {', '.join(missing)}: pip install 'spirl-ray[serve]'.")
     load_policy(settings.folder)  # what is wrong with it is said before anything is started
     _check_port(settings)
+    prepare_ray()
     import ray
+    from ray.exceptions import RayError
 
     ours = not ray.is_initialized()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with ray_session(RaySettings(address="local")):
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         try:
             serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=quiet)
@@ -130,6 +133,11 @@ def serving(settings: ServingSettings) -> Iterator[str]:
                 PolicyServer, name=_APPLICATION, num_replicas=1, max_ongoing_requests=_OPEN_REQUESTS
             )
             serve.run(deployment.bind(settings), name=_APPLICATION, route_prefix="/", logging_config=quiet)
+        except (RayError, RuntimeError, TimeoutError) as error:
+            raise SpirlError(
+                f"Ray Serve did not start: {str(error).strip().splitlines()[0]} On a busy machine, try again later."
+            ) from error
+        try:
             yield f"http://{settings.host}:{settings.port}"
         finally:
             if not ours:  # a Ray of our own ends with all that is in it
