@@ -189,7 +189,8 @@ def _write_graph(module: nn.Module, inputs: dict[str, Tensor], path: Path, outpu
             verbose=False,
         )
         assert program is not None
-        fixed = [value.name for value in program.model.graph.inputs if isinstance(value.shape[0], int)]
+        shapes = {value.name: value.shape for value in program.model.graph.inputs}
+        fixed = [name for name, shape in shapes.items() if shape is not None and isinstance(shape[0], int)]
         if fixed:
             raise SpirlError(
                 f"{path.name}: the graph takes {fixed[0]} in batches of one size alone. "
