@@ -94,6 +94,8 @@ class StageDisplay:
     def __call__(self, event: Event) -> None:
         if event.happening == "waiting":
             say_waiting(event.folder if event.resources is None else event.resources)
+        elif event.happening == "noted":
+            print_findings(event.findings)
         elif event.happening == "started":
             self._open(_title(event))
         elif event.happening == "progress":

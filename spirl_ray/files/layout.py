@@ -196,6 +196,14 @@ def trial_record(number: int) -> str:
     return f"{number:04d}.json"
 
 
+# --- trackers ---
+
+
+def tracked(tracker: str) -> str:
+    """The name of the file, in the folder of a policy or of skills, that says what a tracker has of it."""
+    return f"tracked-{tracker}.json"
+
+
 # --- jobs on a cluster ---
 
 JOB_CONFIG = "experiment.yaml"

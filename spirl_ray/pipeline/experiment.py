@@ -27,12 +27,15 @@ from spirl_ray.pipeline.results import (
     DemonstrationsResult,
     EvaluationResult,
     ExplorationResult,
+    Finding,
     SkillsResult,
     StageResult,
     TrainingResult,
 )
 from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.pipeline.status import StageKey, StatusLog
+from spirl_ray.pipeline.trackers import check_trackers
+from spirl_ray.pipeline.tracking import Tracking
 from spirl_ray.pipeline.user_code import make_importable
 from spirl_ray.pipeline.workspace import Trial, Workspace, given_skills
 from spirl_ray.rl.methods import METHODS, skill_spec
@@ -55,6 +58,7 @@ class ExperimentRun:
         self._one_at_a_time = threading.RLock()
         self._stage: Stage | None = None
         self._status = StatusLog(workspace.folder)
+        self.tracking = Tracking(workspace, self._note)
         workspace.on_wait = self._tell_waiting
 
     @property
@@ -192,9 +196,13 @@ class ExperimentRun:
     def _tell_waiting(self, target: Path) -> None:
         self._tell(Event(happening="waiting", stage=self._stage, folder=target))
 
+    def _note(self, text: str, warning: bool) -> None:
+        self._tell(Event(happening="noted", findings=(Finding(text, warning),)))
+
     def _tell(self, event: Event) -> None:
         with self._one_at_a_time:
             self._status(event)
+            self.tracking(event)
             self._listener(event)
 
 
@@ -232,7 +240,7 @@ def experiment_run(
         run = ExperimentRun(workspace, listener)
         workspace.reserve(create=create)
         session = ray_session(experiment.ray, needs_of([experiment]), experiment.submit.ship)
-        with session if ray else contextlib.nullcontext(), run.planned(stages):
+        with session if ray else contextlib.nullcontext(), run.planned(stages), run.tracking:
             yield run
 
 
@@ -250,6 +258,7 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
     for experiment in experiments:
         make_importable(experiment.submit.ship)
         check_kinds(experiment)
+        check_trackers(experiment)
         for method in experiment.methods:
             _check_files(experiment.for_method(method))
         if experiment.env.id is None:
