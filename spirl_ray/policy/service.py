@@ -88,6 +88,8 @@ def _act_request(body: bytes, policy: Policy) -> ActRequest:
     session, reset, seed = raw.get("session"), raw.get("reset", False), raw.get("seed")
     if not isinstance(session, str) or not 0 < len(session) <= _NAME_LIMIT:
         raise BadRequest(422, f"session must be a text of 1 to {_NAME_LIMIT} characters")
+    if session != session.encode(errors="replace").decode():
+        raise BadRequest(422, "session holds half a surrogate pair, which is no character")
     if not isinstance(reset, bool):
         raise BadRequest(422, "reset must be true or false")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):

@@ -149,6 +149,7 @@ BAD: dict[str, tuple[str, str, Any, int, str]] = {
     "another key": ("POST", "/act", {**GOOD, "sesion": "a"}, 422, "'sesion'"),
     "no session": ("POST", "/act", {"observation": {}}, 422, "session"),
     "a long session": ("POST", "/act", {**GOOD, "session": "a" * 201}, 422, "session"),
+    "half a character": ("POST", "/act", {**GOOD, "session": "\ud800"}, 422, "session"),
     "reset": ("POST", "/act", {**GOOD, "reset": 1}, 422, "reset"),
     "seed": ("POST", "/act", {**GOOD, "seed": -1}, 422, "seed"),
     "no observation": ("POST", "/act", {"session": "a"}, 422, "view, state"),
