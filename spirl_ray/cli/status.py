@@ -1,18 +1,24 @@
-"""The command ``spirl status``: what an experiment has done, is doing and has left, from any shell."""
+"""The command ``spirl status``: what an experiment or a sweep has done, is doing and has left, from any shell."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from spirl_ray.cli.arguments import readable_errors
-from spirl_ray.cli.terminal import console, print_table, stage_title
+from spirl_ray.cli.sweep_table import SweepTable, print_failures
+from spirl_ray.cli.terminal import console, print_table, shown, stage_title
+from spirl_ray.files import layout
 from spirl_ray.pipeline.status import StageStatus, State, duration, read_status
+
+if TYPE_CHECKING:
+    from spirl_ray.sweeps.status import SweepStatus
 
 _STYLES = {"done": "green", "running": "bold", "stopped": "yellow", "left": "dim"}
 
@@ -23,10 +29,18 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def status(
-    folder: Annotated[Path, typer.Argument(help="The folder of an experiment, such as runs/NAME.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="The folder of an experiment, such as runs/NAME, or of a sweep in it.", show_default=False),
+    ],
 ) -> None:
-    """Shows what an experiment has done, is doing and has left, from any shell that sees its folder."""
+    """Shows what an experiment or a sweep has done, is doing and has left, from any shell that sees its folder."""
     with readable_errors():
+        from spirl_ray.sweeps.status import read_sweep_status
+
+        if (folder / layout.SWEEP).exists():
+            _print_sweep(read_sweep_status(folder))
+            return
         now = time.time()
         found = read_status(folder, now)
         table = Table("stage", "state", "progress", "time", "result", title=escape(found.name))
@@ -41,7 +55,29 @@ def status(
         console.print(counts or "No command has told its status in this folder yet.")
         unfinished = found.count("stopped") + found.count("left")
         if unfinished and not found.count("running") and found.plan is not None and found.plan.command:
-            console.print(f"[bold]Resume with:[/bold] {escape(found.plan.command)}")
+            console.print(_resume(found.plan.command))
+        for place in sorted((folder / layout.SWEEPS).glob(f"*/{layout.SWEEP}")):
+            sweep = read_sweep_status(place.parent, now)
+            again = shlex.join(["spirl", "status", shown(place.parent)])
+            console.print(f"Sweep {escape(sweep.name)}: {_counts(sweep)}  [dim]{escape(again)}[/dim]")
+
+
+def _print_sweep(found: SweepStatus) -> None:
+    table = SweepTable(f"Sweep {found.name}", found.keys, found.metric, found.records, running=found.running)
+    print_table(table.table())
+    print_failures([record for record in found.records if record.status == "failed"])
+    console.print(_counts(found))
+    if not found.running and found.command and set(found.counts) & {"interrupted", "failed", "left"}:
+        console.print(_resume(found.command))
+
+
+def _counts(sweep: SweepStatus) -> str:
+    words = {"stopped": "stopped by the scheduler"}
+    return ", ".join(f"{count} {words.get(state, state)}" for state, count in sweep.counts.items()) or "no trial yet"
+
+
+def _resume(command: str) -> str:
+    return f"[bold]Resume with:[/bold] {escape(command)}"
 
 
 def _progress(line: StageStatus) -> str:

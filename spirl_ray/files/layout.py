@@ -5,16 +5,16 @@
     EXPERIMENT                      marks the folder of an experiment
     DATA/name-key/                  a dataset: DATASET_CARD and Parquet files
     DEMONSTRATIONS/name-key/        DEMONSTRATIONS_VIDEO of a dataset
-    SKILLS/decoder-key/             skills: SKILL_CARD, SKILL_TENSORS, METRICS
+    SKILLS/decoder-key/             skills: SKILL_CARD, SKILL_TENSORS, METRICS; what a tracker has of them
     PRIOR/decoder-key/              episodes of a bare prior, files as in EVALUATION
     POLICIES/method-key/            a policy: POLICY_CARD, POLICY_TENSORS, SKILLS/, and its training: METRICS,
                                     EVALUATIONS, TRAINED, REWARDS, PROVENANCE, TENSORBOARD/,
-                                    ATTEMPTS/
+                                    ATTEMPTS/; what a tracker has of it
       CHECKPOINTS/step-N/             what training resumes from
       SNAPSHOTS/step-N/               the policy after N steps, with its evaluations
     EVALUATION/method-key/          EPISODES, SUMMARY, VIDEOS/
     EXPLORATION/key/                EXPLORATION_FIGURE, EXPLORATION_TABLE, SUMMARY
-    SWEEPS/name-key/                SWEEP, TRIALS/, SWEEP_RESULTS, SWEEP_FIGURE, BEST
+    SWEEPS/name-key/                SWEEP, SWEEP_SIGN, TRIALS/, SWEEP_RESULTS, SWEEP_FIGURE, BEST
     REPORTS/                        REPORT, REPORT_TABLE, REPORT_NUMBERS
     STATUS/                         PLAN, and how far each stage is
 
@@ -187,6 +187,8 @@ SWEEP_RESULTS = "results.csv"
 """The trials of a sweep, a row for each."""
 SWEEP_FIGURE = "results.png"
 """The results of a sweep by its parameters."""
+SWEEP_SIGN = "running.json"
+"""What the process of a sweep says of itself."""
 BEST = "best.yaml"
 """The experiment of the best setting that a sweep has found."""
 

@@ -196,9 +196,19 @@ def _state(folder: Path, record: StageRecord | None, now: float) -> State:
     if record.finished:
         # A result that somebody has removed is to be made again.
         return "done" if record.folder is None or (folder / record.folder).exists() else "left"
-    if record.host == socket.gethostname():
-        return "running" if alive(record.pid) else "stopped"
-    return "running" if now - record.updated < _SILENT_S else "stopped"
+    return "running" if still_runs(record.host, record.pid, record.updated, now) else "stopped"
+
+
+def still_runs(host: str, pid: int, updated: float, now: float) -> bool:
+    """True for a process of this machine that lives, or one of another machine that has written something lately.
+
+    Args:
+        host: name of the machine.
+        pid: identifier of the process.
+        updated: when it has written something last, in seconds since 1970.
+        now: seconds since 1970.
+    """
+    return alive(pid) if host == socket.gethostname() else now - updated < _SILENT_S
 
 
 def duration(seconds: float) -> str:

@@ -290,7 +290,9 @@ def test_mlflow_gets_one_run_of_two_processes(tmp_path: Path, server: str) -> No
     assert run.data.params["train.env_steps"] == "400"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "alpha")] == [100, 200, 300]
     assert run.data.metrics["final_sampled_return"] == 2.5
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "videos/final")] == ["videos/final/sampled.mp4"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "videos/final")] == [
+        "videos/final/sampled.mp4"
+    ]
 
 
 def test_a_sweep_uses_the_same_settings_with_callbacks_of_tune(tmp_path: Path) -> None:
