@@ -93,7 +93,7 @@ def _time(line: StageStatus, now: float) -> str:
     if record is None or line.state == "left":
         return ""
     if line.state == "done":
-        return duration(record.updated - record.started)
+        return duration(record.updated - record.started) if record.ran else "was there"
     if line.state == "stopped":
         return f"{duration(now - record.updated)} ago"
     if record.seconds_left is None:

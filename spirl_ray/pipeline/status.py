@@ -62,6 +62,8 @@ class StageRecord(StageKey):
     started: float
     updated: float
     finished: bool = False
+    ran: bool = True
+    """False where the result was there already."""
     done: float = 0.0
     total: float | None = None
     seconds_left: float | None = None
@@ -143,7 +145,14 @@ class StatusLog:
             record = record.model_copy(update={**moved, "updated": now})
         if event.happening == "finished":
             folder = None if event.result is None else os.path.relpath(event.result.folder, self.folder)
-            record = record.model_copy(update={"finished": True, "updated": now, "folder": folder})
+            record = record.model_copy(
+                update={
+                    "finished": True,
+                    "ran": event.result is None or event.result.ran,
+                    "updated": now,
+                    "folder": folder,
+                }
+            )
         self._records[key.name] = record
         self._write(f"{key.name}.json", record)
 

@@ -57,7 +57,7 @@ class Tracked(Protocol):
         """Sends metrics."""
 
     def attach(self, file: Path, name: str) -> None:
-        """Sends a file; ``name`` is where the tracker shows it: folders, and the file's own name."""
+        """Sends a video or a page; ``name`` is where the tracker shows it: folders, and the file's own name."""
 
     def close(self, *, ended: bool) -> None:
         """Ends the run; False where it was interrupted, and may be resumed."""
@@ -94,17 +94,18 @@ class WandbRun:
         # A step of its own, because W&B refuses steps that go back, as those of evaluations do, which end later.
         self._run.define_metric(run.step, hidden=True)
         self._run.define_metric("*", step_metric=run.step)
-        self.address: str | None = self._run.url
+        self.address: str | None = None if self._run.offline else self._run.url
 
     def log(self, points: Sequence[Point]) -> None:
         for point in points:
             self._run.log({**point.values, self._step: point.step})
 
     def attach(self, file: Path, name: str) -> None:
-        if file.suffix == ".mp4":
-            self._run.log({str(Path(name).with_suffix("")): self._wandb.Video(str(file), format="mp4")})
+        if file.suffix == ".html":
+            shown: Any = self._wandb.Html(file.read_text(encoding="utf-8"), inject=False)
         else:
-            self._run.save(str(file), base_path=str(file.parent), policy="now")
+            shown = self._wandb.Video(str(file), format=file.suffix.removeprefix("."))
+        self._run.log({str(Path(name).with_suffix("")): shown})
 
     def close(self, *, ended: bool) -> None:
         self._run.finish(exit_code=0 if ended else 1)

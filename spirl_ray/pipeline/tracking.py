@@ -150,7 +150,7 @@ class Tracking:
                 name, last = f"{what} {outcome.folder.name} {mode}", _last_step(result)
                 result.evaluations[name] = _means(last, f"{what}_{mode}_", means)
             result.files |= {f"{layout.VIDEOS}/{what}/{path.name}": path for mode, path in outcome.videos.items()}
-        else:
+        elif event.stage == stage:
             result.done = outcome is not None
         return [result]
 

@@ -98,6 +98,9 @@ def test_a_command_that_has_ended_leaves_nothing(folder: Path) -> None:
     log(Event(happening="finished", stage="skills", result=result, **trial))
     log.plan([StageKey(stage="training", **trial)], ended=True)
     assert states(folder) == {"data": "done", "skills-spirl-s3": "done"}
+    again = DataResult(folder=folder / "data", ran=False, episodes=1, steps=2)
+    log(Event(happening="finished", stage="data", result=again))
+    assert "was there" in CliRunner().invoke(cli.app, ["status", str(folder)]).output
 
 
 def test_nothing_is_written_where_no_experiment_is(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline import tracking
 from spirl_ray.pipeline.events import Event
 from spirl_ray.pipeline.experiment import check_experiments
-from spirl_ray.pipeline.results import EvaluationResult, ReportResult, SkillsResult
+from spirl_ray.pipeline.results import EvaluationResult, ReportResult, SkillsResult, Snapshot, TrainingResult
 from spirl_ray.pipeline.trackers import Described, Point
 from spirl_ray.pipeline.tracking import Tracking
 from spirl_ray.pipeline.workspace import Workspace
@@ -102,6 +102,25 @@ def told(place: Workspace, *events: Event) -> list[tuple[str, bool]]:
 PROGRESS = Event(happening="progress", stage="training", done=200.0, total=400.0, **TRIAL)
 
 
+def trained(place: Workspace) -> Event:
+    snapshot = Snapshot(200, 1.0, {})
+    result = TrainingResult(
+        folder=place.trial(**TRIAL).policy,
+        ran=True,
+        **TRIAL,
+        env_steps=200,
+        decisions=20,
+        updates=20,
+        wall_clock_s=1.0,
+        commit="abc",
+        score="return",
+        publish="best",
+        best=snapshot,
+        last=snapshot,
+    )
+    return Event(happening="finished", stage="training", result=result, **TRIAL)
+
+
 def evaluated(folder: Path) -> Event:
     folder.mkdir(exist_ok=True)
     (folder / "sampled.mp4").write_text("film")
@@ -117,14 +136,17 @@ def evaluated(folder: Path) -> Event:
     return Event(happening="finished", stage="evaluation", result=result, **TRIAL)
 
 
+def reported(folder: Path) -> Event:
+    (folder / "page.html").write_text("page")
+    page = ReportResult(folder=folder, ran=True, html=folder / "page.html", csv=folder / "c", json=folder / "j")
+    return Event(happening="finished", stage="report", result=page)
+
+
 def test_a_tracker_gets_metrics_evaluations_videos_and_the_report(
     place: Workspace, tracker: Tracker, tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").write_text("page")
-    page = ReportResult(folder=tmp_path, ran=True, html=tmp_path / "page.html", csv=tmp_path / "c", json=tmp_path / "j")
-    said = told(
-        place, PROGRESS, evaluated(tmp_path / "final"), Event(happening="finished", stage="report", result=page)
-    )
+    evaluating = Event(happening="progress", stage="evaluation", done=1.0, total=2.0, **TRIAL)
+    said = told(place, PROGRESS, trained(place), evaluating, evaluated(tmp_path / "final"), reported(tmp_path))
     assert tracker.got == {
         "mlflow-0": [
             (100, {"alpha": 50.0}),
@@ -136,6 +158,7 @@ def test_a_tracker_gets_metrics_evaluations_videos_and_the_report(
         ]
     }
     assert said == [("mlflow tracks toy spirl_cl-s0: http://tracker/1", False)]
+    assert tracker.ended == [("mlflow-0", True)]
 
 
 def test_a_resumed_run_continues_its_tracked_run_and_sends_nothing_twice(
@@ -237,7 +260,8 @@ def test_weights_and_biases_writes_offline_runs_with_one_id(tmp_path: Path, monk
     place = tracked_by(tmp_path, {"wandb": {"mode": "offline"}})
     assert [warning for _, warning in told(place, PROGRESS)] == [False]
     measure(place, 100, 200, 300)
-    assert [warning for _, warning in told(place, PROGRESS, evaluated(tmp_path / "final"))] == [False]
+    events = [PROGRESS, evaluated(tmp_path / "final"), reported(tmp_path)]
+    assert [warning for _, warning in told(place, *events)] == [False]
     run = json.loads((place.trial(**TRIAL).policy / "tracked-wandb.json").read_text())["run"]
     folders = sorted((place.folder / "wandb").glob(f"offline-run-*-{run}"))
     assert folders
