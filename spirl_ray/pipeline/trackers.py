@@ -75,6 +75,11 @@ class WandbRun:
     def __init__(self, settings: WandbSettings, run: Described, known: str | None) -> None:
         import wandb
 
+        mode = settings.mode or os.environ.get("WANDB_MODE") or "online"
+        if mode == "online" and not wandb.login(prompt=False):  # wandb.init would ask on the terminal
+            raise SpirlError(
+                "there is no key. Set WANDB_API_KEY, run wandb login, or set tracking.wandb.mode: offline."
+            )
         self.id = known or uuid.uuid4().hex[:12]
         self._wandb, self._step = wandb, run.step
         self._run = wandb.init(

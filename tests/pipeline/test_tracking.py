@@ -269,6 +269,19 @@ def test_weights_and_biases_writes_offline_runs_with_one_id(tmp_path: Path, monk
     assert all(word in written for word in (b"sampled_return", b"final_sampled_return", b"train.actor_lr"))
 
 
+@pytest.mark.skipif(find_spec("wandb") is None, reason="no W&B: pip install 'spirl-ray[wandb]'")
+def test_weights_and_biases_without_a_key_is_a_warning_and_no_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    [(text, warning)] = told(tracked_by(tmp_path, {"wandb": {"project": "p"}}), PROGRESS)
+    assert warning
+    assert "WANDB_API_KEY" in text
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of an MLflow server on this machine."""
