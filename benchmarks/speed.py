@@ -34,7 +34,9 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -97,11 +99,7 @@ def _tell(values: Measured) -> None:
 
 
 def append_row(path: Path, values: Measured, quick: bool) -> None:
-    """Adds the measured values, the hardware, versions and commit as a row to a CSV file.
-
-    Raises:
-        SpirlError: the file has other columns, or cannot be written.
-    """
+    """Adds the measured values as a row to a CSV file, see `add_row`."""
     train = kitchen_training()
     row = {
         "plan": "quick" if quick else "full",
@@ -109,6 +107,18 @@ def append_row(path: Path, values: Measured, quick: bool) -> None:
         "stage2_batch": train.batch_size,
         "decisions_per_round": train.decisions_per_round,
         **{name: "" if value is None else f"{value:.5g}" for name, value in values.items()},
+    }
+    add_row(path, row)
+
+
+def add_row(path: Path, values: Mapping[str, Any]) -> None:
+    """Adds values, the hardware, versions and commit as a row to a CSV file.
+
+    Raises:
+        SpirlError: the file has other columns, or cannot be written.
+    """
+    row = {
+        **{name: str(value) for name, value in values.items()},
         **{f"hardware_{name}": value for name, value in hardware().items()},
         **{f"version_{name}": value for name, value in versions().items()},
         "commit": commit(),

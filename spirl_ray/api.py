@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from spirl_ray.config import Experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
-from spirl_ray.pipeline.events import Listener, Progress, ignore
+from spirl_ray.pipeline.events import Listener, Progress, Stage, ignore
 from spirl_ray.pipeline.ray_environment import prepare_ray
 from spirl_ray.pipeline.results import (
     DataResult,
@@ -56,7 +56,9 @@ def run(experiment: Experiment, *, on_event: Listener = ignore, command: str = _
     """
     skills, priors, policies, evaluations = [], [], [], []
     _in_environment(experiment)
-    with _at_work(experiment, on_event) as running:
+    optional: list[Stage] = ["prior"] if experiment.evaluate.prior_episodes else []
+    optional += ["exploration"] if experiment.explore.in_run else []
+    with _at_work(experiment, on_event, "data", "skills", *optional, "training", "evaluation", "report") as running:
         data = running.data()
         running.demonstrations()
         seed_of_videos = experiment.seeds[0]
@@ -79,7 +81,7 @@ def import_data(experiment: Experiment, *, on_event: Listener = ignore) -> DataR
     Raises:
         SpirlError: bad settings, episodes that are not valid, or a source that cannot be read.
     """
-    with _at_work(experiment, on_event) as running:
+    with _at_work(experiment, on_event, "data") as running:
         found = running.data()
     if found is None:
         raise SpirlError("data.sources is empty, because skills.artifact needs no data; there is nothing to import.")
@@ -99,7 +101,7 @@ def pretrain(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[Sk
     Raises:
         SpirlError: as `run`.
     """
-    with _at_work(experiment, on_event) as running:
+    with _at_work(experiment, on_event, "data", "skills") as running:
         running.data()
         return tuple(running.skills(trial) for trial in running.trials)
 
@@ -111,7 +113,7 @@ def prior(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[Evalu
         SpirlError: as `run`, or there is no prior to roll out.
     """
     _in_environment(experiment)
-    with _at_work(experiment, on_event) as running:
+    with _at_work(experiment, on_event, "data", "skills", "prior") as running:
         running.data()
         trials = [trial for trial in running.trials if trial.has_prior]
         if not trials or not experiment.evaluate.prior_episodes:
@@ -140,7 +142,7 @@ def train(experiment: Experiment, *, on_event: Listener = ignore) -> tuple[Train
         SpirlError: as `run`.
     """
     _in_environment(experiment)
-    with _at_work(experiment, on_event) as running:
+    with _at_work(experiment, on_event, "data", "skills", "training") as running:
         running.data()
         found = []
         for trial in running.trials:
@@ -190,7 +192,7 @@ def evaluate(
         SpirlError: as `run`, or there is no trained policy.
     """
     _in_environment(experiment)
-    with _at_work(experiment, on_event, create=False) as running:
+    with _at_work(experiment, on_event, "evaluation", create=False) as running:
         running.require_data()
         return tuple(
             running.evaluate(running.trained(trial, trained_as), env=experiment.env) for trial in running.trials
@@ -204,7 +206,7 @@ def explore(experiment: Experiment, *, on_event: Listener = ignore) -> Explorati
         SpirlError: as `run`, or the environment has no floor plan.
     """
     _in_environment(experiment)
-    with _at_work(experiment, on_event) as running:
+    with _at_work(experiment, on_event, "data", "exploration") as running:
         running.data()
         return running.explore()
 
@@ -235,12 +237,12 @@ def _in_environment(experiment: Experiment) -> None:
 
 
 def _at_work(
-    experiment: Experiment, on_event: Listener, *, ray: bool = True, create: bool = True
+    experiment: Experiment, on_event: Listener, *stages: Stage, ray: bool = True, create: bool = True
 ) -> AbstractContextManager[ExperimentRun]:
     prepare_ray()  # before the import that imports Ray
     from spirl_ray.pipeline.experiment import experiment_run
 
-    return experiment_run(experiment, on_event, ray=ray, create=create)
+    return experiment_run(experiment, on_event, stages=stages, ray=ray, create=create)
 
 
 def _report(running: ExperimentRun, command: str) -> ReportResult:

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from spirl_ray.config_environment import EnvironmentSettings, EnvSettings, InterfaceSettings
 from spirl_ray.config_file import assign, read_mapping, readable_problems, split_override
+from spirl_ray.config_tracking import TrackingSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.settings import (
     MANY,
@@ -317,6 +318,8 @@ class Experiment(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     explore: ExploreSettings = ExploreSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    """The trackers that get metrics, videos and the report, besides the folder."""
     ray: RaySettings = RaySettings()
     submit: SubmitSettings = SubmitSettings()
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)

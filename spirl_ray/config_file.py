@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from spirl_ray.errors import SpirlError
-from spirl_ray.settings import expanded, in_words, key_of, problems_of
+from spirl_ray.settings import expanded, in_words, key_of, members_of, problems_of
 from spirl_ray.yaml_text import dump_yaml, load_value, load_yaml
 
 SHIPPED = "tune_configs"
@@ -104,19 +104,22 @@ def assign(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: 
     """
     keys = dotted.split(".")
     *parents, last = keys
-    if isinstance(value, Mapping) and _known_keys([*parents, last], settings):
+    group = isinstance(value, Mapping) and _known_keys([*parents, last], settings)
+    if group and value:
         for key, inner in value.items():
             assign(raw, f"{dotted}.{key}", inner, origin, settings)
         return
     node: Any = raw
     for parent, following in zip(parents, keys[1:], strict=True):
-        node = node[_index(node, parent, origin)] if isinstance(node, list) else node.setdefault(parent, {})
+        if isinstance(node, dict) and node.get(parent) is None:
+            node[parent] = {}
+        node = node[_index(node, parent, origin) if isinstance(node, list) else parent]
         if not isinstance(node, dict | list):
             raise SpirlError(f"{origin}: {parent} is a single value, it has no key {following}.")
     if isinstance(node, list):
         node[_index(node, last, origin)] = value
     else:
-        node[last] = value
+        node[last] = (node.get(last) or {}) if group else value
 
 
 def _index(values: list[Any], text: str, origin: str) -> int:
@@ -129,5 +132,5 @@ def _known_keys(location: Sequence[int | str], settings: type[BaseModel]) -> lis
     model: Any = settings
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field is not None else None
+        model = next(iter(members_of(field.annotation)), None) if field is not None else None
     return sorted(getattr(model, "model_fields", {}))

@@ -169,6 +169,15 @@ def test_a_bad_set_is_refused(file: Path, override: str, reason: str) -> None:
     assert reason in refusal(file, override)
 
 
+def test_set_changes_a_group_that_has_been_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\ntracking: {wandb: null}\n")
+    assert load_experiment(path, ["tracking.mlflow={}"]).tracking.mlflow is not None
+    chosen = load_experiment(path, ["tracking.wandb.project=p", "tracking.wandb={tags: arms}"]).tracking.wandb
+    assert chosen is not None
+    assert (chosen.project, chosen.tags) == ("p", ("arms",))
+    assert "Known here: entity, group, mode, project, tags" in refusal(path, "tracking.wandb.name=p")
+
+
 # --- overrides for single methods ---
 
 

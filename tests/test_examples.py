@@ -203,7 +203,8 @@ def test_play_is_recorded_with_ogbench(tmp_path: Path) -> None:
     assert "2 of 2 episodes" in printed
 
 
-def test_a_policy_acts(make_skills: MakeSkills, tmp_path: Path) -> None:
+def saved_policy(make_skills: MakeSkills, tmp_path: Path) -> Path:
+    """The folder of an untrained policy for the pads."""
     skills = make_skills("closed_loop")
     model = load_skills(skills)
     method = method_config("spirl_cl", TrainSettings(), model.spec)
@@ -220,8 +221,20 @@ def test_a_policy_acts(make_skills: MakeSkills, tmp_path: Path) -> None:
         env_steps=10,
         config_hash="abc",
     )
-    printed = run("run_policy.py", tmp_path / "policy", "--episodes", 2)
+    return tmp_path / "policy"
+
+
+def test_a_policy_acts(make_skills: MakeSkills, tmp_path: Path) -> None:
+    printed = run("run_policy.py", saved_policy(make_skills, tmp_path), "--episodes", 2)
     assert [re.findall(r"in (\d+) steps", line) for line in printed] == [[str(STEPS)]] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("onnxscript") is None, reason="ONNX is not installed: pip install -e '.[onnx]'")
+def test_an_exported_policy_acts_alike(make_skills: MakeSkills, tmp_path: Path) -> None:
+    policy, out = saved_policy(make_skills, tmp_path), tmp_path / "exported"
+    spirl("export", policy, "--onnx", out, folder=tmp_path)
+    assert run("onnx_maze.py", out, 2) == run("run_policy.py", policy, "--episodes", 2)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from rich.markup import escape
 from spirl_ray.cli.terminal import error_console
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.ray_environment import prepare_ray
+from spirl_ray.pipeline.status import own_command
 from spirl_ray.pipeline.stopping import INTERRUPTED, TERMINATED, was_terminated
 
 ConfigFile = Annotated[
@@ -71,8 +72,12 @@ def readable_errors(stopped: str | None = None) -> Iterator[None]:
 
 
 def _say_stopped(text: str | None) -> None:
-    text = text or "What is done is kept: the same command resumes from the last checkpoint."
-    error_console().print(f"[yellow]Stopped.[/yellow] {text}")
+    if text is None:
+        command = own_command()
+        text = "What is done is kept: the same command resumes from the last checkpoint" + (
+            f": {command}" if command else "."
+        )
+    error_console().print(f"[yellow]Stopped.[/yellow] {escape(text)}")
 
 
 def _fail(message: str) -> None:

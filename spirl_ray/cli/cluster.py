@@ -213,9 +213,12 @@ def doctor(
 
 
 def _experiment_in(config: Path) -> tuple[Experiment, list[str]]:
-    """The experiment in a config, or the base of a sweep, with the modules that the sweep needs besides."""
+    """The experiment in a config, or the base of a sweep, with the modules that it needs besides."""
     if "space" not in read_mapping(config, Experiment)[0]:
-        return load_experiment(config), []
+        from spirl_ray.pipeline.trackers import asked_trackers
+
+        experiment = load_experiment(config)
+        return experiment, asked_trackers(experiment)
     from spirl_ray.sweeps.sweep_file import load_sweep
     from spirl_ray.sweeps.trackers import needed_modules
 

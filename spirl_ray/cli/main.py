@@ -21,7 +21,8 @@ import typer
 
 from spirl_ray import __version__, api
 from spirl_ray.cli import cluster as cli_cluster
-from spirl_ray.cli import door
+from spirl_ray.cli import deploy, door
+from spirl_ray.cli import status as cli_status
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.data import data_app, print_expert
 from spirl_ray.cli.terminal import (
@@ -49,6 +50,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 cli_cluster.add_commands(app)
 door.add_commands(app)
+deploy.add_commands(app)
+cli_status.add_commands(app)
 
 
 def _print_version(asked: bool) -> None:

@@ -16,6 +16,7 @@ from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.sweeps.ledger import Ledger, Status, TrialRecord
 from spirl_ray.sweeps.results import settings, write_best, write_figure, write_results
 from spirl_ray.sweeps.search import remaining
+from spirl_ray.sweeps.status import SweepSigns
 from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import check_packages
 from spirl_ray.sweeps.tune_run import ray_for, reserve, run_sweep, searches_data
@@ -40,25 +41,29 @@ def run(sweep: Sweep) -> None:
                 "ask for are trained once."
             )
         ledger = Ledger(sweep.folder / layout.TRIALS)
-        if waiting := remaining(sweep, ledger):
-            ledger = _run(sweep, workspace, ledger, waiting)
+        waiting, ended = remaining(sweep, ledger), sum(record.ended for record in ledger.records)
+        signs = SweepSigns(sweep.folder, waiting + ended)
+        if waiting:
+            signs.sign()
+            ledger = _run(sweep, workspace, ledger, signs)
         else:
             console.print(f"[dim]there already  all trials of {escape(sweep.file.name)}[/dim]")
+        signs.sign(ended=True)
         _show(sweep, ledger)
 
 
-def _run(sweep: Sweep, workspace: Workspace, ledger: Ledger, waiting: int) -> Ledger:
+def _run(sweep: Sweep, workspace: Workspace, ledger: Ledger, signs: SweepSigns) -> Ledger:
     with ray_for(sweep) as concurrency:
         if not searches_data(sweep):
             with StageDisplay() as show:
                 ExperimentRun(workspace, show).data()
         ended = sum(record.ended for record in ledger.records)
-        console.print(f"{waiting} trials to run, {ended} have ended, {concurrency} at the same time")
+        console.print(f"{signs.trials - ended} trials to run, {ended} have ended, {concurrency} at the same time")
         with SweepTable(f"Sweep {sweep.file.name}", list(sweep.space), sweep.file.metric, ledger.records) as table:
-            return _watched(sweep, concurrency, table)
+            return _watched(sweep, concurrency, table, signs)
 
 
-def _watched(sweep: Sweep, concurrency: int, table: SweepTable) -> Ledger:
+def _watched(sweep: Sweep, concurrency: int, table: SweepTable, signs: SweepSigns) -> Ledger:
     """Runs the trials; says what they wait for while none of them gets on."""
     with said_while_waiting(say_waiting) as moved:
 
@@ -70,6 +75,7 @@ def _watched(sweep: Sweep, concurrency: int, table: SweepTable) -> Ledger:
             if stages != table.stages:
                 moved()
             table.progress(stages)
+            signs.sign()
 
         return run_sweep(sweep, concurrency, change, progress, _say_room)
 

@@ -19,10 +19,20 @@ _ROWS = 30
 
 
 class SweepTable:
-    """A table with a row for each trial: parameters, state, metric, steps."""
+    """A table with a row for each trial: parameters, state, metric, steps.
 
-    def __init__(self, title: str, keys: Sequence[str], metric: str, records: Sequence[Any]) -> None:
-        self.title, self.keys, self.metric = title, list(keys), metric
+    Args:
+        title: of the table.
+        keys: the keys that vary.
+        metric: the metric that is optimised.
+        records: the trials so far.
+        running: False where no process runs the sweep, so that trials without an end have been interrupted.
+    """
+
+    def __init__(
+        self, title: str, keys: Sequence[str], metric: str, records: Sequence[Any], *, running: bool = True
+    ) -> None:
+        self.title, self.keys, self.metric, self.running = title, list(keys), metric, running
         self.records = {record.number: record for record in records}
         self.stages: dict[int, dict[str, Any]] = {}
         self._printed: dict[int, str] = {}
@@ -78,6 +88,8 @@ class SweepTable:
         return table
 
     def _state(self, record: Any) -> str:
+        if record.status == "running" and not self.running:
+            return "interrupted"
         stage = self.stages.get(record.number)
         if record.status != "running" or stage is None:
             return str(record.status)

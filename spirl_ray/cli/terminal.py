@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from spirl_ray.metrics import training_metrics
@@ -32,6 +32,7 @@ from spirl_ray.pipeline.results import (
     StageResult,
     TrainingResult,
 )
+from spirl_ray.pipeline.status import Pace, duration
 
 _FILE_WIDTH = 160
 """The width in characters of tables that are not printed on a terminal."""
@@ -82,6 +83,7 @@ class StageDisplay:
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._tenth, self._time = 0, 0.0
+        self._pace = Pace()
 
     def __enter__(self) -> StageDisplay:
         return self
@@ -92,6 +94,8 @@ class StageDisplay:
     def __call__(self, event: Event) -> None:
         if event.happening == "waiting":
             say_waiting(event.folder if event.resources is None else event.resources)
+        elif event.happening == "noted":
+            print_findings(event.findings)
         elif event.happening == "started":
             self._open(_title(event))
         elif event.happening == "progress":
@@ -102,20 +106,20 @@ class StageDisplay:
 
     def _open(self, title: str) -> None:
         self._close()
-        self._tenth, self._time = 0, time.monotonic()
+        self._tenth, self._time, self._pace = 0, time.monotonic(), Pace()
         one_line, rest = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis")
         self._bar = Progress(
             TextColumn("{task.description}", markup=False, table_column=one_line),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f} %", table_column=one_line),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[brief]}", style="dim", markup=False, table_column=rest),
             console=console,
             transient=True,
             disable=not interactive(),
         )
-        self._bar.add_task(title, total=None, brief="starting")
+        self._bar.add_task(title, total=None, left="", brief="starting")
         self._bar.start()
 
     def _close(self) -> None:
@@ -127,11 +131,14 @@ class StageDisplay:
         print_findings(event.findings)
         total = event.total or 1.0
         done, text = min(event.done, total), _line({**_brief(event.metrics), **event.scores})
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total, brief=text)
         tenth, now = int(10 * done / total), time.monotonic()
+        seconds = self._pace.left(event.done, event.total, now)
+        left = "" if not seconds else f"{duration(seconds)} left"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, left=left, brief=text)
         if not interactive() and (tenth > self._tenth or now - self._time > _SECONDS_BETWEEN_LINES):
             self._tenth, self._time = tenth, now
+            text = "  ".join(filter(None, (text, left)))
             console.print(f"  {_title(event)}: {100 * done / total:.0f} %  {text}".rstrip(), markup=False)
 
 
@@ -147,8 +154,13 @@ _TITLES: dict[Stage, str] = {
 }
 
 
+def stage_title(stage: Stage, method: str | None, seed: int | None) -> str:
+    """What a stage is called, of one method with one seed where it has them."""
+    return _TITLES[stage].format(f"{method}, seed {seed}")
+
+
 def _title(event: Event) -> str:
-    return "" if event.stage is None else _TITLES[event.stage].format(f"{event.method}, seed {event.seed}")
+    return "" if event.stage is None else stage_title(event.stage, event.method, event.seed)
 
 
 def _print_result(title: str, result: StageResult) -> None:

@@ -132,10 +132,10 @@ def _abandoned(partial: Path) -> bool:
     another host.
     """
     owner, _, pid = partial.name.rpartition("-")
-    return owner.endswith(f".partial-{socket.gethostname()}") and pid.isdecimal() and not _alive(int(pid))
+    return owner.endswith(f".partial-{socket.gethostname()}") and pid.isdecimal() and not alive(int(pid))
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -5,17 +5,18 @@
     EXPERIMENT                      marks the folder of an experiment
     DATA/name-key/                  a dataset: DATASET_CARD and Parquet files
     DEMONSTRATIONS/name-key/        DEMONSTRATIONS_VIDEO of a dataset
-    SKILLS/decoder-key/             skills: SKILL_CARD, SKILL_TENSORS, METRICS
+    SKILLS/decoder-key/             skills: SKILL_CARD, SKILL_TENSORS, METRICS; what a tracker has of them
     PRIOR/decoder-key/              episodes of a bare prior, files as in EVALUATION
     POLICIES/method-key/            a policy: POLICY_CARD, POLICY_TENSORS, SKILLS/, and its training: METRICS,
                                     EVALUATIONS, TRAINED, REWARDS, PROVENANCE, TENSORBOARD/,
-                                    ATTEMPTS/
+                                    ATTEMPTS/; what a tracker has of it
       CHECKPOINTS/step-N/             what training resumes from
       SNAPSHOTS/step-N/               the policy after N steps, with its evaluations
     EVALUATION/method-key/          EPISODES, SUMMARY, VIDEOS/
     EXPLORATION/key/                EXPLORATION_FIGURE, EXPLORATION_TABLE, SUMMARY
-    SWEEPS/name-key/                SWEEP, TRIALS/, SWEEP_RESULTS, SWEEP_FIGURE, BEST
+    SWEEPS/name-key/                SWEEP, SWEEP_SIGN, TRIALS/, SWEEP_RESULTS, SWEEP_FIGURE, BEST
     REPORTS/                        REPORT, REPORT_TABLE, REPORT_NUMBERS
+    STATUS/                         PLAN, and how far each stage is
 
 Code that reads or writes one of them takes its name from here. In this project, JSON files are written last and
 complete the files beside them.
@@ -54,6 +55,11 @@ REPORT_TABLE = "results.csv"
 REPORT_NUMBERS = "results.json"
 """The numbers in the tables of the report."""
 
+STATUS = "status"
+"""Folder of what the commands of an experiment say of their progress, a file for each stage."""
+PLAN = "plan.json"
+"""The stages of the newest command, in the folder of the status."""
+
 # --- datasets ---
 
 DATASET_CARD = "card.json"
@@ -79,6 +85,16 @@ POLICY_CARD = "policy.json"
 """Describes a policy and completes it."""
 POLICY_TENSORS = "policy.safetensors"
 """The parameters of the policy network."""
+SKILL_FILES = (SKILL_CARD, SKILL_TENSORS)
+"""The files that trained skills consist of."""
+POLICY_FILES = (POLICY_CARD, POLICY_TENSORS, *(f"{SKILLS}/{name}" for name in SKILL_FILES))
+"""The files that a policy consists of."""
+EXPORT_CARD = "export.json"
+"""Describes an exported policy: its graphs, features, H, limits and normalisation."""
+EXPORT_POLICY = "policy.onnx"
+"""The graph of pi(z | s)."""
+EXPORT_DECODER = "decoder.onnx"
+"""The graph of the skill decoder."""
 
 # --- training ---
 
@@ -171,6 +187,8 @@ SWEEP_RESULTS = "results.csv"
 """The trials of a sweep, a row for each."""
 SWEEP_FIGURE = "results.png"
 """The results of a sweep by its parameters."""
+SWEEP_SIGN = "running.json"
+"""What the process of a sweep says of itself."""
 BEST = "best.yaml"
 """The experiment of the best setting that a sweep has found."""
 
@@ -178,6 +196,14 @@ BEST = "best.yaml"
 def trial_record(number: int) -> str:
     """The name of the record of a sweep's trial."""
     return f"{number:04d}.json"
+
+
+# --- trackers ---
+
+
+def tracked(tracker: str) -> str:
+    """The name of the file, in the folder of a policy or of skills, that says what a tracker has of it."""
+    return f"tracked-{tracker}.json"
 
 
 # --- jobs on a cluster ---

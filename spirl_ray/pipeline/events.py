@@ -10,14 +10,14 @@ from typing import Any, Literal, Protocol
 from spirl_ray.pipeline.results import Finding, StageResult
 
 Stage = Literal["data", "demonstrations", "skills", "prior", "exploration", "training", "evaluation", "report"]
-Happening = Literal["started", "progress", "waiting", "finished"]
+Happening = Literal["started", "progress", "waiting", "noted", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """An event of an experiment. A stage sends ``started``, ``progress`` any number of times, and
     ``finished`` unless it fails; ``waiting`` is sent where another process works on the same result, and once a minute
-    where Ray has no place for what a stage needs."""
+    where Ray has no place for what a stage needs; ``noted`` tells ``findings`` about trackers, beside the stages."""
 
     happening: Happening
     stage: Stage | None = None
@@ -33,7 +33,8 @@ class Event:
     scores: Mapping[str, float] = field(default_factory=dict)
     """The scores of ``progress``: the newest scores of episodes, by their labels."""
     findings: Sequence[Finding] = ()
-    """The findings of ``progress``: what has been found out since the last event about whether stage 2 can learn."""
+    """The findings of ``progress``: what has been found out since the last event about whether stage 2 can learn. Those
+    of ``noted``: where results are tracked, or why they are not."""
     folder: Path | None = None
     """The folder of ``waiting``: the result on which another process works."""
     resources: str | None = None

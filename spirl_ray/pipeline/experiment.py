@@ -27,14 +27,18 @@ from spirl_ray.pipeline.results import (
     DemonstrationsResult,
     EvaluationResult,
     ExplorationResult,
+    Finding,
     SkillsResult,
     StageResult,
     TrainingResult,
 )
 from spirl_ray.pipeline.session import ray_session, readable_cause
+from spirl_ray.pipeline.status import StageKey, StatusLog
+from spirl_ray.pipeline.trackers import check_trackers
+from spirl_ray.pipeline.tracking import Tracking
 from spirl_ray.pipeline.user_code import make_importable
 from spirl_ray.pipeline.workspace import Trial, Workspace, given_skills
-from spirl_ray.rl.methods import skill_spec
+from spirl_ray.rl.methods import METHODS, skill_spec
 from spirl_ray.rl.policy_network import policy_features
 from spirl_ray.skills.artifact import check_fit, read_skill_card
 
@@ -53,12 +57,41 @@ class ExperimentRun:
         self._listener = listener
         self._one_at_a_time = threading.RLock()
         self._stage: Stage | None = None
+        self._status = StatusLog(workspace.folder)
+        self.tracking = Tracking(workspace, self._note)
         workspace.on_wait = self._tell_waiting
 
     @property
     def trials(self) -> list[Trial]:
         """Every method with every seed, in the order in which they run."""
         return self.workspace.trials()
+
+    @contextlib.contextmanager
+    def planned(self, stages: Sequence[Stage]) -> Iterator[None]:
+        """Notes for ``spirl status`` what the block is going to do, and at its end that it has done it.
+
+        Args:
+            stages: the stages in their order; those of trials stand for every method with every seed. None leave the
+                plan of another command as it is.
+        """
+        if not stages:
+            yield
+            return
+        keys = [key for name in stages for key in self._keys(name)]
+        self._status.plan(keys)
+        yield
+        self._status.plan(keys, ended=True)
+
+    def _keys(self, name: Stage) -> list[StageKey]:
+        experiment = self.experiment
+        if name not in ("skills", "prior", "training", "evaluation"):
+            return [StageKey(stage=name)]
+        trials = [(method, seed) for seed in experiment.seeds for method in experiment.methods]
+        return [
+            StageKey(stage=name, method=method, seed=seed)
+            for method, seed in trials
+            if name != "prior" or METHODS[method].uses_prior(experiment.for_method(method).train)
+        ]
 
     def stage(self, name: Stage, work: Callable[[Progress], Result], trial: Trial | None = None) -> Result:
         """Runs one stage and reports it to the listener.
@@ -163,8 +196,13 @@ class ExperimentRun:
     def _tell_waiting(self, target: Path) -> None:
         self._tell(Event(happening="waiting", stage=self._stage, folder=target))
 
+    def _note(self, text: str, warning: bool) -> None:
+        self._tell(Event(happening="noted", findings=(Finding(text, warning),)))
+
     def _tell(self, event: Event) -> None:
         with self._one_at_a_time:
+            self._status(event)
+            self.tracking(event)
             self._listener(event)
 
 
@@ -174,13 +212,19 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def experiment_run(
-    experiment: Experiment, listener: Listener = ignore, *, ray: bool = True, create: bool = True
+    experiment: Experiment,
+    listener: Listener = ignore,
+    *,
+    stages: Sequence[Stage] = (),
+    ray: bool = True,
+    create: bool = True,
 ) -> Iterator[ExperimentRun]:
     """Checks an experiment's settings, reserves its folder, and connects to Ray or starts it until the block ends.
 
     Args:
         experiment: the experiment to run.
         listener: callback that gets the events.
+        stages: what the block is going to do, see `ExperimentRun.planned`.
         ray: False for work that needs neither Ray nor the environment.
         create: False for work that needs an existing folder.
 
@@ -195,10 +239,8 @@ def experiment_run(
             _ = workspace.dataset  # opens the sources, so that what is wrong with them is said before any work
         run = ExperimentRun(workspace, listener)
         workspace.reserve(create=create)
-        if not ray:
-            yield run
-            return
-        with ray_session(experiment.ray, needs_of([experiment]), experiment.submit.ship):
+        session = ray_session(experiment.ray, needs_of([experiment]), experiment.submit.ship)
+        with session if ray else contextlib.nullcontext(), run.planned(stages), run.tracking:
             yield run
 
 
@@ -216,6 +258,7 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
     for experiment in experiments:
         make_importable(experiment.submit.ship)
         check_kinds(experiment)
+        check_trackers(experiment)
         for method in experiment.methods:
             _check_files(experiment.for_method(method))
         if experiment.env.id is None:

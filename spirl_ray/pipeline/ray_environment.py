@@ -16,6 +16,9 @@ _DEFAULTS = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # A busy machine needs longer than the default 30 s to start a node.
     "RAY_raylet_start_wait_time_s": "120",
+    # And longer than the default 5 s and 10 s for Ray Serve's HTTP server.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     # Under ``uv run``, Ray would send the working folder to the workers, with all results in it.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }

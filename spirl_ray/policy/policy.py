@@ -6,22 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from spirl_ray.config import EnvironmentSettings, Settings
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically, write_json
+from spirl_ray.files.hub import local_artifact
 from spirl_ray.files.tensors import build_module, load_tensors, save_tensors
 from spirl_ray.files.untrusted import read_artifact_card
 from spirl_ray.rl.policy_network import PolicyNetwork, PolicyObserver, PolicySpec, check_observation
 from spirl_ray.skills.artifact import load_skills
+from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.execution import Array, Observation, SkillExecution
 from spirl_ray.skills.model import SkillModel
-from spirl_ray.skills.priors import LatentDistribution
+from spirl_ray.skills.priors import LatentDistribution, PolicyDistribution
 
 FORMAT_VERSION = 3
 
@@ -51,13 +54,32 @@ class PolicyCard(Settings):
         return self
 
 
+class SkillChooser(nn.Module):
+    """The policy pi(z | s) over observations by name: what it observes, and its network.
+
+    Args:
+        spec: what the policy observes.
+        network: the network of this spec.
+        skills: the skills through which it acts.
+    """
+
+    def __init__(self, spec: PolicySpec, network: PolicyNetwork, skills: SkillModel) -> None:
+        super().__init__()
+        self.network, self.skills = network, skills
+        self.observer = PolicyObserver(spec, skills)
+
+    def forward(self, observations: Observations) -> PolicyDistribution:
+        """Maps observations [B, *observed_shape] by name to a distribution over latents [B, Z]."""
+        return self.network(self.observer.batch(observations))
+
+
 class Policy:
     """A trained agent, which maps an observation to a primitive action and chooses a new skill every H steps.
 
     Call `reset` at the start of every episode. Nothing here needs Ray.
 
     Args:
-        choose: function that returns the distribution over latents [Z] for an observation.
+        choose: function that maps observations [B, *observed_shape] by name to a distribution over latents [B, Z].
         execution: the execution of the skills.
         features: the features that observations must hold.
         deterministic: True to take the distribution's mode instead of a sample.
@@ -66,7 +88,7 @@ class Policy:
 
     def __init__(
         self,
-        choose: Callable[[Observation], LatentDistribution],
+        choose: Callable[[Observations], LatentDistribution],
         execution: SkillExecution,
         features: Features,
         *,
@@ -97,7 +119,9 @@ class Policy:
         """
         check_observation(observation, self.features)
         if not self._running or self.execution.finished:
-            chosen = self.choose(observation)
+            chosen = self.choose(
+                {name: torch.from_numpy(np.asarray(observation[name])[None]) for name in self.features}
+            )
             latent = chosen.mode() if self.deterministic else chosen.sample(self._generator)
             self.execution.begin(latent[0].numpy())
             self._running = True
@@ -112,12 +136,8 @@ def prior_policy(skills: str | Path, *, deterministic: bool) -> Policy:
         deterministic: True to take the prior's mode; otherwise latents are drawn from it.
     """
     model = load_skills(skills)
-
-    def choose(observation: Observation) -> LatentDistribution:
-        seen = model.select(observation).items()
-        return model.prior_distribution({name: torch.from_numpy(value).unsqueeze(0) for name, value in seen})
-
-    return Policy(choose, SkillExecution(model), model.spec.observed, deterministic=deterministic)
+    execution = SkillExecution(model)
+    return Policy(model.prior_distribution, execution, model.spec.observed, deterministic=deterministic)
 
 
 def save_policy(folder: Path, state: dict[str, Tensor], skills: Path, *, policy: PolicySpec, **card: Any) -> PolicyCard:
@@ -160,6 +180,11 @@ def read_policy_card(folder: Path) -> PolicyCard:
 def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0) -> Policy:
     """Loads a saved policy that acts in a gymnasium loop with torch alone.
 
+    Args:
+        folder: folder of a policy, or ``hf://ORG/NAME``.
+        deterministic: True to take the most likely latent instead of a sample.
+        seed: seed of the sampling.
+
     Example:
         >>> policy = load_policy("runs/kitchen_human/policy/...")
         >>> action = policy.act(observation)
@@ -167,7 +192,11 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
     Raises:
         SpirlError: the artifact is missing, damaged, or not a policy.
     """
-    folder = Path(folder)
+    with local_artifact(folder, layout.POLICY_FILES) as found:
+        return _load(found, deterministic=deterministic, seed=seed)
+
+
+def _load(folder: Path, *, deterministic: bool, seed: int) -> Policy:
     card = read_policy_card(folder)
     # Resolved, because a symbolic link can also lead out of the folder.
     inside = (folder / card.skills).resolve().is_relative_to(folder.resolve())
@@ -179,14 +208,10 @@ def load_policy(folder: str | Path, *, deterministic: bool = True, seed: int = 0
     network = build_module(lambda: _network(card.policy, model, folder), folder / layout.POLICY_TENSORS)
     load_tensors(network, folder / layout.POLICY_TENSORS, card.sha256)
     network.eval().requires_grad_(False)
-    observer = PolicyObserver(card.policy, model)
-
-    def choose(observation: Observation) -> LatentDistribution:
-        return network(torch.from_numpy(observer(observation)).unsqueeze(0))
-
     execution = SkillExecution(model, card.latent_limit)
     features = {**model.spec.observed, **card.policy.features}
-    return Policy(choose, execution, features, deterministic=deterministic, seed=seed)
+    chooser = SkillChooser(card.policy, network, model)
+    return Policy(chooser, execution, features, deterministic=deterministic, seed=seed)
 
 
 def _network(spec: PolicySpec, skills: SkillModel, folder: Path) -> PolicyNetwork:

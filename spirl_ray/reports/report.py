@@ -22,6 +22,7 @@ from spirl_ray.files.atomic import write_atomically, write_json
 from spirl_ray.files.tables import write_csv
 from spirl_ray.metrics import TrainingMetric, deciding_metrics
 from spirl_ray.pipeline.findings import number
+from spirl_ray.pipeline.status import duration
 from spirl_ray.reports.plots import (
     ENV_STEPS,
     NBSP,
@@ -264,15 +265,3 @@ def _value(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def duration(seconds: float) -> str:
-    """75 → "1 min 15 s"; 11520 → "3 h 12 min"; NaN → "unknown"."""
-    if math.isnan(seconds):
-        return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

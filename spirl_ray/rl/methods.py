@@ -43,6 +43,14 @@ class Method:
     """A function that builds the source of a learner's batches from the `SkillPriorSACLearner`; None draws them from
     its replay alone. A method that also learns from the demonstrations finds them at ``learner.config.dataset``."""
 
+    def starts_from(self, train: TrainSettings) -> PolicyInit:
+        """Where the policy starts with these settings."""
+        return self.policy_init if train.policy_init == "preset" else train.policy_init
+
+    def uses_prior(self, train: TrainSettings) -> bool:
+        """True where the method starts from a learned prior or stays close to one."""
+        return "prior" in (self.regulariser, self.starts_from(train))
+
 
 METHODS: Registry[Method] = Registry("method", group="spirl_ray.methods")
 
@@ -154,7 +162,7 @@ def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodCon
     return MethodConfig(
         name=name,
         regulariser=method.regulariser,
-        policy_init=method.policy_init if train.policy_init == "preset" else train.policy_init,
+        policy_init=method.starts_from(train),
         latent_limit=limit,
         target_divergence=target if target is not None else default,
         features=train.features,

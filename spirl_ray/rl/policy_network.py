@@ -20,7 +20,7 @@ from spirl_ray.episodes.features import Feature, Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.heads import HEADS, HeadContext
 from spirl_ray.rl.methods import MethodConfig
-from spirl_ray.skills.encoders import ObservationEncoder
+from spirl_ray.skills.encoders import ObservationEncoder, Observations
 from spirl_ray.skills.execution import Array, Observation
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.priors import GaussianPrior, PolicyDistribution
@@ -180,20 +180,25 @@ class PolicyObserver:
         numbers = sum(feature.size for feature in spec.numbers.values())
         self.size = numbers + images + (skills.prior.param_dim if spec.uses_prior else 0)
         """D, the size of a policy observation."""
+        skills_too = skills.spec.features if spec.images or spec.uses_prior else ()
+        self.needed = list(dict.fromkeys([*spec.features, *skills_too]))
+        """The names of the features from which a policy observation is made."""
+
+    def batch(self, observations: Observations) -> Tensor:
+        """Converts observations [B, *observed_shape] by name to policy observations, float32 [B, D]."""
+        parts = [observations[name].float().flatten(1) for name in self.spec.numbers]
+        if self.spec.images or self.spec.uses_prior:
+            seen = self.skills.select(observations)
+            parts += [self.skills.observations.encoder(name)(seen) for name in self.spec.images]
+            if self.spec.uses_prior:
+                parts.append(self.skills.prior_parameters(seen))
+        return torch.cat(parts, dim=-1)
 
     @torch.inference_mode()
     def __call__(self, observation: Observation) -> Array:
         """Converts an observation, [*observed_shape] by name, to its policy observation, float32 [D]."""
-        parts: list[Any] = [np.asarray(observation[name], np.float32).ravel() for name in self.spec.numbers]
-        if self.spec.images or self.spec.uses_prior:
-            seen = {
-                name: torch.from_numpy(np.asarray(value)).unsqueeze(0)
-                for name, value in self.skills.select(observation).items()
-            }
-            parts += [self.skills.observations.encoder(name)(seen)[0].numpy() for name in self.spec.images]
-            if self.spec.uses_prior:
-                parts.append(self.skills.prior_parameters(seen)[0].numpy())
-        return np.concatenate(parts, dtype=np.float32)
+        rows = {name: torch.from_numpy(np.asarray(observation[name])[None]) for name in self.needed}
+        return self.batch(rows)[0].numpy()
 
 
 def check_observation(observation: Mapping[str, Any], features: Features) -> None:

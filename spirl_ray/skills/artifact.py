@@ -18,6 +18,7 @@ from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_json
+from spirl_ray.files.hub import local_artifact
 from spirl_ray.files.tensors import build_module, load_tensors, save_tensors
 from spirl_ray.files.untrusted import read_artifact_card
 from spirl_ray.skills.model import SkillModel
@@ -95,15 +96,15 @@ def load_skills(folder: str | Path) -> SkillModel:
     """Loads a skill model in evaluation mode, with frozen parameters.
 
     Args:
-        folder: folder with ``skills.safetensors`` and ``skill.json``.
+        folder: folder with ``skills.safetensors`` and ``skill.json``, or ``hf://ORG/NAME``.
 
     Raises:
         SpirlError: the artifact is missing, damaged, or not a skill artifact.
     """
-    folder = Path(folder)
-    card = read_skill_card(folder)
-    model = build_module(lambda: SkillModel(card.spec), folder / layout.SKILL_TENSORS)
-    load_tensors(model, folder / layout.SKILL_TENSORS, card.sha256)
+    with local_artifact(folder, layout.SKILL_FILES) as found:
+        card = read_skill_card(found)
+        model = build_module(lambda: SkillModel(card.spec), found / layout.SKILL_TENSORS)
+        load_tensors(model, found / layout.SKILL_TENSORS, card.sha256)
     return model.eval().requires_grad_(False)
 
 

@@ -195,11 +195,16 @@ class ObjectsEncoder(FeatureEncoder):
         highest = heights.argsort(dim=-2, descending=True)[..., :HIGHEST, :]
         scaled = (offsets / self.objects.size).asinh() / _SPREAD
         parts = (
-            scaled.take_along_dim(nearest, -2),
-            scaled.take_along_dim(highest, -2),
-            heights.take_along_dim(highest, -2) / self.objects.size,
+            _in_order(scaled, nearest),
+            _in_order(scaled, highest),
+            _in_order(heights, highest) / self.objects.size,
         )
         return torch.cat([part.flatten(-2) for part in parts], dim=-1)
+
+
+def _in_order(values: Tensor, order: Tensor) -> Tensor:
+    """Values [..., N, d] in an order [..., M, 1]; `take_along_dim` cannot be exported for batches of any size."""
+    return values.gather(-2, order.expand(*order.shape[:-1], values.shape[-1]))
 
 
 def apply_to_images(net: nn.Module, images: Tensor) -> Tensor:

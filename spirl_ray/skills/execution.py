@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from spirl_ray.skills.model import SkillModel
 
@@ -19,6 +20,11 @@ Observation = Mapping[str, npt.NDArray[np.generic]]
 def decision_discount(gamma: float, steps: int, *, per_decision: bool) -> float:
     """The SMDP discount of a skill that ran ``steps`` primitive steps: gamma (the paper), or gamma^steps."""
     return gamma if per_decision else math.pow(gamma, steps)
+
+
+def limited(latent: Tensor, limit: float | None) -> Tensor:
+    """The latents that a decoder gets: the chosen ones, or ``limit * tanh(.)`` of them."""
+    return latent if limit is None else limit * torch.tanh(latent)
 
 
 class SkillExecution:
@@ -41,9 +47,8 @@ class SkillExecution:
     def begin(self, latent: Array) -> None:
         """Starts a skill with latents [..., Z], the choice before ``limit * tanh(.)`` if there is a limit."""
         self._shape = np.shape(latent)[:-1]
-        self._latent = torch.as_tensor(latent, dtype=torch.float32).reshape(-1, self.model.spec.latent_dim)
-        if self.latent_limit is not None:
-            self._latent = self.latent_limit * torch.tanh(self._latent)
+        chosen = torch.as_tensor(latent, dtype=torch.float32).reshape(-1, self.model.spec.latent_dim)
+        self._latent = limited(chosen, self.latent_limit)
         self.step = 0
         if not self.model.kind.closed_loop:
             self._plan = self.model.decode(None, self._latent).numpy()
@@ -58,7 +63,7 @@ class SkillExecution:
         self.step += 1
         return np.clip(actions.reshape(*self._shape, -1), -1.0, 1.0)
 
-    def _batch(self, observation: Observation) -> dict[str, torch.Tensor]:
+    def _batch(self, observation: Observation) -> dict[str, Tensor]:
         """The features of the skills as tensors [B, 1, *observed_shape]."""
         rows = len(self._latent)
         return {

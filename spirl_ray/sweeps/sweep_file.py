@@ -28,6 +28,7 @@ _NOT_SEARCHED = {
     "name": "it names the folder that all trials share",
     "output": "all trials share one folder",
     "ray": "all trials run in one Ray",
+    "tracking": "it does not change what is learned",
     "overrides": "search the key itself; it applies to every method of a trial",
     "explore": "no trial draws the exploration figure",
     "env.id": "a folder belongs to one environment; write a sweep for each",
@@ -138,23 +139,6 @@ class TrialResources(Settings):
     """Ray's custom resources, such as ``{on_demand: 0.01}``, to keep drivers off preemptible nodes."""
 
 
-class TrackerSettings(Settings):
-    """The trackers that get results besides the sweep's folder, by Tune's own callbacks."""
-
-    wandb: dict[str, Any] | None = None
-    """The arguments of Tune's ``WandbLoggerCallback``, such as ``{project: spirl}``. The key is read from
-    WANDB_API_KEY."""
-    mlflow: dict[str, Any] | None = None
-    """The arguments of Tune's ``MLflowLoggerCallback``, such as ``{tracking_uri: …, experiment_name: …}``."""
-
-    @field_validator("wandb")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value and "api_key" in value:
-            raise ValueError("a key does not belong in a file; set the environment variable WANDB_API_KEY")
-        return value
-
-
 class SweepFile(Settings):
     """The keys of a sweep's YAML file."""
 
@@ -182,7 +166,16 @@ class SweepFile(Settings):
     """The number of times that a lost trial is restarted; it resumes from its checkpoint."""
     heat_map: tuple[str, str] | None = None
     """The two keys of the heat map, across and up; None draws one if exactly two keys vary."""
-    trackers: TrackerSettings = TrackerSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trackers_of_version_0_1(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and "trackers" in raw:
+            raise ValueError(
+                "trackers is how version 0.1 wrote it. The base experiment says where to track: write changes: "
+                f"{{tracking: {json.dumps(raw['trackers'], default=str)}}}"
+            )
+        return raw
 
     @field_validator("space", mode="before")
     @classmethod
@@ -247,7 +240,7 @@ class Sweep:
     @property
     def key(self) -> str:
         """The identity of space, search and trials, without the number of samples and where they run."""
-        file, base = self.file, self.base.model_dump(mode="json", exclude={"output", "ray", "explore"})
+        file, base = self.file, self.base.model_dump(mode="json", exclude={"output", "ray", "explore", "tracking"})
         population = file.samples if file.scheduler.kind == "pbt" else None
         space = {key: dimension.model_dump(mode="json", exclude_none=True) for key, dimension in self.space.items()}
         return fingerprint(base, space, file.search, file.seed, file.scheduler, file.metric, file.mode, population)

@@ -32,7 +32,7 @@ from spirl_ray.sweeps.results import write_results
 from spirl_ray.sweeps.room import Room, Situation
 from spirl_ray.sweeps.search import NUMBER, PARENT, decode, scheduler, searcher
 from spirl_ray.sweeps.sweep_file import Sweep
-from spirl_ray.sweeps.trackers import trackers
+from spirl_ray.sweeps.trackers import callbacks
 from spirl_ray.sweeps.trial import FINAL, TrialRequest, TrialStatus, supervise
 
 _SCRATCH = ".tune"
@@ -169,7 +169,7 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
             # With a file system, Tune takes the path as it is; alone, it would be read as a URI.
             storage_path=str(sweep.folder),
             storage_filesystem=LocalFileSystem(),
-            callbacks=[recorder, *trackers(sweep)],
+            callbacks=[recorder, *callbacks(sweep)],
             failure_config=tune.FailureConfig(max_failures=sweep.file.max_failures),
             # No limit to a population's checkpoints: Tune numbers them anew after a pause, and then fails to delete
             # those that it has deleted already.

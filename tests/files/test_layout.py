@@ -13,7 +13,7 @@ from spirl_ray.files import layout
 
 ROOT = Path(__file__).parents[2] / "spirl_ray"
 PLAIN_WORDS = {"data", "demonstrations", "skills", "policy", "evaluation", "prior", "exploration", "report", "sweeps"}
-PLAIN_WORDS |= {"videos", "trials", "attempts", "snapshots"}
+PLAIN_WORDS |= {"videos", "trials", "attempts", "snapshots", "status"}
 """Folders whose names mean other things elsewhere: there, only a path that is joined with one is a name."""
 NAMES = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
 FILES = NAMES - PLAIN_WORDS | {"step-"}

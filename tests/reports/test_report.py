@@ -7,8 +7,9 @@ from reports.made_reports import DECIDING, SCORES, episodes_csv, experiment, rep
 from spirl_ray.envs.metrics import EpisodeMetric, declare, undeclared
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.results import Finding
+from spirl_ray.pipeline.status import duration
 from spirl_ray.reports.records import DecidingRecord, PriorRecord, TrialRecord
-from spirl_ray.reports.report import duration, write_report
+from spirl_ray.reports.report import write_report
 
 
 def test_whole_report_has_verdict_curves_tables_and_provenance(whole):

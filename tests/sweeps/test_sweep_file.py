@@ -114,7 +114,7 @@ def test_a_space_that_makes_no_sense_is_refused_before_anything_runs(
         ({"metric": "subtasks"}, "unknown metric 'subtasks'"),
         ({"scheduler": {"kind": "asha"}, "base": {**TOY, "seeds": [0, 1]}}, "one method with one seed"),
         ({"base": {**TOY, "overrides": {"spirl_cl": {"train.actor_lr": 0.1}}}}, "no effect on spirl_cl"),
-        ({"trackers": {"wandb": {"project": "p", "api_key": "secret"}}}, "WANDB_API_KEY"),
+        ({"trackers": {"wandb": {"project": "p"}}}, 'changes: {tracking: {"wandb": {"project": "p"}}}'),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -126,7 +126,8 @@ def test_a_changed_file_is_another_sweep_but_not_one_that_goes_on_or_runs_elsewh
     one = sweep(tmp_path, RATES)
     for changes in ({"samples": 9}, {"concurrency": 3}, {"max_failures": 5}, {"resources": {"cpus": 2}}):
         assert sweep(tmp_path, RATES, **changes).folder == one.folder
-    assert sweep(tmp_path, RATES, "ray.num_cpus=7").folder == one.folder
+    for override in ("ray.num_cpus=7", "tracking.mlflow={}"):
+        assert sweep(tmp_path, RATES, override).folder == one.folder
     longer = {**TOY, "train": {"env_steps": 9000, "evaluate_every": 300}}
     others = [
         sweep(tmp_path, {"train.actor_lr": {"loguniform": [1e-4, 2e-3]}}),
