@@ -109,7 +109,8 @@ class WandbRun:
         if file.suffix == ".html":
             shown: Any = self._wandb.Html(file.read_text(encoding="utf-8"), inject=False)
         else:
-            shown = self._wandb.Video(str(file), format=file.suffix.removeprefix("."))
+            kind: Any = file.suffix.removeprefix(".")
+            shown = self._wandb.Video(str(file), format=kind)
         self._run.log({str(Path(name).with_suffix("")): shown})
 
     def close(self, *, ended: bool) -> None:
