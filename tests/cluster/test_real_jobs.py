@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 DASHBOARD = REPOSITORY / "cluster" / "grafana" / "spirl-ray.json"
 pytestmark = pytest.mark.cluster
 _PATIENCE_S = 1800.0
+DRIVER = "submit.driver.resources.spirl_driver=1"
 
 
 def spirl(nodes: RayNodes, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -75,7 +76,7 @@ def test_a_submitted_experiment_runs_to_its_report_and_shows_what_grafana_plots(
 ) -> None:
     config = write_config(tmp_path)
     with Scraper(nodes) as scraper:
-        done = spirl(nodes, "submit", config, "--address", nodes.dashboard, "--driver-on", "spirl_driver")
+        done = spirl(nodes, "submit", config, "--address", nodes.dashboard, "--set", DRIVER)
     assert done.returncode == 0, done.stdout + done.stderr
     (job,) = re.findall(r"^submitted  (spirl-toy-\w+)$", done.stdout, re.MULTILINE)
     assert f"{nodes.dashboard}/#/jobs/{job}" in done.stdout
