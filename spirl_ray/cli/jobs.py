@@ -254,6 +254,10 @@ def stop(job: Job, address: DashboardAddress = None) -> None:
             console.print(f"[yellow]stopping[/yellow]  {escape(name)}")
         ended = jobs.stop_job(client, name)
         console.print(f"{escape(str(ended).lower())}  {escape(name)}")
+        if not ended.is_terminal():
+            console.print(
+                "It has no place yet. Ray ends it when it gets one, or fails it 15 minutes after its submission."
+            )
 
 
 def _connected(address: str | None) -> tuple[JobSubmissionClient, Dashboard]:

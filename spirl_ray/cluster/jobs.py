@@ -32,6 +32,7 @@ _POLL_S = 1.0
 _STOP_S = 120
 """The seconds between the SIGTERM and the SIGKILL of a job that is stopped; Ray's own 3 are too few for a
 checkpoint."""
+_PENDING_S = 5.0
 _ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S),
@@ -212,16 +213,20 @@ def find_job(client: JobSubmissionClient, name: str, *, alive: bool = False) -> 
 
 
 def stop_job(client: JobSubmissionClient, job: str) -> JobStatus:
-    """Asks a job to end, as SIGTERM does, and returns its status when it has ended.
+    """Asks a job to end, as SIGTERM does, and returns its status when it has ended. A job that has no place yet stays
+    pending, because Ray ends it only when it has one.
 
     Raises:
         SpirlError: the connection is lost, or the job does not end.
     """
-    deadline = time.monotonic() + _STOP_S + 30
+    asked = time.monotonic()
     try:
         client.stop_job(job)
         while not (status := client.get_job_status(job)).is_terminal():
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - asked
+            if status == JobStatus.PENDING and waited > _PENDING_S:
+                return status
+            if waited > _STOP_S + 30:
                 raise SpirlError(f"{job} has not ended in {_STOP_S + 30} s. Look at the node on which its driver runs.")
             time.sleep(_POLL_S)
     except (AuthenticationError, *UNKNOWN_ANSWERS) as error:

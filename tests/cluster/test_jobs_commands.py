@@ -182,6 +182,16 @@ def test_a_job_is_stopped_by_name_where_only_one_of_it_is_running(cluster: Clust
     assert "Name one: spirl-maze-4, spirl-maze-3" in several.output
 
 
+def test_a_job_without_a_place_is_not_waited_for(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_PENDING_S", 0.0)
+    monkeypatch.setattr(cluster, "stop_job", lambda name: True)
+    cluster.jobs.append(job("spirl-door-1", "door", "PENDING", 500))
+    result = spirl("jobs", "stop", "door")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[1] == "pending  spirl-door-1"
+    assert "Ray ends it when it gets one" in result.output
+
+
 def test_a_job_that_is_not_there_is_refused_with_those_that_are(cluster: Cluster) -> None:
     result = spirl("jobs", "follow", "kitchin")
     assert result.exit_code == 2
