@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from spirl_ray.config_environment import EnvironmentSettings, EnvSettings, InterfaceSettings
 from spirl_ray.config_file import assign, read_mapping, readable_problems, split_override
+from spirl_ray.config_submit import SubmitSettings
 from spirl_ray.config_tracking import TrackingSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.settings import (
@@ -283,12 +284,6 @@ class ExploreSettings(Settings):
     def _room_for_seeds(self) -> ExploreSettings:
         check_last_seed(self.seed, self.env_steps, "env_steps")
         return self
-
-
-class SubmitSettings(Settings):
-    ship: tuple[SettingPath, ...] = ()
-    """Folders and files of the user's own code, importable by their names in every process: here, in Ray's workers, and
-    in jobs, to which they are uploaded."""
 
 
 class RaySettings(Settings):

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from ray.scripts.scripts import cli as ray_commands
 
 from spirl_ray.cli.main import _one_option_each, app
 from spirl_ray.config import load_experiment, parse_experiment
@@ -143,7 +144,7 @@ def commands(text: str) -> Iterator[list[str]]:
     lines = [line for block in blocks(text) if not block.language for line in block.text.splitlines()]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     for line in [*lines, *re.findall(r"`([a-z][^`\n]*)`", prose)]:
-        if re.match(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:spirl|python|make|pip|cd) ", line):
+        if re.match(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:spirl|python|make|pip|ray|cd) ", line):
             words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
             yield [words[0].removeprefix(".venv/bin/"), *words[1:]]
 
@@ -160,7 +161,7 @@ def test_a_command_can_be_given(page: Path) -> None:
 
 
 def check_spirl(arguments: list[str], folder: Path) -> None:
-    if len(arguments) == 1 or (arguments[0] in ("data", "env") and len(arguments) == 2):
+    if len(arguments) == 1 or (arguments[0] in ("data", "env", "jobs") and len(arguments) == 2):
         return  # a sentence that names the command; `test_commands_that_a_page_names_exist` looks it up
     found = parsed(arguments)
     config = found.get("config")
@@ -197,7 +198,16 @@ def check_pip(arguments: list[str], folder: Path) -> None:
     assert all(file.is_file() for file in files)
 
 
-CHECKS = {"spirl": check_spirl, "python": check_python, "make": check_make, "pip": check_pip}
+def check_ray(arguments: list[str], folder: Path) -> None:
+    if not any(word.startswith("-") for word in arguments):
+        return  # a sentence that names the command
+    command: Any = ray_commands
+    while hasattr(command, "resolve_command"):
+        name, command, arguments = command.resolve_command(command.context_class(command), arguments)
+    command.make_context(name, list(arguments))
+
+
+CHECKS = {"spirl": check_spirl, "python": check_python, "make": check_make, "pip": check_pip, "ray": check_ray}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +220,7 @@ CHECKS = {"spirl": check_spirl, "python": check_python, "make": check_make, "pip
         "python examples/nothing.py",
         "make coffee",
         "pip install '.[tea]'",
+        "ray start --head --tea=hot",
     ],
 )
 def test_a_wrong_command_is_found(line: str) -> None:

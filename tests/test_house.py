@@ -35,6 +35,7 @@ EVERYBODYS = {
     "config",
     "config_environment",
     "config_file",
+    "config_submit",
     "config_tracking",
     "errors",
     "metrics",

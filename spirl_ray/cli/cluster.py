@@ -1,130 +1,33 @@
-"""The commands that concern a cluster: ``spirl submit`` and ``spirl doctor``."""
+"""The check of a cluster, ``spirl doctor``, and of an environment on its nodes."""
 
 from __future__ import annotations
 
 import os
-import shlex
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spirl_ray.cli.arguments import Overrides, readable_errors
-from spirl_ray.cli.terminal import console, print_next, print_table, say_waiting
+from spirl_ray.cli.arguments import readable_errors
+from spirl_ray.cli.jobs import follow_job, jobs_app, submit, submit_job
+from spirl_ray.cli.terminal import console, print_table
 from spirl_ray.config import Experiment, RaySettings, load_experiment
-from spirl_ray.config_file import read_mapping, split_override, to_yaml
+from spirl_ray.config_file import read_mapping, split_override
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.settings import expanded
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
     from spirl_ray.cluster.doctor import NodeReport
-    from spirl_ray.cluster.jobs import Dashboard
-
-_COMMANDS = ("run", "sweep", "pretrain", "prior", "train", "evaluate", "explore", "report")
-"""The commands that can be jobs."""
-DashboardAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        help="The cluster's dashboard; $RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265 if not given.",
-        metavar="URL",
-        show_default=False,
-    ),
-]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the commands of this module to the program."""
     app.command()(submit)
+    app.add_typer(jobs_app, name="jobs")
     app.command()(doctor)
-
-
-def submit(
-    what: Annotated[
-        list[str],
-        typer.Argument(
-            help=f"The YAML file, after the command that gets it: {', '.join(_COMMANDS)}. Without a command, run.",
-            metavar="[COMMAND] CONFIG",
-            show_default=False,
-        ),
-    ],
-    set: Overrides = None,
-    address: DashboardAddress = None,
-    follow: Annotated[
-        bool, typer.Option("--follow/--no-follow", help="Show the log until the job ends, or return at once.")
-    ] = True,
-    driver_on: Annotated[
-        str | None,
-        typer.Option(
-            help="Run the driver on nodes that declare this resource, such as spirl_driver of cluster/kuberay.",
-            metavar="RESOURCE",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Runs a command as a job of a Ray cluster, with this code and these settings: spirl submit run CONFIG.
-
-    The output must be a folder that every node sees: --set output=/shared/folder. After a failure, submit the job again
-    and it resumes where it stopped.
-    """
-    with readable_errors(stopped="The job continues; only the log has stopped."):
-        command, config = _command_in(what)
-        text = None
-        if command == "sweep":
-            experiment, text = _sweep_to_submit(config, set or [])
-        else:
-            experiment = load_experiment(config, set or [])
-        from spirl_ray.cluster import jobs
-        from spirl_ray.pipeline.experiment import check_experiments
-
-        check_experiments([experiment])
-        jobs.check_output(experiment)
-        resources = {driver_on: 1.0} if driver_on else None
-        client, dashboard, job = _submit(
-            address,
-            [command, layout.JOB_CONFIG],
-            name=experiment.name,
-            experiment=experiment,
-            resources=resources,
-            config=text,
-        )
-        console.print(f"      {escape(dashboard.link(job))}")
-        if missing := jobs.missing_resource(dashboard, resources):
-            say_waiting(missing)
-        if not follow:
-            print_next(_ray_job("logs", dashboard, job, "--follow"), "the log; with stop instead, the job ends")
-            return
-        _follow(client, dashboard, job, resources)
-
-
-def _command_in(words: list[str]) -> tuple[str, Path]:
-    """The command and the config in ``[COMMAND] CONFIG``."""
-    *commands, config = words
-    if len(commands) > 1 or any(command not in _COMMANDS for command in commands):
-        raise SpirlError(
-            f"spirl submit {' '.join(words)}: write one config after one of {', '.join(_COMMANDS)}, such as "
-            f"spirl submit run {config}."
-        )
-    return (commands[0] if commands else "run"), Path(config)
-
-
-def _sweep_to_submit(config: Path, overrides: list[str]) -> tuple[Experiment, str]:
-    """The base of a sweep, and the text of the sweep with that base in full."""
-    from spirl_ray.cluster.shipping import as_on_cluster
-    from spirl_ray.sweeps.search import check_planned
-    from spirl_ray.sweeps.sweep_file import load_sweep
-
-    sweep = load_sweep(config, overrides)
-    check_planned(sweep)
-    base = as_on_cluster(sweep.base).model_dump(mode="json")
-    return sweep.base, to_yaml(sweep.file.model_copy(update={"base": base, "changes": {}}))
 
 
 def is_dashboard(address: str) -> bool:
@@ -132,21 +35,10 @@ def is_dashboard(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
-def _submit(address: str | None, command: list[str], **options: Any) -> tuple[JobSubmissionClient, Dashboard, str]:
-    """Submits a command with the options of `spirl_ray.cluster.jobs.submit`, and says the id of the job."""
-    from spirl_ray.cluster import jobs
-
-    dashboard = jobs.find_dashboard(address)
-    client = _client(dashboard)
-    job = jobs.submit(client, command, **options)
-    console.print(f"[green]submitted[/green]  {escape(job)}")
-    return client, dashboard, job
-
-
 def check_environment_as_job(address: str, experiment: Experiment, steps: int) -> None:
     """Runs ``spirl env check`` on a cluster, on each node of which the environment is made."""
     command = ["env", "check", layout.JOB_CONFIG, "--steps", str(steps), "--address", "auto"]
-    _follow(*_submit(address, command, name="check", experiment=experiment))
+    follow_job(*submit_job(address, command, name="check", experiment=experiment))
 
 
 def doctor(
@@ -261,53 +153,7 @@ def _doctor_as_job(
     command = ["doctor", *(word for key, value in places.items() if value for word in ("--set", f"{key}={value}"))]
     command += [] if experiment is None else ["--config", layout.JOB_CONFIG]
     command += [word for module in modules for word in ("--needs", module)]
-    _follow(*_submit(address, command, name="doctor", experiment=experiment))
-
-
-def _client(dashboard: Dashboard) -> JobSubmissionClient:
-    from spirl_ray.cluster.jobs import connect
-
-    client = connect(dashboard)
-    if dashboard.sends_token_in_clear:
-        console.print(
-            "[yellow]The token travels unencrypted[/yellow] over http. Through a network that others share, use https "
-            "or a tunnel (ssh -L 8265:127.0.0.1:8265 HOST)."
-        )
-    return client
-
-
-def _follow(
-    client: JobSubmissionClient, dashboard: Dashboard, job: str, resources: Mapping[str, float] | None = None
-) -> None:
-    from spirl_ray.cluster import jobs
-
-    def say_pending() -> None:
-        say_waiting(
-            jobs.missing_resource(dashboard, resources)
-            or "the cluster to start the job: a place for its driver, or the upload on that node"
-        )
-
-    ending = jobs.follow(client, job, _pass_on, say_pending)
-    if ending.exit_code:
-        again = shlex.join(_ray_job("logs", dashboard, job))
-        console.print(f"[red]{escape(ending.status)}[/red]  {escape(job)}  (all of its log: {escape(again)})")
-        if ending.reason and ending.status != "stopped":
-            console.print(escape(ending.reason))
-        raise typer.Exit(ending.exit_code)
-    console.print(f"[green]succeeded[/green]  {escape(job)}")
-
-
-def _pass_on(text: str) -> None:
-    """Prints text of a job as it is, because the job has formatted it already."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _ray_job(command: str, dashboard: Dashboard, job: str, *options: str) -> list[str]:
-    """A command of Ray about a job, with the variables that it needs: without the first, Ray does not show the token,
-    and the second wins over ``--address``."""
-    mode = ["RAY_AUTH_MODE=token"] if dashboard.token else []
-    return [*mode, f"RAY_API_SERVER_ADDRESS={dashboard.url}", "ray", "job", command, *options, job]
+    follow_job(*submit_job(address, command, name="doctor", experiment=experiment))
 
 
 def _print_reports(reports: list[NodeReport]) -> None:

@@ -34,7 +34,9 @@ from spirl_ray.cli.terminal import (
     shown,
 )
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.pipeline.stopping import INTERRUPTED, TERMINATED
+from spirl_ray.config_submit import seconds_of
+from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline.stopping import INTERRUPTED, TERMINATED, stop_after
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,8 +67,26 @@ def program(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop after this time, as after a SIGTERM: 90min, 12h, 2d. The same command resumes.",
+            metavar="TIME",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Holds the options of the program itself; its help is that of `app`."""
+    if time_limit is not None:
+        with readable_errors():
+            stop_after(_seconds(time_limit), lambda: console.print(f"The time limit of {time_limit} is reached."))
+
+
+def _seconds(duration: str) -> float:
+    try:
+        return seconds_of(duration)
+    except ValueError as error:
+        raise SpirlError(f"--time-limit {duration}: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -312,6 +332,10 @@ def main() -> None:
             # What libraries still have to say on the way out is about the end itself.
             threading.excepthook = lambda _: None
             sys.unraisablehook = lambda _: None
+        if end.code == TERMINATED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(TERMINATED)  # before Ray's own end, which has another status while threads still ask it
         raise
 
 

@@ -1,15 +1,10 @@
-"""Jobs on a running Ray cluster: finding its dashboard, submitting, following the log until the job ends."""
+"""Jobs on a running Ray cluster: submitting, finding, stopping, following the log until the job ends."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
-import ipaddress
-import logging
 import os
 import shlex
-import socket
-import ssl
 import tempfile
 import time
 import uuid
@@ -17,192 +12,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-import requests
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
-from spirl_ray.cluster import interpreter
-from spirl_ray.cluster.shipping import stage
+from spirl_ray.cluster import job_process
+from spirl_ray.cluster.dashboard import UNKNOWN_ANSWERS, Dashboard, authentication_mode
+from spirl_ray.cluster.sealing import seal
+from spirl_ray.cluster.shipping import config_of, stage
 from spirl_ray.config import Experiment
+from spirl_ray.config_submit import SubmitSettings
 from spirl_ray.datasets.sources import source_options
 from spirl_ray.errors import SpirlError
-from spirl_ray.pipeline.ray_environment import keep_from_proxies
+from spirl_ray.files import layout
 from spirl_ray.pipeline.resources import SAY_EVERY_S
 
-DEFAULT_DASHBOARD = "http://127.0.0.1:8265"
-_TIMEOUT_S = 30.0
 _POLL_S = 1.0
-_TALKATIVE = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
-"""The loggers that would report every package that is uploaded."""
-_UNKNOWN_ANSWERS = (RuntimeError, ConnectionError, requests.RequestException, ValueError, KeyError, TypeError)
-"""Ray's client raises these where something else answers than it expects."""
-_TOKEN_HELP = (
-    "Put the cluster's token into ~/.ray/auth_token, or point RAY_AUTH_TOKEN_PATH to a file that holds it "
-    "(on the head node, `ray get-auth-token` prints it)."
-)
-
-
-@dataclass(frozen=True)
-class Dashboard:
-    """The address of a cluster's dashboard, and the token for it (None: there is none on this machine)."""
-
-    url: str
-    token: str | None
-
-    @property
-    def is_local(self) -> bool:
-        """True for this machine's loopback, which is also where tunnels end."""
-        return _is_loopback(urlsplit(self.url).hostname or "")
-
-    @property
-    def sends_token_in_clear(self) -> bool:
-        return not self.is_local and self.url.startswith("http://")
-
-    def link(self, job: str) -> str:
-        """The address of a job's page."""
-        return f"{self.url}/#/jobs/{job}"
-
-
-def find_dashboard(address: str | None) -> Dashboard:
-    """Finds the dashboard at an address, at Ray's ``RAY_API_SERVER_ADDRESS``, or on this machine.
-
-    Raises:
-        SpirlError: the address is not http(s), or a token file cannot be read.
-    """
-    url = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_DASHBOARD).rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SpirlError(
-            f"--address {url}: jobs go to the dashboard of a cluster, so write it like {DEFAULT_DASHBOARD}. "
-            "(Port 6379, where the nodes of a cluster meet, is another one.)"
-        )
-    return Dashboard(url, _token())
-
-
-def _token() -> str | None:
-    """Reads the token from where Ray looks for it, in Ray's order."""
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    # Not Path.home(), which fails where there is no home folder.
-    path = Path(os.path.expanduser(named or "~/.ray/auth_token"))
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except OSError as error:
-        if named:
-            raise SpirlError(f"RAY_AUTH_TOKEN_PATH: cannot read {path}: {error.strerror}.") from error
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def connect(dashboard: Dashboard) -> JobSubmissionClient:
-    """Connects to the cluster's job service, unless strangers could submit to it as well.
-
-    Raises:
-        SpirlError: a remote dashboard has no token authentication, there is no token for it, it is wrong, or nothing
-            answers.
-    """
-    if not dashboard.is_local and dashboard.token is None:
-        raise SpirlError(
-            f"{dashboard.url} is on another machine and there is no token here to show it. Nothing was sent. "
-            + _TOKEN_HELP
-        )
-    # The token is for the dashboard alone, and a proxy would see it.
-    keep_from_proxies(urlsplit(dashboard.url).hostname or "")
-    mode = _authentication_mode(dashboard)
-    if mode == "disabled" and not dashboard.is_local:
-        raise SpirlError(
-            f"{dashboard.url} asks for no token: whoever reaches it can run programs there. Nothing was sent. "
-            "Start the cluster with RAY_AUTH_MODE=token (the files in cluster/ do)."
-        )
-    if mode != "disabled" and dashboard.token is None:
-        raise SpirlError(f"{dashboard.url} asks for a token and there is none here. {_TOKEN_HELP}")
-    headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Ray prefers this variable to the argument, so it has to hold an address from the command line.
-    os.environ["RAY_API_SERVER_ADDRESS"] = dashboard.url
-    try:
-        return JobSubmissionClient(dashboard.url, headers=headers)
-    except AuthenticationError as error:
-        raise SpirlError(f"{dashboard.url} does not accept the token on this machine. {_TOKEN_HELP}") from error
-    except _UNKNOWN_ANSWERS as error:
-        raise SpirlError(f"{dashboard.url} is no dashboard that jobs can be submitted to: {error}") from error
-
-
-def _authentication_mode(dashboard: Dashboard) -> str:
-    """Asks the dashboard for its authentication mode, without the token: ``disabled`` or ``token``.
-
-    Raises:
-        SpirlError: nothing answers, or something that is not known to be a Ray dashboard.
-    """
-    answer = _ask(dashboard, "authentication_mode")
-    if answer.ok:
-        mode = _field(answer, "authentication_mode")
-        if mode in ("disabled", "token"):
-            return mode
-        found = "an answer that it does not have" if mode is None else f"the authentication mode {mode!r}"
-    elif answer.status_code == requests.codes.not_found and _field(_ask(dashboard, "version"), "ray_version"):
-        return "disabled"  # Ray before 2.52 has no tokens, and not this page either
-    else:
-        found = f"HTTP status {answer.status_code}"
-    raise SpirlError(
-        f"What answers at {dashboard.url} is not a Ray dashboard that this version knows: it gave {found}. Nothing was "
-        "sent. A proxy or a load balancer may answer in its place; name the dashboard itself with --address, or a "
-        "tunnel to it."
-    )
-
-
-def _ask(dashboard: Dashboard, page: str) -> requests.Response:
-    try:
-        return requests.get(f"{dashboard.url}/api/{page}", timeout=_TIMEOUT_S)
-    except requests.RequestException as error:
-        raise SpirlError(
-            f"Cannot reach a Ray dashboard at {dashboard.url}: {_reason(error)}. Check that the cluster runs and that "
-            "its port is open or tunnelled to here, and name it with --address. Proxies are not used for it."
-        ) from error
-
-
-def _field(answer: requests.Response, name: str) -> str | None:
-    """A field of an answer in JSON; None where there is none."""
-    try:
-        return str(answer.json()[name])
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None
-
-
-def _reason(error: requests.RequestException) -> str:
-    """Why there is no answer, each cause by its name."""
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    chain: list[BaseException] = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
-        chain.append(inner)
-    if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
-        return f"its certificate is not accepted ({chain[-1]})"
-    if any(isinstance(each, ssl.SSLError) for each in chain):
-        return f"it does not speak TLS as this machine does, or not at all; then write http:// ({chain[-1]})"
-    if any(isinstance(each, socket.gaierror) for each in chain):
-        return "no machine of this name is known"
-    if any(isinstance(each, ConnectionResetError | http.client.BadStatusLine) for each in chain):
-        return "it broke the connection off; if it speaks TLS, write https://"
-    numbers = [each.errno for each in chain if isinstance(each, OSError) and each.errno]
-    return os.strerror(numbers[-1]).lower() if numbers else str(error)
+_STOP_S = 120
+"""The seconds between the SIGTERM and the SIGKILL of a job that is stopped; Ray's own 3 are too few for a
+checkpoint."""
+_PENDING_S = 5.0
+_ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S),
+    job_process.HOOK_VARIABLE: job_process.HOOK,
+}
 
 
 def check_output(experiment: Experiment) -> Path:
@@ -227,45 +62,188 @@ def check_output(experiment: Experiment) -> Path:
 
 def submit(
     client: JobSubmissionClient,
+    dashboard: Dashboard,
     command: Sequence[str],
     *,
     name: str,
     experiment: Experiment | None = None,
-    resources: Mapping[str, float] | None = None,
     config: str | None = None,
 ) -> str:
-    """Submits ``spirl COMMAND``, with this package's code and the experiment's settings.
+    """Submits ``spirl COMMAND``, with this package's code, the experiment's settings and what its ``submit`` asks for.
 
     Args:
         client: the cluster, from `connect`.
+        dashboard: the cluster's dashboard.
         command: arguments of ``spirl``, for example ``["run", layout.JOB_CONFIG]``.
-        name: becomes part of the job's id.
+        name: becomes part of the job's id; `find_job` knows the job by it.
         experiment: written to ``experiment.yaml`` in the job's folder.
-        resources: what the driver occupies on its node, for example ``{"spirl_driver": 1}``.
         config: the text of that file, where it is more than the experiment.
 
     Returns:
         The job's id.
 
     Raises:
-        SpirlError: the code is too big to upload, or the cluster refuses the job.
+        SpirlError: the code is too big to upload, a variable has no value here or cannot be kept from strangers, or the
+            cluster refuses the job.
     """
+    asked = SubmitSettings() if experiment is None else experiment.submit
+    driver = asked.driver
+    noted = {"experiment": name, "command": command[0]}
+    if asked.env_vars:
+        noted["env_vars"] = " ".join(asked.env_vars)
+    if asked.time_limit:
+        noted["time_limit"] = asked.time_limit
+        command = ["--time-limit", asked.time_limit, *command]
+    sealed = _sealed(dashboard, asked.env_vars)
     with tempfile.TemporaryDirectory(prefix="spirl-job-") as folder:
-        stage(Path(folder), experiment, config=config)
+        runtime_env: dict[str, Any] = {"env_vars": {**_ENVIRONMENT, **sealed}}
+        if asked.image:
+            entrypoint = _in_image(command, None if experiment is None else config or config_of(experiment))
+            runtime_env["image_uri"] = asked.image
+        else:
+            stage(Path(folder), experiment, config=config)
+            entrypoint = f"exec {job_process.COMMAND} {_program(command)}"
+            runtime_env |= {"working_dir": folder, "worker_process_setup_hook": job_process.HOOK}
+            if asked.pip:
+                runtime_env["pip"] = list(asked.pip)
         try:
             return client.submit_job(
-                entrypoint=f"exec {interpreter.COMMAND} " + shlex.join(["-m", "spirl_ray.cli", *command]),
+                entrypoint=entrypoint,
                 submission_id=f"spirl-{name}-{uuid.uuid4().hex[:8]}",
-                runtime_env={
-                    "working_dir": folder,
-                    "env_vars": {"PYTHONUNBUFFERED": "1"},
-                    "worker_process_setup_hook": interpreter.HOOK,
-                },
-                metadata={"experiment": name},
-                entrypoint_resources=dict(resources) if resources else None,
+                runtime_env=runtime_env,
+                metadata={**asked.tags, **noted},
+                entrypoint_num_cpus=driver.cpus or None,
+                entrypoint_num_gpus=driver.gpus or None,
+                entrypoint_memory=driver.memory,
+                entrypoint_resources=driver.resources or None,
+                entrypoint_label_selector=driver.labels or None,
             )
-        except (AuthenticationError, *_UNKNOWN_ANSWERS) as error:
+        except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
             raise SpirlError(f"The cluster did not take the job: {error}") from error
+
+
+def _program(command: Sequence[str]) -> str:
+    return shlex.join(["-m", "spirl_ray.cli", *command])
+
+
+def _in_image(command: Sequence[str], config: str | None) -> str:
+    """The command of a job in a container image, to which Ray brings no files: it writes the config itself."""
+    end = f"END-{uuid.uuid4().hex}"
+    file = "" if config is None else f"cat > {layout.JOB_CONFIG} <<'{end}'\n{config.rstrip()}\n{end}\n"
+    return f'set -e\ncd "$(mktemp -d)"\n{file}exec python {_program(command)}'
+
+
+def _sealed(dashboard: Dashboard, names: Sequence[str]) -> dict[str, str]:
+    """The variables of this shell, sealed, as an environment variable of the job.
+
+    Raises:
+        SpirlError: a variable is not set, or there is no token with which to seal it.
+    """
+    if not names:
+        return {}
+    if missing := [name for name in names if name not in os.environ]:
+        raise SpirlError(
+            f"submit.env_vars: {', '.join(missing)} has no value in this shell. Set it (export {missing[0]}=…), or "
+            "take it out of the list."
+        )
+    if dashboard.token is None or authentication_mode(dashboard) != "token":
+        raise SpirlError(
+            f"submit.env_vars: {dashboard.url} asks for no token, so whoever reaches it could read the values. "
+            "Start the cluster with RAY_AUTH_MODE=token."
+        )
+    return {job_process.SEALED: seal({name: os.environ[name] for name in names}, dashboard.token)}
+
+
+# --- jobs that are there ---
+
+
+def list_jobs(
+    client: JobSubmissionClient, experiment: str | None = None, tags: Mapping[str, str] | None = None
+) -> list[JobDetails]:
+    """The jobs that the cluster remembers, the newest first.
+
+    Args:
+        client: the cluster.
+        experiment: lists the jobs of this experiment only.
+        tags: lists the jobs with these tags only.
+
+    Raises:
+        SpirlError: the cluster does not answer.
+    """
+    with_these = {**(tags or {}), **({} if experiment is None else {"experiment": experiment})}
+    try:
+        found = [job for job in client.list_jobs() if job.type == JobType.SUBMISSION]
+    except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
+        raise SpirlError(f"The cluster does not say which jobs it has: {error}") from error
+    chosen = [job for job in found if with_these.items() <= (job.metadata or {}).items()]
+    return sorted(chosen, key=lambda job: job.start_time or 0, reverse=True)
+
+
+def find_job(client: JobSubmissionClient, name: str, *, alive: bool = False) -> JobDetails:
+    """Finds a job by its id, or the newest one of an experiment.
+
+    Args:
+        client: the cluster.
+        name: the id of the job, or the name of its experiment.
+        alive: finds only a job that has not ended.
+
+    Raises:
+        SpirlError: there is none, or several of an experiment have not ended where one is asked for.
+    """
+    every = list_jobs(client)
+    for job in every:
+        if job.submission_id == name:
+            return job
+    found = [job for job in every if (job.metadata or {}).get("experiment") == name]
+    if not found:
+        known = ", ".join(dict.fromkeys((job.metadata or {}).get("experiment", "") for job in every)).strip(", ")
+        raise SpirlError(
+            f"{name}: the cluster knows no job and no experiment of this name. "
+            + (f"It has jobs of {known}." if known else "It has no jobs of this program.")
+        )
+    if not alive:
+        return found[0]
+    running = [job for job in found if not job.status.is_terminal()]
+    if not running:
+        raise SpirlError(f"{name}: no job of it is running. The last one, {found[0].submission_id}, has ended.")
+    if len(running) > 1:
+        ids = ", ".join(str(job.submission_id) for job in running)
+        raise SpirlError(f"{name}: several of its jobs are running. Name one: {ids}.")
+    return running[0]
+
+
+def stop_job(client: JobSubmissionClient, job: str) -> JobStatus:
+    """Asks a job to end, as SIGTERM does, and returns its status when it has ended. A job that has no place yet stays
+    pending, because Ray ends it only when it has one.
+
+    Raises:
+        SpirlError: the connection is lost, or the job does not end.
+    """
+    asked = time.monotonic()
+    try:
+        client.stop_job(job)
+        while not (status := client.get_job_status(job)).is_terminal():
+            waited = time.monotonic() - asked
+            if status == JobStatus.PENDING and waited > _PENDING_S:
+                return status
+            if waited > _STOP_S + 30:
+                raise SpirlError(f"{job} has not ended in {_STOP_S + 30} s. Look at the node on which its driver runs.")
+            time.sleep(_POLL_S)
+    except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
+        raise SpirlError(f"The cluster did not stop {job}: {error}") from error
+    return status
+
+
+def log_of(client: JobSubmissionClient, job: str) -> str:
+    """What a job has written so far.
+
+    Raises:
+        SpirlError: the cluster does not give it.
+    """
+    try:
+        return client.get_job_logs(job)
+    except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
+        raise SpirlError(f"The cluster does not give the log of {job}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -279,29 +257,23 @@ class Ending:
 
     @property
     def reason(self) -> str:
-        """The reason in one line, without the log, which has been shown already."""
-        return self.message.partition(", last available logs")[0].strip().partition("\n")[0]
+        return reason_of(self.message)
 
 
-def missing_resource(dashboard: Dashboard, resources: Mapping[str, float] | None) -> str | None:
-    """Says which resource for a job's driver no node of the cluster has, with those that there are; None where one has
-    it, or the dashboard does not tell."""
-    headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
-    try:
-        answer = requests.get(f"{dashboard.url}/nodes?view=summary", headers=headers, timeout=_TIMEOUT_S).json()
-        # A line for each resource, such as "0.0/1.0 spirl_driver".
-        lines = [line for text in answer["data"]["nodeLogicalResources"].values() for line in text.splitlines()]
-        known = sorted({line.partition(" ")[2] for line in lines})
-    except (requests.RequestException, *_UNKNOWN_ANSWERS, AttributeError):
-        return None
-    for name in resources or {}:
-        if known and name not in known:
-            return f"a node with the resource {name!r}; those of the cluster have {', '.join(known)}"
-    return None
+def reason_of(message: str) -> str:
+    """What Ray says of the end of a job, in one line, without the log; our own message where there is one in it."""
+    lines = message.partition(", last available logs")[0].strip().splitlines() or [""]
+    ours = f"{SpirlError.__module__}.{SpirlError.__name__}: "
+    return next((line.removeprefix(ours) for line in lines if line.startswith(ours)), lines[0])
 
 
 def follow(
-    client: JobSubmissionClient, job: str, write: Callable[[str], Any], say_waiting: Callable[[], Any] = lambda: None
+    client: JobSubmissionClient,
+    job: str,
+    write: Callable[[str], Any],
+    say_waiting: Callable[[], Any] = lambda: None,
+    *,
+    skip: int = 0,
 ) -> Ending:
     """Passes on a job's log as it is written, until the job ends.
 
@@ -310,14 +282,22 @@ def follow(
         job: the job's id.
         write: gets the parts of the log.
         say_waiting: is called once a minute while the job has not started.
+        skip: the number of characters at the beginning of the log that are not passed on.
 
     Raises:
         SpirlError: the connection is lost; the job continues.
     """
 
     async def tail() -> None:
+        # Ray begins with the first line of the log each time.
+        nonlocal skip
+        read = 0
         async for text in client.tail_job_logs(job):
-            write(text)
+            fresh = text[max(0, skip - read) :]
+            read += len(text)
+            skip = max(skip, read)
+            if fresh:
+                write(fresh)
 
     said, tailed = time.monotonic(), False
     try:
@@ -333,9 +313,10 @@ def follow(
         if not tailed:
             asyncio.run(tail())  # it has started and ended between two looks
         details = client.get_job_info(job)
-    except (AuthenticationError, aiohttp.ClientError, *_UNKNOWN_ANSWERS) as error:
+    except (AuthenticationError, aiohttp.ClientError, *UNKNOWN_ANSWERS) as error:
         raise SpirlError(
-            f"The connection to the cluster was lost ({error}). If the cluster still runs, so does the job."
+            f"The connection to the cluster was lost ({error}). If the cluster still runs, so does the job; then "
+            f"`spirl jobs follow {job}` shows its log again."
         ) from error
     if details.status == JobStatus.SUCCEEDED:
         return Ending("succeeded", 0, "")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import spirl_ray
-from spirl_ray.config import Experiment, SubmitSettings
+from spirl_ray.config import Experiment
 from spirl_ray.config_file import to_yaml
+from spirl_ray.config_submit import SubmitSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.pipeline.provenance import SHIPPED_COMMIT, commit
@@ -51,6 +52,11 @@ def as_on_cluster(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"ray": ray, "submit": SubmitSettings()})
 
 
+def config_of(experiment: Experiment) -> str:
+    """The text of ``experiment.yaml`` in a job."""
+    return to_yaml(as_on_cluster(experiment))
+
+
 def stage(
     folder: Path, experiment: Experiment | None = None, package: Path = _PACKAGE, config: str | None = None
 ) -> None:
@@ -76,5 +82,4 @@ def stage(
     # There is no repository where the job runs, but its results name the commit.
     (folder / "spirl_ray" / SHIPPED_COMMIT).write_text(commit(), encoding="utf-8")
     if experiment is not None:
-        text = to_yaml(as_on_cluster(experiment)) if config is None else config
-        (folder / layout.JOB_CONFIG).write_text(text, encoding="utf-8")
+        (folder / layout.JOB_CONFIG).write_text(config or config_of(experiment), encoding="utf-8")

@@ -113,11 +113,18 @@ def _connected(settings: RaySettings, address: str | None, needs: Needs, ship: S
     if in_main_thread:
         # Ray's handlers end the process at once; ours lets locks, files and Ray be closed.
         signal.signal(signal.SIGTERM, terminate)
+    ends = False
     try:
         yield
+    except SystemExit:
+        ends = bool(address)
+        raise
     finally:
         _silence_threads()
-        ray.shutdown()
+        # A thread of Ray Train that still asks something would end the process with another status. Where the process
+        # ends anyhow, the cluster notices that itself; a Ray of our own has to be ended.
+        if not ends:
+            ray.shutdown()
         if in_main_thread:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

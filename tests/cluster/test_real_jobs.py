@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 DASHBOARD = REPOSITORY / "cluster" / "grafana" / "spirl-ray.json"
 pytestmark = pytest.mark.cluster
 _PATIENCE_S = 1800.0
+DRIVER = "submit.driver.resources.spirl_driver=1"
 
 
 def spirl(nodes: RayNodes, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -75,7 +76,7 @@ def test_a_submitted_experiment_runs_to_its_report_and_shows_what_grafana_plots(
 ) -> None:
     config = write_config(tmp_path)
     with Scraper(nodes) as scraper:
-        done = spirl(nodes, "submit", config, "--address", nodes.dashboard, "--driver-on", "spirl_driver")
+        done = spirl(nodes, "submit", config, "--address", nodes.dashboard, "--set", DRIVER)
     assert done.returncode == 0, done.stdout + done.stderr
     (job,) = re.findall(r"^submitted  (spirl-toy-\w+)$", done.stdout, re.MULTILINE)
     assert f"{nodes.dashboard}/#/jobs/{job}" in done.stdout
@@ -94,9 +95,11 @@ def test_a_submitted_experiment_runs_to_its_report_and_shows_what_grafana_plots(
             assert 'stage="train"' in line
 
 
-def test_a_users_own_code_travels_to_every_node(nodes: RayNodes, tmp_path: Path) -> None:
+def test_a_users_own_code_and_variables_travel_to_every_node(nodes: RayNodes, tmp_path: Path) -> None:
     # The folder is on no node's path, and the job does not run in it.
     shutil.copytree(REPOSITORY / "examples" / "own_environment" / "my_tasks", tmp_path / "lab_tasks")
+    with (tmp_path / "lab_tasks" / "drawer.py").open("a") as module:  # in the driver and in every worker
+        module.write("\nimport os, sys\nassert os.environ['LAB_KEY'] == 'value' + '-of-the-lab', sys.argv\n")
     source = {"type": "python", "call": "lab_tasks.drawer:episodes", "episodes": 6, "options": {"camera": False}}
     config = write_config(
         tmp_path,
@@ -104,12 +107,34 @@ def test_a_users_own_code_travels_to_every_node(nodes: RayNodes, tmp_path: Path)
         interface={"goal": ["wanted"], "success": "info.opened", "completed": "lab_tasks.drawer:completed"},
         data__sources=[source],
         pretrain__workers=2,
-        submit={"ship": [str(tmp_path / "lab_tasks")]},
+        submit={"ship": [str(tmp_path / "lab_tasks")], "env_vars": ["LAB_KEY"], "tags": {"project": "thesis"}},
     )
     for command in (["doctor", "--config", config], ["env", "check", config], ["submit", "run", config]):
-        done = spirl(nodes, *command, "--address", nodes.dashboard)
+        done = spirl(nodes, *command, "--address", nodes.dashboard, LAB_KEY="value-of-the-lab")
         assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "report" / "report.html").is_file()
+    for folder in (nodes.folder, tmp_path):
+        read = [file.read_bytes() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+        assert not any(b"value-of-the-lab" in content for content in read)
+
+    listed = spirl(nodes, "jobs", "list", "--tag", "project=thesis", "--address", nodes.dashboard)
+    (job,) = re.findall(r"spirl-toy-\w+", listed.stdout)
+    assert "variables  LAB_KEY\n" in spirl(nodes, "jobs", "show", job, "--address", nodes.dashboard).stdout
+    followed = spirl(nodes, "jobs", "follow", job, "--lines", 1, "--address", nodes.dashboard)
+    assert (followed.returncode, followed.stdout.splitlines()[-1]) == (0, f"succeeded  {job}")
+
+
+def test_a_job_is_stopped_with_time_for_its_last_words(nodes: RayNodes, tmp_path: Path) -> None:
+    config = write_config(tmp_path, name="endless", pretrain__updates=10**9)
+    address = ("--address", nodes.dashboard)
+    done = spirl(nodes, "submit", "pretrain", config, *address, "--no-follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    nodes.wait(lambda: any((tmp_path / "out" / "skills").glob("*/metrics.csv")))
+    stopped = spirl(nodes, "jobs", "stop", "endless", *address)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    ended = spirl(nodes, "jobs", "follow", "endless", *address)
+    assert ended.returncode == 1
+    assert "Stopped. What is done is kept" in ended.stdout
 
 
 def test_rays_own_command_does_the_same_from_a_checkout(nodes: RayNodes, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 from toy import TOY, write_config
 
 import spirl_ray
-from spirl_ray.cli import cluster as cli_cluster
+from spirl_ray.cli import jobs as cli_jobs
 from spirl_ray.cluster.shipping import LIMIT_BYTES, check_size, stage
 from spirl_ray.config import load_experiment, parse_experiment
 from spirl_ray.errors import SpirlError
@@ -102,7 +102,7 @@ def test_a_sweep_travels_with_its_base_in_full(package: Path, tmp_path: Path) ->
     file = {"name": "s", "base": "toy.yaml", "changes": {"seeds": [3]}, "samples": 5}
     space = {"train.actor_lr": {"uniform": [1e-4, 1e-3]}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**file, "space": space}))
-    base, text = cli_cluster._sweep_to_submit(tmp_path / "sweep.yaml", ["output=/shared/s", "samples=7"])
+    base, text = cli_jobs._sweep_to_submit(tmp_path / "sweep.yaml", ["output=/shared/s", "samples=7"])
     stage(tmp_path / "job", base, package, text)
     assert (tmp_path / "job" / "lab_tasks.py").is_file()
     there = load_sweep(tmp_path / "job" / layout.JOB_CONFIG)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,7 @@ JOB = fields(
     backoffLimit=INTEGER,
     activeDeadlineSeconds=INTEGER,
     shutdownAfterJobFinishes=BOOLEAN,
+    suspend=BOOLEAN,
     ttlSecondsAfterFinished=INTEGER,
     submitterConfig=fields([], backoffLimit=INTEGER),
     submitterPodTemplate=POD,
@@ -81,10 +84,12 @@ JOB = fields(
     runtimeEnvYAML=STRING,
 )
 SPECS = {"RayCluster": CLUSTER, "RayJob": JOB}
+FOLDERS = {"rayjob": "rayjob"}
+QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def load(name: str) -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / "kuberay" / f"{name}.yaml").read_text())
+    return yaml.safe_load((FOLDER / FOLDERS.get(name, "kuberay") / f"{name}.yaml").read_text())
 
 
 def cluster_of(name: str) -> dict[str, Any]:
@@ -192,13 +197,80 @@ def test_the_version_of_ray_is_the_pinned_one() -> None:
         assert pinned == [f"ray=={cluster_of(name)['rayVersion']}"]
 
 
-def test_kustomize_names_files_that_are_there_and_provisions_the_dashboard() -> None:
-    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-    for file in kustomization["resources"]:
-        assert (FOLDER / file).is_file()
-    (generated,) = kustomization["configMapGenerator"]
-    assert [(FOLDER / file).is_file() for file in generated["files"]] == [True]
-    assert generated["options"]["labels"] == {"grafana_dashboard": "1"}
+def kustomized(folder: Path) -> list[dict[str, Any]]:
+    """The objects that ``kubectl apply -k`` makes of a folder, as far as our kustomizations go."""
+    found = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    objects: list[dict[str, Any]] = []
+    for name in found.get("resources", []):
+        path = folder / name
+        objects += kustomized(path) if path.is_dir() else [yaml.safe_load(path.read_text())]
+    for generated in found.get("configMapGenerator", []):
+        data = {file: (folder / file).read_text() for file in generated["files"]}
+        labels = generated["options"]["labels"]
+        metadata = {"name": generated["name"], "labels": labels}
+        objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+    for name in found.get("components", []):
+        for patch in yaml.safe_load((folder / name / "kustomization.yaml").read_text())["patches"]:
+            for one in objects:
+                if (one["kind"], one["metadata"]["name"]) == (patch["target"]["kind"], patch["target"]["name"]):
+                    for step in yaml.safe_load(patch["patch"]):
+                        apply(one, **step)
+    return objects
+
+
+def apply(node: Any, op: str, path: str, value: Any = None) -> None:
+    """One step of a JSON patch (RFC 6902); what is to be replaced, removed or compared must be there."""
+    *parents, last = [part.replace("~1", "/") for part in path.split("/")[1:]]
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    if op == "test":
+        assert node[last] == value
+        return
+    if op != "add":
+        del node[last]
+    if op != "remove":
+        node[last] = value
+
+
+def by_kind(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {one["kind"]: one for one in objects}
+
+
+def test_kustomize_makes_the_cluster_and_its_dashboard() -> None:
+    found = by_kind(kustomized(FOLDER))
+    assert set(found) == {"PersistentVolumeClaim", "NetworkPolicy", "RayCluster", "PodMonitor", "ConfigMap"}
+    assert found["RayCluster"] == load("raycluster")
+    assert found["ConfigMap"]["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert set(found["ConfigMap"]["data"]) == {"spirl-ray.json"}
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("cluster", "RayCluster"), ("job", "RayJob")])
+def test_kueue_admits_the_whole_cluster_at_once(folder: str, kind: str) -> None:
+    objects = kustomized(FOLDER / "kueue" / folder)
+    assert len(objects) == (5 if folder == "cluster" else 1)
+    found = by_kind(objects)[kind]
+    assert found["metadata"]["labels"][QUEUE] == "spirl-ray"
+    assert found["spec"]["suspend"] is True
+    jsonschema.validate(found["spec"], SPECS[kind])
+    # Kueue's webhooks refuse all else.
+    spec = found["spec"].get("rayClusterSpec", found["spec"])
+    assert spec["enableInTreeAutoscaling"] is False
+    assert "autoscalerOptions" not in spec
+    assert found["spec"].get("shutdownAfterJobFinishes", True)
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    assert set(groups) == {"driver", "spot"}
+    for group in groups.values():
+        assert 1 <= group["replicas"] <= group["maxReplicas"]
+        assert all(container["resources"]["requests"] for container in group["template"]["spec"]["containers"])
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl, which has kustomize")
+@pytest.mark.parametrize("folder", [".", "kueue/cluster", "kueue/job"])
+def test_kubectl_makes_the_same_objects(folder: str) -> None:
+    command = ["kubectl", "kustomize", str(FOLDER / folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert by_kind(list(yaml.safe_load_all(done.stdout))) == by_kind(kustomized(FOLDER / folder))
 
 
 def test_the_pods_that_are_scraped_are_the_clusters() -> None:
