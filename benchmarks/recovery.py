@@ -138,6 +138,7 @@ def network_cut(folder: Path) -> Victim:
             cable.plug_in()
             nodes.await_end(1)
             nodes.start_worker("--num-cpus=3", cable=cable)
+            nodes.wait(lambda: len(nodes.alive_nodes()) == 2)
 
         yield run, cut
 

@@ -27,8 +27,8 @@ def _write(folder: Path, trials: int) -> None:
     base = {
         **EXPERIMENT,
         "output": str(folder / "out"),
-        "pretrain": {**EXPERIMENT["pretrain"], "updates": 2000, "log_every": 100, "checkpoint_every": 500},
-        "train": {**EXPERIMENT["train"], "env_steps": 12_000},
+        "pretrain": {**EXPERIMENT["pretrain"], "updates": 1000, "log_every": 50, "checkpoint_every": 250},
+        "train": {**EXPERIMENT["train"], "env_steps": 6000, "checkpoint_every": 2000},
         "evaluate": {"episodes": 1, "prior_episodes": 1},
     }
     space = {"seeds": {"grid": list(range(trials))}}  # each trial has skills of its own
