@@ -39,6 +39,12 @@ def session_members(leader: int) -> list[int]:
     return members
 
 
+def _program(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "comm").read_text().strip()
+    return ""
+
+
 def kill_session(leader: subprocess.Popen[Any]) -> None:
     """Sends SIGKILL to a child that leads a session, and to all processes in it."""
     for member in session_members(leader.pid):
@@ -53,11 +59,56 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-class RayNodes:
-    """A head and its workers on loopback; every port and folder is their own, so other Ray clusters can run beside
-    them."""
+class Cable:
+    """A network between this process and a namespace that is made for a node, and removed at the end; for root."""
+
+    near, far = "198.51.100.1", "198.51.100.2"  # for documentation (RFC 5737), so nobody's
+    _LEFT = "SPIRL_LEFT_OTHER_NETWORKS"
+
+    @classmethod
+    def leave_other_networks(cls) -> None:
+        """Starts this program again in a network namespace where nothing but loopback and cables is."""
+        if cls._LEFT not in os.environ:
+            # As it was started: `python -m` has replaced the first argument by the file.
+            command = [sys.executable, *sys.orig_argv[1:]]
+            os.execvpe("unshare", ["unshare", "--net", *command], {**os.environ, cls._LEFT: "1"})
+        _ip("link set lo up")
 
     def __init__(self) -> None:
+        self.name = f"spirl-{os.getpid()}"
+        _ip(f"netns add {self.name}")
+        _ip(f"link add near0 type veth peer name far0 netns {self.name}")
+        _ip(f"address add {self.near}/24 dev near0")
+        _ip(f"-n {self.name} address add {self.far}/24 dev far0")
+        _ip(f"-n {self.name} link set lo up")
+        _ip(f"-n {self.name} link set far0 up")
+        self.plug_in()
+
+    def plug_in(self) -> None:
+        _ip("link set near0 up")
+
+    def pull(self) -> None:
+        """Cuts the network: packets are lost, and nobody is told."""
+        _ip("link set near0 down")
+
+    def close(self) -> None:
+        _ip(f"netns delete {self.name}")
+
+
+def _ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True)
+
+
+class RayNodes:
+    """A head and its workers on loopback; every port and folder is their own, so other Ray clusters can run beside
+    them.
+
+    Args:
+        ip: the address of the head, and of workers without a cable.
+    """
+
+    def __init__(self, ip: str = _NODE_IP) -> None:
+        self.ip = ip
         # Short, because Ray's socket paths must fit in 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="spirl-", dir="/tmp"))
         self.token = self.folder / "token"
@@ -69,7 +120,7 @@ class RayNodes:
 
     @property
     def address(self) -> str:
-        return f"{_NODE_IP}:{self.gcs_port}"
+        return f"{self.ip}:{self.gcs_port}"
 
     @property
     def dashboard(self) -> str:
@@ -97,7 +148,7 @@ class RayNodes:
         self.start(
             [
                 *command,
-                f"--node-ip-address={_NODE_IP}",
+                f"--node-ip-address={self.ip}",
                 f"--port={self.gcs_port}",
                 "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={self.dashboard_port}",
@@ -108,11 +159,15 @@ class RayNodes:
         )
         self.wait(self._head_answers)
 
-    def start_worker(self, *options: str, command: Sequence[str] = ("ray", "start", "--block")) -> None:
+    def start_worker(
+        self, *options: str, command: Sequence[str] = ("ray", "start", "--block"), cable: Cable | None = None
+    ) -> None:
+        """Starts a worker node, at the far end of a cable if one is given."""
         self.start(
             [
+                *(("ip", "netns", "exec", cable.name) if cable is not None else ()),
                 *command,
-                f"--node-ip-address={_NODE_IP}",
+                f"--node-ip-address={self.ip if cable is None else cable.far}",
                 f"--address={self.address}",
                 f"--metrics-export-port={free_port()}",
                 # Of its own: when a node is done with a job's files, it removes them from its folder.
@@ -152,6 +207,12 @@ class RayNodes:
         summary = self.ask("/nodes?view=summary").json()["data"]["summary"]
         return [node for node in summary if node["raylet"].get("state") == "ALIVE"]
 
+    def given_up(self) -> int:
+        """Counts the nodes that the head has given up. One that only does not answer is missing from `alive_nodes`
+        earlier."""
+        found = self.ask("/api/v0/nodes").json()["data"]["result"]["result"]
+        return sum(node["state"] == "DEAD" for node in found)
+
     def wait(self, condition: object) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while not condition():  # type: ignore[operator]
@@ -163,6 +224,15 @@ class RayNodes:
     def kill(self, number: int) -> None:
         """Kills a node, by the order in which they were started, with SIGKILL for all of its processes."""
         kill_session(self.processes.pop(number))
+
+    def await_end(self, number: int) -> None:
+        """Waits for the raylet of a node to end by itself, and kills what is left of the node."""
+        leader = self.processes[number].pid
+        deadline = time.monotonic() + _PATIENCE_S
+        while any(_program(member) == "raylet" for member in session_members(leader)):
+            assert time.monotonic() < deadline, "the node does not end"
+            time.sleep(0.5)
+        self.kill(number)
 
     def stop(self) -> None:
         """Ends these nodes and nothing else; removes their files."""

@@ -5,7 +5,12 @@ than it had been, how long that took (median and 95th percentile, from the kill 
 had been reached), and how many steps (updates, in stage 1) were repeated. Env runners, training workers and drivers run
 on a local Ray instance. Worker nodes and heads are nodes of a real cluster with token authentication. They are replaced
 as an autoscaler or a RayJob would do it: a new worker node joins at once, and the same command is given again where the
-driver has died.
+driver has died. Under a sweep, a node is replaced only after every trial has got further without it; at the end, all
+trials must have finished, and no five minutes may have passed in silence.
+
+For "network cut", the worker node has a network namespace of its own (Linux, root), and the cable to it is pulled until
+the head has given the node up. Its raylet ends by itself when it is back, and the node is started again. This benchmark
+then runs in a namespace without any other network.
 
 Rows of kinds that are not measured again stay in the file. The experiment is small (point pads), so the benchmark
 measures the time to notice, to start processes and to restore.
@@ -15,118 +20,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks.collect import with_others
-from benchmarks.ray_nodes import RayNodes, kill_session, session_members
-from spirl_ray.errors import SpirlError
-from spirl_ray.files.tables import read_csv, write_csv
+from benchmarks.ray_nodes import Cable, RayNodes, kill_session
+from benchmarks.recovery_run import EXPERIMENT, LONG, Run, write
+from benchmarks.recovery_sweep import node_in_a_sweep
+from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.provenance import commit, hardware
-
-_LONG = 10**9
-_PATIENCE_S, _POLL_S = 300.0, 0.05
-EXPERIMENT: dict[str, Any] = {
-    "name": "recovery",
-    "methods": ["spirl_cl"],
-    "env": {"id": "spirl/PointPads-v0"},
-    "data": {"sources": [{"type": "generated", "episodes": 12}], "shards": 2},
-    "skills": {"horizon": 10, "latent_dim": 2, "width": 32, "decoder_layers": 2, "prior_layers": 2},
-    "pretrain": {"updates": 100, "log_every": 20, "checkpoint_every": 100, "warmup_updates": 0, "max_failures": 1000},
-    "train": {
-        "env_steps": _LONG,
-        "batch_size": 32,
-        "warmup_decisions": 8,
-        "critic_width": 32,
-        "critic_layers": 2,
-        "replay_capacity": 10_000,
-        "decisions_per_round": 8,
-        "evaluate_every": _LONG,
-        "evaluate_episodes": 1,
-        "checkpoint_every": 3000,  # three rows of metrics
-    },
-    "ray": {"object_store_mb": 80},
-}
-
-
-class Run:
-    """A process of ``spirl train``, with its progress."""
-
-    def __init__(self, folder: Path, metrics: str, column: str, environment: Mapping[str, str]) -> None:
-        self.folder, self.metrics, self.column, self.environment = folder, metrics, column, environment
-        self.start()
-
-    def start(self) -> None:
-        """The command, the same each time."""
-        log = (self.folder / "log.txt").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "spirl_ray.cli", "train", str(self.folder / "experiment.yaml")],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=dict(self.environment),
-        )
-
-    def reached(self) -> float:
-        """The number of steps (or updates) in the last row of the metrics; 0 before there is one."""
-        for file in (self.folder / "out").glob(self.metrics):
-            with contextlib.suppress(SpirlError):
-                if rows := read_csv(file):
-                    return rows[-1].number(self.column)
-        return 0.0
-
-    def wait_beyond(self, steps: float) -> float:
-        """Waits until the run is further than this; returns how far back it went meanwhile.
-
-        Raises:
-            TimeoutError: it does not get there.
-        """
-        lowest, deadline = steps, time.monotonic() + _PATIENCE_S
-        while (now := self.reached()) <= steps:
-            lowest = min(lowest, now)
-            if time.monotonic() > deadline:
-                raise TimeoutError((self.folder / "log.txt").read_text()[-2000:])
-            time.sleep(_POLL_S)
-        return lowest
-
-    def repeats(self, steps: float, lowest: float, since: float) -> float:
-        """The share of progress that is repeated: a driver that restarts records the step from which it resumes."""
-        for file in (self.folder / "out").glob("policy/*/provenance.json"):
-            if file.stat().st_mtime > since:
-                return max(0.0, steps - json.loads(file.read_text())["processes"][-1]["from_env_steps"])
-        return steps - lowest
-
-    def kill_one(self, title: str) -> None:
-        """Sends SIGKILL to a process of this run whose title begins like this."""
-        for member in session_members(self.process.pid):
-            if _title(member).startswith(title):
-                os.kill(member, signal.SIGKILL)
-                return
-        raise ProcessLookupError(title)
-
-
-def _title(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    return ""
-
-
-def _write(folder: Path, **changes: Any) -> None:
-    settings = {**EXPERIMENT, "output": str(folder / "out"), **changes}
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
-
 
 _STAGE_1 = ("skills/*/metrics.csv", "update")
 _STAGE_2 = ("policy/*/metrics.csv", "env_steps")
@@ -136,7 +45,7 @@ Victim = Iterator[tuple[Run, Callable[[], None]]]
 
 @contextlib.contextmanager
 def _local(folder: Path, stage: tuple[str, str], **changes: Any) -> Iterator[Run]:
-    _write(folder, **changes)
+    write(folder, **changes)
     inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
     run = Run(folder, *stage, {**inherited, "RAY_worker_niceness": "0"})
     try:
@@ -155,7 +64,7 @@ def env_runner(folder: Path) -> Victim:
 @contextlib.contextmanager
 def training_worker(folder: Path) -> Victim:
     """The victim is the only worker of stage 1."""
-    pretrain = {**EXPERIMENT["pretrain"], "updates": _LONG}
+    pretrain = {**EXPERIMENT["pretrain"], "updates": LONG}
     with _local(folder, _STAGE_1, pretrain=pretrain) as run:
         yield run, lambda: run.kill_one("ray::RayTrainWorker")
 
@@ -173,13 +82,13 @@ def driver(folder: Path) -> Victim:
 
 
 @contextlib.contextmanager
-def _cluster(folder: Path) -> Iterator[tuple[Run, RayNodes]]:
-    """A cluster with the driver on the head's machine, and all CPUs on a worker node."""
-    _write(folder)
-    nodes = RayNodes()
+def _cluster(folder: Path, cable: Cable | None = None) -> Iterator[tuple[Run, RayNodes]]:
+    """A cluster with the driver on the head's machine, and all CPUs on a worker node, which may be behind a cable."""
+    write(folder)
+    nodes = RayNodes() if cable is None else RayNodes(cable.near)
     try:
         nodes.start_head("--num-cpus=0")
-        nodes.start_worker("--num-cpus=3")
+        nodes.start_worker("--num-cpus=3", cable=cable)
         run = Run(folder, *_STAGE_2, {**nodes.environment, "RAY_ADDRESS": nodes.address})
         try:
             yield run, nodes
@@ -217,28 +126,63 @@ def head(folder: Path) -> Victim:
         yield run, kill
 
 
+@contextlib.contextmanager
+def network_cut(folder: Path) -> Victim:
+    """The victim is the network of the node with the env runner, for longer than the head waits for a node."""
+    with contextlib.closing(Cable()) as cable, _cluster(folder, cable) as (run, nodes):
+
+        def cut() -> None:
+            before = nodes.given_up()
+            cable.pull()
+            nodes.wait(lambda: nodes.given_up() > before)
+            cable.plug_in()
+            nodes.await_end(1)
+            nodes.start_worker("--num-cpus=3", cable=cable)
+            nodes.wait(lambda: len(nodes.alive_nodes()) == 2)
+
+        yield run, cut
+
+
 KINDS = {
     "env runner": env_runner,
     "training worker": training_worker,
     "driver": driver,
     "worker node": worker_node,
     "head": head,
+    "network cut": network_cut,
 }
+SWEEP = "node in a sweep"
+UNITS = {"training worker": "updates", SWEEP: "updates or env steps"}
+"""The unit of what is repeated, where it is not env steps."""
 
 
-def measure(kind: str, kills: int) -> dict[str, Any]:
+def kill_again_and_again(kind: str, folder: Path, kills: int, say: Callable[[float, float], None]) -> None:
     """Kills a kind of victim repeatedly, each time after the run got further than at the last kill."""
-    seconds, repeated = [], []
-    with tempfile.TemporaryDirectory(prefix="spirl-recovery-") as name, KINDS[kind](Path(name)) as (run, kill):
+    with KINDS[kind](folder) as (run, kill):
         run.wait_beyond(0.0)
         for _ in range(kills):
             run.wait_beyond(run.reached())
             before, started, since = run.reached(), time.monotonic(), time.time()
             kill()
             lowest = run.wait_beyond(before)
-            seconds.append(time.monotonic() - started)
-            repeated.append(run.repeats(before, lowest, since))
-            print(f"{kind}: {seconds[-1]:.1f} s, {repeated[-1]:.0f} repeated", flush=True)
+            say(time.monotonic() - started, run.repeats(before, lowest, since))
+
+
+def measure(kind: str, kills: int) -> dict[str, Any]:
+    """Measures a kind of victim; an error where the run does not recover."""
+    seconds: list[float] = []
+    repeated: list[float] = []
+
+    def say(taken: float, again: float) -> None:
+        seconds.append(taken)
+        repeated.append(again)
+        print(f"{kind}: {taken:.1f} s, {again:.0f} repeated", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="spirl-recovery-") as name:
+        if kind == SWEEP:
+            node_in_a_sweep(Path(name), kills, say)
+        else:
+            kill_again_and_again(kind, Path(name), kills, say)
     return {
         "kind": kind,
         "kills": kills,
@@ -246,7 +190,7 @@ def measure(kind: str, kills: int) -> dict[str, Any]:
         "seconds_median": round(statistics.median(seconds), 2),
         "seconds_p95": round(float(np.percentile(seconds, 95)), 2),
         "repeated_max": int(max(repeated)),
-        "unit": "updates" if kind == "training worker" else "env steps",
+        "unit": UNITS.get(kind, "env steps"),
         "commit": commit(),
         **hardware(),
     }
@@ -256,9 +200,11 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, SWEEP], default=[*KINDS, SWEEP])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if "network cut" in options.kinds:
+        Cable.leave_other_networks()
     rows = []
     for kind in options.kinds:
         rows.append(measure(kind, options.kills))

@@ -55,7 +55,8 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingMetric(Metric):
-    """A column of a stage's ``metrics.csv``. Each has a gauge; one without a panel is in no figure."""
+    """A column of a stage's ``metrics.csv``, or what only the gauges show. Each has a gauge; one without a panel is in
+    no figure."""
 
     stage: Stage
     panel: str = ""
@@ -154,6 +155,7 @@ _LOSSES = (
     ("kl", "KL divergence of the encoder", "", ""),
     ("prior", "Prior loss", "", ""),
 )
+_DISK = ("disk_used", "Share of the disk of the output folder that is in use")
 # fmt: off
 _ROWS = (
     _row("train", "env_steps", "Primitive environment steps so far", "steps", panel="Environment steps", counter=True,
@@ -162,6 +164,10 @@ _ROWS = (
     _row("train", "updates", "Gradient updates so far", counter=True),
     _row("train", "episodes", "Training episodes so far", counter=True, brief="episodes"),
     _row("train", "wall_clock_s", "Seconds of training so far, without interruptions", "s", counter=True),
+    _row("train", *_DISK, panel="Disk of the output"),
+    _row("train", "env_runners_missing", "Env runners that do not answer now", panel="Env runners", label="missing"),
+    _row("train", "env_runners_lost", "Env runners that were lost since the driver started, replaced or not",
+         panel="Env runners", label="lost so far"),
     # Computed in the learner.
     _row("train", "divergence", "Mean divergence of the policy from the prior; alpha keeps it at the target divergence",
          _NATS, panel=_DIVERGENCE, label="mean", brief="divergence", of=lambda u: u["divergence"].mean()),
@@ -170,6 +176,8 @@ _ROWS = (
     _row("train", "divergence_p90", "90th percentile of the divergence", _NATS, panel=_DIVERGENCE,
          label="90th percentile", of=_quantile(0.9)),
     _row("train", "divergence_p99", "99th percentile of the divergence", _NATS, of=_quantile(0.99)),
+    _row("train", "target_divergence", "Divergence at which alpha keeps the policy, where it does", _NATS,
+         panel=_DIVERGENCE, label="target"),
     *(
         _row("train", f"divergence_phase_{index}", f"Mean divergence of skills that begin {when} in the episode",
              _NATS, panel=_BY_PHASE, label=when, of=_in_phase(index))
@@ -204,6 +212,7 @@ _ROWS = (
     _row("train", "target_penalty", "Starting temperature times target divergence, in scaled rewards", decides=True),
     # Stage 1; the losses are those of the skill model, by its own names.
     _row("pretrain", "update", "Gradient updates so far", panel="Updates", counter=True),
+    _row("pretrain", *_DISK, panel="Disk of the output"),
     *(
         _row("pretrain", f"{part}_{name}", f"{panel}, {windows} windows", "nats per dimension", panel=panel,
              label=windows, brief=brief, log=name == "loss", signed=True)

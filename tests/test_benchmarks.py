@@ -19,7 +19,7 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from benchmarks import experts, frame_storage, gpu, reward_scale, streaming
+from benchmarks import experts, frame_storage, gpu, recovery_sweep, reward_scale, streaming
 from benchmarks.collect import shared_settings
 from benchmarks.scale import captured_updates, predict
 from benchmarks.speed import append_row
@@ -240,3 +240,22 @@ def test_demonstrations_for_the_scale_of_rewards_can_be_read_and_reach_the_goal(
     assert found.episodes == found.looked_at == 3
     rewards = np.load(tmp_path / "data.npz")["rewards"]
     assert rewards.sum() / 3 >= least
+
+
+def test_a_sweep_has_recovered_when_every_stage_that_ran_is_further_or_complete(tmp_path: Path) -> None:
+    skills, policy = tmp_path / "skills" / "a", tmp_path / "policy" / "b"
+    before = {skills: 500.0, policy: 3000.0}
+    lowest = dict(before)
+
+    def recovered(**found: float) -> bool:
+        folders = {"skills": skills, "policy": policy}
+        return recovery_sweep._all_further({folders[name]: steps for name, steps in found.items()}, before, lowest)
+
+    assert not recovered(skills=600, policy=3000)  # one of them stands still
+    assert not recovered(skills=400, policy=4000)
+    assert not recovered(skills=600)  # the rows of the other one cannot be read at this moment
+    assert recovered(skills=600, policy=4000)
+    assert lowest == {skills: 400.0, policy: 3000.0}
+    policy.mkdir(parents=True)
+    (policy / "trained.json").touch()
+    assert recovered(skills=600)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from spirl_ray.config import SkillSettings, TrainSettings
 from spirl_ray.pipeline.results import Finding
-from spirl_ray.rl.methods import MethodConfig
+from spirl_ray.rl.methods import MethodConfig, kept_divergence
 from spirl_ray.rl.rewards import TARGET_VALUE, scale_for
 from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.spec import SkillSpec
@@ -64,7 +64,7 @@ def skill_findings(
             ),
         )
     nats, error, removed = metrics["latent_nats"], metrics["error_posterior"], metrics["error_removed"]
-    delta = method.target_divergence if method.regulariser == "prior" and train.fixed_alpha is None else None
+    delta = kept_divergence(method, train)
     allowed = "" if delta is None else f" In stage 2 a policy may use {number(delta)} nats a decision."
     found = [
         Finding(

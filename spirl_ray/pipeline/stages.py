@@ -116,7 +116,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
             position_target=described.position_target,
         )
         rows = [row.cells for row in read_csv(out / layout.METRICS)]
-        monitor = Monitor(trial.experiment.name, f"{trial.method}-s{trial.seed}", "pretrain")
+        monitor = Monitor(trial.experiment.name, f"{trial.method}-s{trial.seed}", "pretrain", folder=out)
 
         def on_row(row: Row) -> None:
             rows[:] = [known for known in rows if float(known["update"]) < row["update"]] + [row]
@@ -124,7 +124,8 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
             monitor.show(row)
             progress(row["update"], settings.updates, row)
 
-        metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))
+        with monitor.at_work({"update": float(rows[-1]["update"]) if rows else 0}):
+            metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))
     return _skills(trial, True, metrics)
 
 

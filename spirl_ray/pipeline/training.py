@@ -38,7 +38,7 @@ from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config, rllib
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC
 from spirl_ray.rl.learners import LearnerLost
-from spirl_ray.rl.methods import MethodConfig
+from spirl_ray.rl.methods import MethodConfig, kept_divergence
 
 _STEPS_PER_ROW = 1000
 _LOST_IN_A_ROW = 3
@@ -154,8 +154,10 @@ def _train(
         counters: dict[str, Any] = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
         evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
-        monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train", scores)
-        _loop(run, attempt, algorithm, evaluations, monitor, on_row)
+        monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train", scores, run.out)
+        target = kept_divergence(run.method, run.experiment.train)
+        with monitor.at_work({"env_steps": counters["env_steps"], "target_divergence": target}):
+            _loop(run, attempt, algorithm, evaluations, monitor, on_row)
     finally:
         algorithm.stop()
     # After the env runners have given their CPUs back: the evaluations may need them.
@@ -182,10 +184,14 @@ def _loop(
     last = dict(counters)
     last_time = started
     told: bool | None = None
+    lost: Row = {}
     with contextlib.closing(log), deferred_termination() as notice:
         while counters["env_steps"] < limit:
             before = counters["env_steps"]
             algorithm.train()
+            if (now_lost := algorithm.sampler.lost()) != lost:
+                lost = now_lost
+                monitor.show(lost)
             now = time.perf_counter()
             counters["wall_clock_s"] = spent + now - started
             steps = counters["env_steps"]

@@ -168,3 +168,8 @@ def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodCon
         features=train.features,
         policy_head=train.policy_head,
     )
+
+
+def kept_divergence(method: MethodConfig, train: TrainSettings) -> float | None:
+    """Returns the divergence (nats per decision) at which alpha keeps the policy; None where alpha does not do that."""
+    return method.target_divergence if method.regulariser == "prior" and train.fixed_alpha is None else None

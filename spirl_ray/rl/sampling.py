@@ -82,6 +82,12 @@ class Sampler:
             self.group.foreach_env_runner_async(_try_to_sample, tag="sample", remote_worker_ids=list(found))
         return list(found.values())
 
+    def lost(self) -> dict[str, int]:
+        """Counts the env runners that do not answer now, and all that were lost so far, by the names of the metrics."""
+        missing = self.group.num_remote_env_runners() - self.group.num_healthy_remote_env_runners()
+        lost = missing + self.group.num_remote_worker_restarts()
+        return {"env_runners_missing": missing, "env_runners_lost": lost}
+
     def _next_samples(self) -> dict[int, Sampled]:
         """Returns the samples by env runner; waits for the first, and sends requests to the idle ones."""
         group = self.group

@@ -79,6 +79,12 @@ def test_prometheus_finds_the_nodes_with_the_token() -> None:
     assert discovery["authorization"] == {"type": "Bearer", "credentials_file": "/run/secrets/ray_token"}
 
 
+def test_prometheus_gets_its_rules_beside_its_configuration(services: dict[str, Any]) -> None:
+    mounted = {volume.split(":")[1]: volume.split(":")[0] for volume in services["prometheus"]["volumes"]}
+    for rules in yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text())["rule_files"]:
+        assert mounted[f"/etc/prometheus/{rules}"] == f"./prometheus/{rules}"
+
+
 def test_files_that_are_mounted_are_there(services: dict[str, Any]) -> None:
     for service in services.values():
         for volume in service.get("volumes", []):

@@ -164,6 +164,13 @@ def test_nodes_are_probed_and_see_the_shared_folder(name: str) -> None:
 
 
 @BOTH
+def test_nodes_say_how_full_their_disk_is(name: str) -> None:
+    asked = {"name": "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE", "value": "1"}
+    for group, template in pods(name).items():
+        assert group == "submitter" or asked in template["spec"]["containers"][0]["env"]
+
+
+@BOTH
 def test_the_cluster_asks_for_a_token_and_scales_its_workers(name: str) -> None:
     cluster = cluster_of(name)
     assert cluster["authOptions"] == {"mode": "token"}

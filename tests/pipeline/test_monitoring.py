@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +75,29 @@ def test_trials_of_a_process_share_a_gauge(gauges: type[FakeGauge]) -> None:
         Monitor("kitchen", trial, "pretrain").show({"train_loss": 1.0})
     assert "spirl_pretrain_train_loss" in gauges.shown
     assert gauges.made.count("spirl_pretrain_train_loss") == 1
+
+
+def test_gauges_are_set_again_for_as_long_as_a_stage_is_at_work(
+    gauges: type[FakeGauge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitoring, "_AGAIN_S", 0.01)
+    monitor = Monitor("kitchen", "spirl-s0", "train")
+    with monitor.at_work({"env_steps": 0, "target_divergence": None}):
+        monitor.show({"env_steps": 1000})
+        gauges.shown.clear()  # as Ray's endpoint does after a while
+        deadline = time.monotonic() + 60
+        while not gauges.shown:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert {name: value for name, (value, _) in gauges.shown.items()} == {"spirl_env_steps": 1000.0}
+    gauges.shown.clear()
+    time.sleep(0.1)
+    assert gauges.shown == {}
+
+
+def test_the_disk_of_the_output_is_shown_with_every_row(gauges: type[FakeGauge], tmp_path: Path) -> None:
+    Monitor("kitchen", "spirl-s0", "pretrain", folder=tmp_path).show({"update": 10})
+    assert 0.0 < gauges.shown["spirl_pretrain_disk_used"][0] <= 1.0
+    gauges.shown.clear()
+    Monitor("kitchen", "spirl-s0", "pretrain", folder=tmp_path / "gone").show({"update": 20})
+    assert set(gauges.shown) == {"spirl_pretrain_update"}

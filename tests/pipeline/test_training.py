@@ -249,6 +249,7 @@ class Algorithm:
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         self.events, self.learner_metrics = events, dict[str, float]()
         self.rewards = RewardScale(TrainSettings(), horizon=10)
+        self.sampler = SimpleNamespace(lost=lambda: {"env_runners_lost": self.counters["env_steps"] // 150})
 
     def train(self) -> None:
         self.counters["env_steps"] += 50
@@ -263,7 +264,7 @@ class Algorithm:
         self.events.get(-self.counters["env_steps"], lambda: None)()
 
 
-def loop(run: TrainingRun, events: dict[int, Callable[[], Any]]) -> None:
+def loop(run: TrainingRun, events: dict[int, Callable[[], Any]], show: Callable[..., None] = lambda *_: None) -> None:
     attempt = Attempt.begin(run.out)
     evaluations: Any = SimpleNamespace(
         snapshot=lambda *_: None,
@@ -271,8 +272,14 @@ def loop(run: TrainingRun, events: dict[int, Callable[[], Any]]) -> None:
         newest={},
         scores=declared_scores("spirl/PointPads-v0"),
     )
-    monitor: Any = SimpleNamespace(show=lambda *_: None)
+    monitor: Any = SimpleNamespace(show=show)
     training._loop(run, attempt, Algorithm(events), evaluations, monitor, None)  # type: ignore[arg-type]
+
+
+def test_a_lost_env_runner_is_shown_at_once_and_each_loss_once(tmp_path: Path) -> None:
+    shown: list[dict[str, Any]] = []
+    loop(run_in(tmp_path, env_steps=400), {}, lambda row, *_: shown.append(row))
+    assert [row["env_runners_lost"] for row in shown if "env_runners_lost" in row] == [0, 1, 2]
 
 
 def saved(run: TrainingRun) -> list[int]:

@@ -58,3 +58,14 @@ def test_what_a_user_can_repair_is_told_without_a_traceback() -> None:
 def test_any_other_error_is_told_with_the_traceback_of_the_env_runner() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)env runner 3 failed.*Traceback.*KeyError: 'hand'"):
         collected(KeyError("hand"))
+
+
+@pytest.mark.parametrize(("healthy", "restarts"), [(4, 0), (3, 0), (4, 2), (2, 1)])
+def test_env_runners_are_lost_whether_or_not_they_have_been_replaced(healthy: int, restarts: int) -> None:
+    group = SimpleNamespace(
+        num_remote_env_runners=lambda: 4,
+        num_healthy_remote_env_runners=lambda: healthy,
+        num_remote_worker_restarts=lambda: restarts,
+    )
+    lost = Sampler(group, SimpleNamespace()).lost()
+    assert lost == {"env_runners_missing": 4 - healthy, "env_runners_lost": 4 - healthy + restarts}
