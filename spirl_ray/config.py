@@ -185,7 +185,7 @@ class TrainSettings(Settings):
     critic_layers: int = Field(default=5, ge=1, le=64)
     critic_layer_norm: bool = False
     critics: int = Field(default=2, ge=1, le=100)
-    critics_in_minimum: int | None = Field(default=None, ge=1)
+    critics_in_minimum: int | None = Field(default=None, ge=1, le=100)
     """The number of random critics whose minimum is the value, in the target and for the policy; None is all."""
     latent_limit: float | None = Field(default=None, gt=0.0)
     """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded."""

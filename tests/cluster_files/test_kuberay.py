@@ -245,7 +245,8 @@ def by_kind(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_kustomize_makes_the_cluster_and_its_dashboard() -> None:
     found = by_kind(kustomized(FOLDER))
-    assert set(found) == {"PersistentVolumeClaim", "NetworkPolicy", "RayCluster", "PodMonitor", "ConfigMap"}
+    kinds = {"PersistentVolumeClaim", "NetworkPolicy", "RayCluster", "PodMonitor", "PrometheusRule", "ConfigMap"}
+    assert set(found) == kinds
     assert found["RayCluster"] == load("raycluster")
     assert found["ConfigMap"]["metadata"]["labels"] == {"grafana_dashboard": "1"}
     assert set(found["ConfigMap"]["data"]) == {"spirl-ray.json"}
@@ -254,7 +255,7 @@ def test_kustomize_makes_the_cluster_and_its_dashboard() -> None:
 @pytest.mark.parametrize(("folder", "kind"), [("cluster", "RayCluster"), ("job", "RayJob")])
 def test_kueue_admits_the_whole_cluster_at_once(folder: str, kind: str) -> None:
     objects = kustomized(FOLDER / "kueue" / folder)
-    assert len(objects) == (5 if folder == "cluster" else 1)
+    assert len(objects) == (6 if folder == "cluster" else 1)
     found = by_kind(objects)[kind]
     assert found["metadata"]["labels"][QUEUE] == "spirl-ray"
     assert found["spec"]["suspend"] is True

@@ -32,7 +32,7 @@ def test_both_stages_count_with_the_settings_of_every_method() -> None:
 def test_gpus_of_both_stages_count_with_the_setting_that_asks_for_them() -> None:
     found = needs(pretrain={"use_gpu": True, "workers": 2}, data={"shards": 8})
     assert (found.gpus, found.gpu_keys) == (2.0, "pretrain.use_gpu")
-    found = needs(train={"learners": 2, "gpus_per_learner": 0.5})
+    found = needs(train={"env_runners": 2, "learners": 2, "gpus_per_learner": 0.5})
     assert (found.gpus, found.gpu_keys) == (1.0, "train.gpus_per_learner")
     found = needs(train={"gpus_per_learner": 1})
     assert (found.gpus, found.gpu_keys) == (1.0, "train.gpus_per_learner")
