@@ -15,7 +15,7 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/spirl run tune_configs/quickstart.yaml
 
-# Style, types and fast tests in under two minutes on two cores, because mypy and the tests run at the same time.
+# Style, types and fast tests in about three minutes on two cores; mypy and the tests run at the same time.
 check: .venv/.installed
 	$(MAKE) --no-print-directory --jobs=2 --keep-going style types fast
 

@@ -64,7 +64,7 @@ def measure(skills: Path, runners: int) -> Row:
         started = time.process_time()
         algorithm._learn()
         update_s = (time.process_time() - started) / _UPDATES
-        algorithm.config = algorithm.config.copy(copy_frozen=False).training(updates_per_decision=1e-9)
+        algorithm.settings = algorithm.settings.model_copy(update={"updates_per_decision": 1e-9})
         group = algorithm.env_runner_group
         for _ in range(_WARM_ROUNDS):
             algorithm.train()

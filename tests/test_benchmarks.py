@@ -31,6 +31,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files.tables import write_csv
 
 ROOT = Path(__file__).parents[1]
+LONG = pytest.mark.skipif("SPIRL_TEST_LONG" not in os.environ, reason="takes minutes: set SPIRL_TEST_LONG=1 to run it")
 RATIOS = (
     "stage1_pipeline_over_loop",
     "stage1_two_workers",
@@ -52,6 +53,7 @@ OTHERS = (
 )
 
 
+@LONG
 @pytest.mark.slow
 def test_quick_run_ends_with_one_json_object_and_appends_a_row(tmp_path: Path) -> None:
     table = tmp_path / "speed.csv"
@@ -215,6 +217,7 @@ def test_data_to_stream_have_the_size_that_was_asked_for(tmp_path: Path) -> None
     assert not any(np.array_equal(one, other) for one, other in itertools.combinations(frames, 2))
 
 
+@LONG
 @pytest.mark.slow
 def test_streaming_is_compared_with_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> None:
     monkeypatch.setattr(streaming, "clips", filmed)

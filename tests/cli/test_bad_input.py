@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from spirl_ray.cli import main as cli
 from spirl_ray.config import EnvironmentSettings, load_experiment
 from spirl_ray.envs import environment
+from spirl_ray.files import layout
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.model import SkillModel
@@ -52,11 +53,11 @@ def assert_refused(result: Result, *named: str) -> None:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of every file but the locks, and metrics that a started stage may have begun."""
+    """Of every file but the locks, and the status, which also says that a stage has failed."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(".lock")
+        if path.is_file() and not path.name.endswith(".lock") and path.parent.name != layout.STATUS
     }
 
 
