@@ -36,7 +36,7 @@ from spirl_ray.pipeline.snapshots import (
 from spirl_ray.pipeline.stopping import TERMINATED
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config, rllib_seed
 from spirl_ray.rl import checkpoint
-from spirl_ray.rl.algorithm import SkillPriorSAC
+from spirl_ray.rl.algorithm import SkillPriorSAC, SkillPriorSACConfig
 from spirl_ray.rl.learners import LearnerLost
 from spirl_ray.rl.methods import MethodConfig, kept_divergence
 
@@ -96,10 +96,11 @@ def train_policy(
         result = read_json(run.out / layout.TRAINED)
         return result if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), result)
     torch.set_num_threads(1)
-    algorithm_config(run).validate()  # before the run's folder: nothing is left of a run that is refused
+    config = algorithm_config(run)
+    config.validate()  # before the run's folder: nothing is left of a run whose skills or settings are refused
     attempt = Attempt.begin(run.out)
     counters, history = _whatever_learners_are_lost(
-        run, lambda saved: _train(run, attempt, saved, on_row, on_evaluation), on_row
+        run, lambda saved: _train(run, config.copy(copy_frozen=False), attempt, saved, on_row, on_evaluation), on_row
     )
     result = {
         "env_steps": counters["env_steps"],
@@ -136,13 +137,14 @@ def _whatever_learners_are_lost(
 
 def _train(
     run: TrainingRun,
+    config: SkillPriorSACConfig,
     attempt: Attempt,
     saved: Path | None,
     on_row: Callable[[Row], None] | None,
     on_evaluation: Callable[[Row], None] | None,
 ) -> Trained:
     """Trains to the end from a checkpoint, or from the start."""
-    scores, config = experiment_scores(run.experiment), algorithm_config(run)
+    scores = experiment_scores(run.experiment)
     if saved is not None:
         # Episodes that start after a restore must not repeat those from before.
         config.debugging(seed=rllib_seed(run.seed, 1000 * (1 + layout.steps_of(saved))))

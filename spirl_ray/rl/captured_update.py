@@ -9,7 +9,7 @@ from torch import Tensor
 
 _PLAIN_CALLS = 3
 """The first updates, which are made plainly, because libraries and optimisers allocate in them."""
-Step = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 class CapturedUpdate:

@@ -30,7 +30,7 @@ class Critics(nn.Module):
 
     def __init__(self, inputs: int, *, count: int, width: int, layers: int, layer_norm: bool) -> None:
         super().__init__()
-        self.count, self.width = count, width
+        self.count = count
         networks = [mlp(inputs, 1, width=width, layers=layers, layer_norm=layer_norm) for _ in range(count)]
         self.linear, self.norm = nn.ParameterList(), nn.ParameterList()
         """Weight and bias of each linear layer in turn; scale and shift of each layer norm in turn."""

@@ -4,7 +4,6 @@ temperature losses, then Polyak averaging."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -140,19 +139,16 @@ class SkillPriorSACLearner(TorchLearner):
         return learner_metrics({name: value.detach().cpu() for name, value in last.items()})
 
     def _update_from(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Makes one update: of a captured graph where that is possible, else plainly; see `step`."""
+        """Makes one update: by a captured graph where that is possible, else plainly; see `step`."""
         if not self._settings.cuda_graph or self._device.type != "cuda" or self.config.num_learners > 1:
             return self.step(batch)
         if self._captured is None:
-            self._captured = CapturedUpdate(self.step)
-        self.updates += not self._captured.captures
+            self._captured = CapturedUpdate(self._change_networks)
+        self.updates += 1
         return self._captured(batch)
 
-    def step(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Makes one update: the losses, one backward pass, one optimiser step for each group, alpha's floor, then the
-        target critics (Polyak).
-
-        Nothing in it waits for the device, so it can be captured.
+    def step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Makes one update plainly.
 
         Args:
             batch: B rows, with the columns of `DecisionReplay`.
@@ -160,6 +156,12 @@ class SkillPriorSACLearner(TorchLearner):
         Returns:
             Tensors of the update by name, see `spirl_ray.metrics.learner_metrics`.
         """
+        self.updates += 1
+        return self._change_networks(batch)
+
+    def _change_networks(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Computes the losses, and makes one backward pass and one optimiser step for each group; then come alpha's
+        floor and the target critics (Polyak). Nothing in it waits for the device, so it can be captured."""
         module, settings = self.networks, self._settings
         loss, found = self._losses(batch)
         if self._gradients is None:
@@ -183,13 +185,12 @@ class SkillPriorSACLearner(TorchLearner):
             for main, target in module.get_target_network_pairs():
                 # One fused call; RLlib's helper copies two state dicts for every update.
                 torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), settings.polyak)
-        self.updates += 1
         return found
 
-    def _losses(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses, and the tensors from which metrics are computed."""
         module, settings = self.networks, self._settings
-        forward = module.forward_update(batch)
+        forward = module.forward_train(batch)
         alpha = module.log_alpha.detach().exp()
         target = losses.critic_target(
             batch[Columns.REWARDS],

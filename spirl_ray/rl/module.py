@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -105,9 +104,6 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         return {Columns.ACTION_DIST_INPUTS: torch.cat([component.mean, component.log_std], dim=-1)}
 
     def _forward_train(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        return self.forward_update(batch)
-
-    def forward_update(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Computes what the losses need: values [N, B], and for the rest [B] (paper, Eqs. 3-5).
 
         The critics' parameters take no gradient from the policy's loss, so that pass computes only the gradient with
