@@ -62,12 +62,11 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
 def make_learner(make_config: Callable[..., Any]) -> Callable[..., Any]:
     """A learner without a cluster, whose replay holds random decisions: ``make_learner(gpu=…, **training)``."""
     from gymnasium.spaces import Box
+    from made_decisions import made_decisions
     from ray.rllib.core import DEFAULT_MODULE_ID
-    from ray.rllib.core.columns import Columns
     from ray.rllib.core.learner.torch import torch_learner
 
     from spirl_ray.rl.policy_network import PolicyObserver
-    from spirl_ray.rl.replay import DISCOUNTS, PHASE
     from spirl_ray.skills.artifact import load_skills
 
     def make(*, gpu: bool = False, rows: int = 500, **training: Any) -> Any:
@@ -80,17 +79,7 @@ def make_learner(make_config: Callable[..., Any]) -> Callable[..., Any]:
         device = torch.device("cuda" if gpu else "cpu")
         with mock.patch.object(torch_learner, "get_device", return_value=device):  # RLlib would start a cluster to ask
             learner = config.build_learner(spaces=spaces)
-        rng = np.random.default_rng(0)
-        shapes = {
-            Columns.OBS: (rows, width),
-            Columns.NEXT_OBS: (rows, width),
-            Columns.ACTIONS: (rows, latent),
-            Columns.REWARDS: (rows,),
-        }
-        decisions = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-        decisions |= {Columns.TERMINATEDS: (rng.random(rows) < 0.1).astype(np.float32)}
-        decisions |= {DISCOUNTS: np.full(rows, 0.9, np.float32), PHASE: rng.random(rows).astype(np.float32)}
-        learner.replay.add(decisions)
+        learner.replay.add(made_decisions(width, latent, rows))
         return learner
 
     return make

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_decisions import made_decisions
 from ray import cloudpickle
-from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learners import LearnerLost
-from spirl_ray.rl.replay import DISCOUNTS, PHASE
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # learners do not find this file
@@ -64,14 +63,6 @@ def without_chance(learner: Any) -> None:
     DiagonalGaussian.sample = lambda self, generator=None: self.mean  # type: ignore[method-assign]
 
 
-def made_up(width: int, latent: int, rows: int, seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((Columns.OBS, Columns.NEXT_OBS), (rows, width))
-    shapes |= {Columns.ACTIONS: (rows, latent), Columns.REWARDS: (rows,), PHASE: (rows,)}
-    found = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    return found | {Columns.TERMINATEDS: np.zeros(rows, np.float32), DISCOUNTS: np.full(rows, 0.9, np.float32)}
-
-
 def networks(algorithm: Any) -> list[dict[str, Tensor]]:
     return algorithm.learners._ask(lambda learner: {k: v.clone() for k, v in learner.networks.state_dict().items()})
 
@@ -87,7 +78,7 @@ def test_two_learners_make_the_updates_of_one_on_the_union_of_their_batches(buil
     [(width, latent)] = one.learners._ask(
         lambda learner: (learner.networks.policy.observation_dim, learner.networks.latent_dim)
     )
-    parts = [made_up(width, latent, ROWS, seed) for seed in (1, 2)]
+    parts = [made_decisions(width, latent, ROWS, seed) for seed in (1, 2)]
     one.learners.add(1, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     for runner, part in enumerate(parts, 1):
         two.learners.add(runner, part)
