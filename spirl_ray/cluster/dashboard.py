@@ -55,6 +55,11 @@ class Dashboard:
     def sends_token_in_clear(self) -> bool:
         return not self.is_local and self.url.startswith("http://")
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that show the token, where there is one."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
     def link(self, job: str) -> str:
         """The address of a job's page."""
         return f"{self.url}/#/jobs/{job}"
@@ -107,13 +112,12 @@ def connect(dashboard: Dashboard) -> JobSubmissionClient:
         )
     if mode != "disabled" and dashboard.token is None:
         raise SpirlError(f"{dashboard.url} asks for a token and there is none here. {_TOKEN_HELP}")
-    headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Ray prefers this variable to the argument, so it has to hold an address from the command line.
     os.environ["RAY_API_SERVER_ADDRESS"] = dashboard.url
     try:
-        return JobSubmissionClient(dashboard.url, headers=headers)
+        return JobSubmissionClient(dashboard.url, headers=dashboard.headers)
     except AuthenticationError as error:
         raise SpirlError(f"{dashboard.url} does not accept the token on this machine. {_TOKEN_HELP}") from error
     except UNKNOWN_ANSWERS as error:
@@ -183,9 +187,9 @@ def _reason(error: requests.RequestException) -> str:
 def missing_place(dashboard: Dashboard, driver: DriverSettings) -> str | None:
     """Says what a job's driver asks for, where no node of the cluster has all of it, with what the nodes have; None
     where one has it, or the dashboard does not tell. It does not tell of labels."""
-    headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
+    page = f"{dashboard.url}/nodes?view=summary"
     try:
-        answer = requests.get(f"{dashboard.url}/nodes?view=summary", headers=headers, timeout=_TIMEOUT_S).json()
+        answer = requests.get(page, headers=dashboard.headers, timeout=_TIMEOUT_S).json()
         nodes = [_totals(text) for text in answer["data"]["nodeLogicalResources"].values()]
     except (requests.RequestException, *UNKNOWN_ANSWERS, AttributeError):
         return None

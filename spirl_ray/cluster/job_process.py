@@ -1,5 +1,5 @@
-"""What each process of a job does first: it remembers its Python interpreter, and opens the variables that were sealed
-for the job.
+"""The first work of each process of a job: it remembers its Python interpreter, and opens the variables that were
+sealed for the job.
 
 A job's command starts the interpreter with which Ray runs on the node, because ``python`` on the node's PATH may be
 another one, or none.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def submit(
             runtime_env |= {"working_dir": folder, "worker_process_setup_hook": job_process.HOOK}
             if asked.pip:
                 runtime_env["pip"] = list(asked.pip)
-        try:
+        with _refusals("did not take the job"):
             return client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=f"spirl-{name}-{uuid.uuid4().hex[:8]}",
@@ -118,8 +119,15 @@ def submit(
                 entrypoint_resources=driver.resources or None,
                 entrypoint_label_selector=driver.labels or None,
             )
-        except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
-            raise SpirlError(f"The cluster did not take the job: {error}") from error
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turns what Ray's client raises into a `SpirlError`, which says what the cluster did not do."""
+    try:
+        yield
+    except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
+        raise SpirlError(f"The cluster {what}: {error}") from error
 
 
 def _program(command: Sequence[str]) -> str:
@@ -171,10 +179,8 @@ def list_jobs(
         SpirlError: the cluster does not answer.
     """
     with_these = {**(tags or {}), **({} if experiment is None else {"experiment": experiment})}
-    try:
+    with _refusals("does not say which jobs it has"):
         found = [job for job in client.list_jobs() if job.type == JobType.SUBMISSION]
-    except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
-        raise SpirlError(f"The cluster does not say which jobs it has: {error}") from error
     chosen = [job for job in found if with_these.items() <= (job.metadata or {}).items()]
     return sorted(chosen, key=lambda job: job.start_time or 0, reverse=True)
 
@@ -220,7 +226,7 @@ def stop_job(client: JobSubmissionClient, job: str) -> JobStatus:
         SpirlError: the connection is lost, or the job does not end.
     """
     asked = time.monotonic()
-    try:
+    with _refusals(f"did not stop {job}"):
         client.stop_job(job)
         while not (status := client.get_job_status(job)).is_terminal():
             waited = time.monotonic() - asked
@@ -229,21 +235,17 @@ def stop_job(client: JobSubmissionClient, job: str) -> JobStatus:
             if waited > _STOP_S + 30:
                 raise SpirlError(f"{job} has not ended in {_STOP_S + 30} s. Look at the node on which its driver runs.")
             time.sleep(_POLL_S)
-    except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
-        raise SpirlError(f"The cluster did not stop {job}: {error}") from error
     return status
 
 
 def log_of(client: JobSubmissionClient, job: str) -> str:
-    """What a job has written so far.
+    """Reads what a job has written so far.
 
     Raises:
         SpirlError: the cluster does not give it.
     """
-    try:
+    with _refusals(f"does not give the log of {job}"):
         return client.get_job_logs(job)
-    except (AuthenticationError, *UNKNOWN_ANSWERS) as error:
-        raise SpirlError(f"The cluster does not give the log of {job}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ class Ending:
 
 
 def reason_of(message: str) -> str:
-    """What Ray says of the end of a job, in one line, without the log; our own message where there is one in it."""
+    """Finds the reason in what Ray says of the end of a job: one line without the log, our own where there is one."""
     lines = message.partition(", last available logs")[0].strip().splitlines() or [""]
     ours = f"{SpirlError.__module__}.{SpirlError.__name__}: "
     return next((line.removeprefix(ours) for line in lines if line.startswith(ours)), lines[0])

@@ -7,6 +7,7 @@ each node, and puts it on the command line of each worker. A sealed value is use
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -49,11 +50,9 @@ def unseal(sealed: str, token: str | None) -> dict[str, str]:
     Raises:
         SpirlError: the token is another one than that with which they were sealed, or there is none.
     """
-    try:
-        if token is not None:
+    if token is not None:
+        with contextlib.suppress(InvalidToken):
             return dict(json.loads(_box(token).decrypt(sealed)))
-    except InvalidToken:
-        pass
     raise SpirlError(
         f"submit.env_vars: {'no' if token is None else 'another'} cluster token on this node than on the machine that "
         "submitted the job, so the values cannot be opened. Give every node the same token, in RAY_AUTH_TOKEN, in the "

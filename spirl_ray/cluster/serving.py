@@ -33,7 +33,7 @@ _OPEN_REQUESTS = 1000
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """How a policy is served."""
+    """The settings of a policy's server."""
 
     folder: str
     """The folder of the policy, an absolute path, or ``hf://ORG/NAME``."""
