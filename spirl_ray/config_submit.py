@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_val
 from spirl_ray.settings import SettingPath, Settings
 
 RESERVED_TAGS = ("experiment", "command", "env_vars", "time_limit", "job_name", "job_submission_id")
-"""What this package and Ray note about a job under the same roof as the user's tags."""
+"""The names under which this package and Ray note something about a job, beside the user's tags."""
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -51,7 +51,7 @@ Amount = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
 class DriverSettings(Settings):
-    """What the driver of a job occupies on its node, and which nodes may be that one."""
+    """The resources that the driver of a job occupies on its node, and the nodes that may be that one."""
 
     cpus: Amount = 0
     """Logical CPUs, beside those of env runners and training workers."""

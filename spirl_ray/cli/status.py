@@ -88,7 +88,7 @@ def _progress(line: StageStatus) -> str:
 
 
 def _time(line: StageStatus, now: float) -> str:
-    """How long a stage took, or how long it still takes, or since when it has been silent."""
+    """The time that a stage took, or still takes, or for which it has been silent."""
     record = line.record
     if record is None or line.state == "left":
         return ""

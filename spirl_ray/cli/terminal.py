@@ -155,7 +155,7 @@ _TITLES: dict[Stage, str] = {
 
 
 def stage_title(stage: Stage, method: str | None, seed: int | None) -> str:
-    """What a stage is called, of one method with one seed where it has them."""
+    """The title of a stage, of one method with one seed where it has them."""
     return _TITLES[stage].format(f"{method}, seed {seed}")
 
 

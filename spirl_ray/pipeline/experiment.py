@@ -83,14 +83,12 @@ class ExperimentRun:
         self._status.plan(keys, ended=True)
 
     def _keys(self, name: Stage) -> list[StageKey]:
-        experiment = self.experiment
         if name not in ("skills", "prior", "training", "evaluation"):
             return [StageKey(stage=name)]
-        trials = [(method, seed) for seed in experiment.seeds for method in experiment.methods]
         return [
-            StageKey(stage=name, method=method, seed=seed)
-            for method, seed in trials
-            if name != "prior" or METHODS[method].uses_prior(experiment.for_method(method).train)
+            StageKey(stage=name, method=trial.method, seed=trial.seed)
+            for trial in self.trials
+            if name != "prior" or METHODS[trial.method].uses_prior(trial.experiment.train)
         ]
 
     def stage(self, name: Stage, work: Callable[[Progress], Result], trial: Trial | None = None) -> Result:

@@ -139,10 +139,11 @@ class StatusLog:
             self._paces[key.name] = Pace()
         elif event.happening == "progress":
             left = self._paces[key.name].left(event.done, event.total, now)
-            moved = {"done": event.done, "total": event.total, "seconds_left": left}
             if now - record.updated < _SECONDS_BETWEEN_WRITES:
                 return
-            record = record.model_copy(update={**moved, "updated": now})
+            record = record.model_copy(
+                update={"done": event.done, "total": event.total, "seconds_left": left, "updated": now}
+            )
         if event.happening == "finished":
             folder = None if event.result is None else os.path.relpath(event.result.folder, self.folder)
             record = record.model_copy(
