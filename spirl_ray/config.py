@@ -191,6 +191,16 @@ class TrainSettings(Settings):
     """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded."""
     policy_init: Literal["preset", "prior", "scratch"] = "preset"
     """Ablation of the preset's starting point."""
+    regulariser: Literal["preset", "prior", "uniform", "none"] = "preset"
+    """Ablation of what the preset's policy stays close to: the skill prior, the uniform distribution (SAC's entropy),
+    or ``none``, SAC in a bounded box whose entropy is in the policy's loss alone, so that values count rewards."""
+    offline_fraction: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """The part of each batch that is offline decisions, windows of the demonstrations; None is the preset's."""
+    offline_labels: Literal["environment", "recorded", "learned"] = "environment"
+    """Rewards of offline decisions: what the environment says of the recorded states, the recorded rewards (right only
+    if they are those of this task), or a learned reward with a bonus for novelty."""
+    novelty_bonus: float = Field(default=0.1, ge=0.0)
+    """The most that a learned label adds to the reward of a decision that is unlike those of the agent."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of the features that policy and critics observe. None: all except images; of images alone, all. Images are
     encoded by the image encoder of the frozen skill prior."""

@@ -93,6 +93,10 @@ class InterfaceSettings(Settings):
     """The environment's own reward, 1 in steps with success and else 0, or 0 and else -1."""
     completed: str | None = None
     """``package.module:function``, which maps an info to the names of the subtasks that have been completed."""
+    judge: str | None = None
+    """``package.module:function``, which says what the environment would have said of recorded steps: a function from
+    the arguments of its constructor and an `Episode` to rewards [T] and ends [T]. Methods that also learn from the
+    demonstrations need it, unless ``train.offline_labels`` says otherwise."""
     position_target: PositionTargetSettings | None = None
 
     @field_validator("images", mode="before")

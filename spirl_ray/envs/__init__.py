@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from spirl_ray.arguments import checked_arguments, parameters
 from spirl_ray.config_environment import ActionSettings, EnvironmentSettings, InterfaceSettings
-from spirl_ray.envs.adapter import MakeRaw, author_error, describe_adapted, import_modules, make_adapted
+from spirl_ray.envs.adapter import MakeRaw, author_error, describe_adapted, import_modules, make_adapted, named_function
 from spirl_ray.envs.blocks import env as blocks
 from spirl_ray.envs.interface import action_range
 from spirl_ray.envs.kitchen import env as kitchen
@@ -137,6 +137,9 @@ def declared_scores(env: EnvironmentSettings | str) -> Scores:
 def _declared(spec: EnvironmentSpec, settings: EnvironmentSettings) -> EnvironmentSpec:
     """The description of a registered environment, with the time limit and the range of actions of the settings."""
     own = settings.interface.model_copy(update={"imports": (), "action": ActionSettings()})
+    if spec.judge is None:
+        spec = replace(spec, judge=named_function(own.judge, "interface.judge"))
+        own = own.model_copy(update={"judge": None})
     if own != InterfaceSettings():
         changed = [name for name, value in own if value != getattr(InterfaceSettings(), name)]
         raise SpirlError(

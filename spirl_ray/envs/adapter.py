@@ -178,6 +178,7 @@ def _described(settings: EnvironmentSettings, made: gymnasium.Env) -> Environmen
         metrics=partial(_always, scores),
         position_target=position_target(settings.interface, features, action_dim),
         keys={name: reader.key for name, reader in readers.items()},
+        judge=named_function(settings.interface.judge, "interface.judge"),
     )
 
 
@@ -227,7 +228,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         self.action_space = spaces.Box(-1.0, 1.0, (described.action_dim,), np.float32)
         self._judge = SuccessJudge(settings.interface, str(settings.id))
         self._reward = settings.interface.reward
-        self._completed = _function(settings.interface.completed, "interface.completed")
+        self._completed = named_function(settings.interface.completed, "interface.completed")
         self._return, self._succeeded = 0.0, False
         self.info_keys: dict[str, None] = {}
         """The keys that the infos of the environment have had so far."""
@@ -301,7 +302,12 @@ def _filmable(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
 
-def _function(name: str | None, setting: str) -> Callable[[Mapping[str, Any]], Any] | None:
+def named_function(name: str | None, setting: str) -> Callable[..., Any] | None:
+    """The function that a setting names; None where it names none.
+
+    Raises:
+        SpirlError: it cannot be imported, or is no function.
+    """
     if name is None:
         return None
     try:

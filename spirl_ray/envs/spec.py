@@ -12,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from spirl_ray.envs.judgement import Judge
 from spirl_ray.envs.metrics import Scores
 from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.features import Array, Feature, FeatureName, Features, Observation
@@ -107,6 +108,9 @@ class EnvironmentSpec:
     completed: Callable[[Observation], list[str]] | None = None
     """A function from recorded features [T+1, ...] by name to the subtasks completed along them, in order. It is needed
     where the source of the data does not report them."""
+    judge: Judge | None = None
+    """A function that says what this environment, made with these arguments, would have said of recorded steps. It
+    labels demonstrations for stage 2, see `spirl_ray.rl.offline_decisions`."""
 
     def __post_init__(self) -> None:
         try:

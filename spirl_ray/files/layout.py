@@ -6,6 +6,7 @@
     DATA/name-key/                  a dataset: DATASET_CARD and Parquet files
     DEMONSTRATIONS/name-key/        DEMONSTRATIONS_VIDEO of a dataset
     SKILLS/decoder-key/             skills: SKILL_CARD, SKILL_TENSORS, METRICS; what a tracker has of them
+    OFFLINE/method-key/             the demonstrations as decisions: OFFLINE_CARD and a file for each of the dataset
     PRIOR/decoder-key/              episodes of a bare prior, files as in EVALUATION
     POLICIES/method-key/            a policy: POLICY_CARD, POLICY_TENSORS, SKILLS/, and its training: METRICS,
                                     EVALUATIONS, TRAINED, REWARDS, PROVENANCE, TENSORBOARD/,
@@ -38,6 +39,8 @@ SKILLS = "skills"
 """Folder of the skills that an experiment has trained, and of the copy of its skills in a policy's folder."""
 PRIOR = "prior"
 """Folder of the episodes in which a bare prior acts."""
+OFFLINE = "offline"
+"""Folder of the demonstrations as decisions of stage 2."""
 POLICIES = "policy"
 """Folder of the policies and their trainings."""
 EVALUATION = "evaluation"
@@ -73,6 +76,15 @@ DEMONSTRATIONS_VIDEO = "demonstrations.mp4"
 def episodes_file(number: int, count: int) -> str:
     """The name of one of a dataset's ``count`` Parquet files."""
     return f"episodes-{number:05d}-of-{count:05d}.parquet"
+
+
+OFFLINE_CARD = "decisions.json"
+"""Describes offline decisions and completes them."""
+
+
+def decisions_file(number: int) -> str:
+    """The name of the file with the decisions of one of a dataset's files."""
+    return f"decisions-{number:05d}.safetensors"
 
 
 # --- skills and policies ---

@@ -20,6 +20,7 @@ from spirl_ray.pipeline.demonstrations import render_remotely
 from spirl_ray.pipeline.events import Progress, silent
 from spirl_ray.pipeline.findings import skill_findings
 from spirl_ray.pipeline.monitoring import Monitor
+from spirl_ray.pipeline.offline import offline_decisions
 from spirl_ray.pipeline.results import (
     DataResult,
     DemonstrationsResult,
@@ -176,6 +177,7 @@ def train(
         out=trial.policy,
         config_hash=trial.config_hash,
         dataset=trial.workspace.dataset if trial.workspace.has_data else None,
+        offline=offline_decisions(trial),
     )
     with trial.workspace.locked(trial.policy):
         done = is_trained(run)

@@ -24,12 +24,15 @@ class TrainingRun:
     config_hash: str
     dataset: Path | None = None
     """The demonstrations, for methods that also learn from them."""
+    offline: Path | None = None
+    """The demonstrations as decisions, for methods with offline decisions."""
 
 
 def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
     """The RLlib config of a run."""
     train, env = run.experiment.train, run.experiment.environment
-    config = SkillPriorSACConfig().skills(run.skills, method=run.method, dataset=run.dataset).with_settings(train)
+    config = SkillPriorSACConfig().with_settings(train)
+    config.skills(run.skills, method=run.method, dataset=run.dataset, offline=run.offline)
     config.environment(env.id, env_config=env.kwargs)
     config.reading(max_episode_steps=env.max_episode_steps, **env.interface.model_dump(mode="json"))
     config.env_runners(

@@ -27,6 +27,7 @@ from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
 from spirl_ray.policy.policy import read_policy_card
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
+from spirl_ray.rl.offline_decisions import FORMAT_VERSION as OFFLINE_FORMAT
 from spirl_ray.skills.artifact import read_skill_card
 from spirl_ray.skills.spec import SkillSpec
 
@@ -284,6 +285,27 @@ class Trial:
         return self.workspace.folder / layout.SKILLS / f"{decoder}-h{self.spec.horizon}-s{self.seed}-{self.skills_key}"
 
     @cached_property
+    def offline(self) -> Path | None:
+        """The folder of the demonstrations as decisions; None for a method without offline decisions.
+
+        Raises:
+            SpirlError: there are no demonstrations.
+        """
+        method = self.method_config
+        if not method.offline_fraction:
+            return None
+        if not self.workspace.has_data:
+            raise SpirlError(
+                f"{self.method} also learns from the demonstrations in stage 2 (train.offline_fraction "
+                f"{method.offline_fraction}), and there are none: name them in data.sources."
+            )
+        what = method.model_dump(mode="json", exclude={"target_divergence", "offline_fraction", "regulariser"})
+        content = read_card(self.workspace.dataset).content_sha256
+        labels = self.experiment.train.offline_labels
+        key = fingerprint(OFFLINE_FORMAT, content, self.skills_key, self.experiment.environment, what, labels)
+        return self.workspace.folder / layout.OFFLINE / f"{self.method}-s{self.seed}-{key}"
+
+    @cached_property
     def config_hash(self) -> str:
         """The hash of everything that determines what the policy learns, without the length of training and
         evaluations."""
@@ -299,11 +321,14 @@ class Trial:
                 "target_divergence",
                 "latent_limit",
                 "policy_init",
+                "regulariser",
+                "offline_fraction",
                 "cuda_graph",
                 "compile",
             },
         )
-        return fingerprint(self.skills_key, self.experiment.environment, train, self.method_config)
+        offline = [] if self.offline is None else [self.offline.name]
+        return fingerprint(self.skills_key, self.experiment.environment, train, self.method_config, *offline)
 
     @cached_property
     def policy(self) -> Path:

@@ -81,6 +81,8 @@ class SkillPriorSACConfig(AlgorithmConfig):
         """How the environment is read, see `spirl_ray.config.InterfaceSettings`."""
         self.dataset: str | None = None
         """The folder of the demonstrations, for methods that also learn from them."""
+        self.offline: str | None = None
+        """The folder of the demonstrations as decisions, for methods with offline decisions."""
         self.silence_limit_s = 1800.0
         """The time (s) without an answer from any env runner after which training gives up."""
         self.normalize_actions = False
@@ -116,6 +118,7 @@ class SkillPriorSACConfig(AlgorithmConfig):
         *,
         method: str | MethodConfig | None = None,
         dataset: str | Path | None = None,
+        offline: str | Path | None = None,
     ) -> SkillPriorSACConfig:
         """Sets the skills through which the policy acts.
 
@@ -123,10 +126,13 @@ class SkillPriorSACConfig(AlgorithmConfig):
             folder: folder of the skill artifact; every node must be able to read it.
             method: the method that uses them; None is the first in the table with skills of this kind and a prior.
             dataset: folder of the demonstrations, for methods that also learn from them.
+            offline: folder of the demonstrations as decisions, for methods with offline decisions; ``spirl train`` and
+                `spirl_ray.pipeline.offline.label_decisions` make it.
         """
         self.skills_folder = str(Path(folder).absolute())
         self.method = method.model_dump(mode="json") if isinstance(method, MethodConfig) else method
         self.dataset = None if dataset is None else str(Path(dataset).absolute())
+        self.offline = None if offline is None else str(Path(offline).absolute())
         return self
 
     def training(

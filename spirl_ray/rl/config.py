@@ -53,6 +53,9 @@ class TrainingArguments(TypedDict, total=False):
     compile: bool
     latent_limit: float | None
     policy_init: Literal["preset", "prior", "scratch"]
+    regulariser: Literal["preset", "prior", "uniform", "none"]
+    offline_fraction: float | None
+    novelty_bonus: float
     features: tuple[str, ...] | None
     policy_head: str
 
@@ -117,7 +120,7 @@ def method_and_policy(
 def _method_for(spec: SkillSpec) -> str:
     for name in METHODS:
         method = METHODS[name]
-        if method.decoder == spec.decoder and method.regulariser == "prior":
+        if method.decoder == spec.decoder and method.regulariser == "prior" and not method.offline_fraction:
             return name
     raise SpirlError(
         f"No method uses skills with the decoder {spec.decoder}. Name a method: .skills(FOLDER, method=…)."

@@ -21,6 +21,7 @@ from spirl_ray.rl import losses
 from spirl_ray.rl.captured_update import CapturedUpdate
 from spirl_ray.rl.methods import METHODS, MethodConfig
 from spirl_ray.rl.module import SkillPriorModule
+from spirl_ray.rl.offline_rows import OfflineRows
 from spirl_ray.rl.replay import DISCOUNTS, PHASE, DecisionReplay, RowSource
 from spirl_ray.skills.collectives import AveragedGradients
 
@@ -42,6 +43,7 @@ class SkillPriorSACLearner(TorchLearner):
         self._settings: TrainSettings = self.config.settings
         method = MethodConfig.model_validate(self.config.method)
         self._target_divergence = method.target_divergence
+        self._divergence_counts = self._settings.divergence_in_target and method.divergence_counts
         super().build()
         # RLlib turns deterministic algorithms on, which would fill every new tensor first: a tenth of an update's time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -61,7 +63,7 @@ class SkillPriorSACLearner(TorchLearner):
             seed + rank,
             self._device,
         )
-        rows = METHODS[method.name].rows
+        rows = METHODS[method.name].rows or (OfflineRows if method.offline_fraction else None)
         self.rows = self.replay if rows is None else rows(self)
         self._gradients = AveragedGradients(module) if self.config.num_learners > 1 else None
         self._apply_own_settings()
@@ -189,7 +191,7 @@ class SkillPriorSACLearner(TorchLearner):
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses, and the tensors from which metrics are computed."""
-        module, settings = self.networks, self._settings
+        module = self.networks
         forward = module.forward_train(batch)
         alpha = module.log_alpha.detach().exp()
         target = losses.critic_target(
@@ -198,7 +200,7 @@ class SkillPriorSACLearner(TorchLearner):
             batch[Columns.TERMINATEDS],
             forward["next_value"],
             forward["next_divergence"],
-            alpha if settings.divergence_in_target else 0.0,
+            alpha if self._divergence_counts else 0.0,
         )
         critic = losses.critic_loss(forward["values"], target)
         policy = losses.policy_loss(forward["divergence"], forward["policy_value"], alpha)

@@ -1,4 +1,6 @@
-"""The methods that the paper compares: one algorithm with three switches, and the settings of each.
+"""The methods: one algorithm with four switches, and the settings of each.
+
+The paper compares the first six. The others keep the demonstrations as off-policy data of the high-level policy.
 
 Any other method is one more row of `METHODS`, added by `register_method` or an entry point of the group
 ``spirl_ray.methods``.
@@ -24,7 +26,8 @@ from spirl_ray.skills.spec import SkillSpec
 if TYPE_CHECKING:
     from spirl_ray.rl.replay import RowSource
 
-Regulariser = Literal["prior", "uniform"]
+Regulariser = Literal["prior", "uniform", "none"]
+"""What the policy stays close to; ``none`` is SAC in a bounded box whose values count rewards alone."""
 PolicyInit = Literal["prior", "scratch"]
 PAPER_LATENT_LIMIT = 2.0
 PAPER_TARGET_DIVERGENCE = 5.0
@@ -42,6 +45,8 @@ class Method:
     rows: Callable[[Any], RowSource] | None = None
     """A function that builds the source of a learner's batches from the `SkillPriorSACLearner`; None draws them from
     its replay alone. A method that also learns from the demonstrations finds them at ``learner.config.dataset``."""
+    offline_fraction: float = 0.0
+    """The part of each batch that is offline decisions (`spirl_ray.rl.offline_decisions`)."""
 
     def starts_from(self, train: TrainSettings) -> PolicyInit:
         """Where the policy starts with these settings."""
@@ -49,7 +54,11 @@ class Method:
 
     def uses_prior(self, train: TrainSettings) -> bool:
         """True where the method starts from a learned prior or stays close to one."""
-        return "prior" in (self.regulariser, self.starts_from(train))
+        return "prior" in (self.stays_close_to(train), self.starts_from(train))
+
+    def stays_close_to(self, train: TrainSettings) -> Regulariser:
+        """What the policy stays close to with these settings."""
+        return self.regulariser if train.regulariser == "preset" else train.regulariser
 
 
 METHODS: Registry[Method] = Registry("method", group="spirl_ray.methods")
@@ -72,6 +81,11 @@ register_method("ssp", Method("open_loop", "uniform", "scratch", "skills without
 register_method("flat_prior", Method("identity", "prior", "prior", "flat action prior"))
 register_method("bc_sac", Method("identity", "uniform", "prior", "behaviour cloning + SAC"))
 register_method("sac", Method("identity", "uniform", "scratch", "SAC from scratch"))
+register_method(
+    "spirl_offline", Method("closed_loop", "prior", "prior", "SPiRL, offline decisions too", offline_fraction=0.5)
+)
+register_method("supe", Method("closed_loop", "none", "scratch", "SUPE: skills, no prior", offline_fraction=0.5))
+register_method("rlpd", Method("identity", "none", "scratch", "RLPD: flat, actions too", offline_fraction=0.5))
 
 
 class MethodConfig(Settings):
@@ -85,6 +99,12 @@ class MethodConfig(Settings):
     features: tuple[str, ...] | None = None
     """The features that the policy observes; None leaves the choice to `spirl_ray.rl.policy_network.policy_spec`."""
     policy_head: str = "auto"
+    offline_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @property
+    def divergence_counts(self) -> bool:
+        """False where values count rewards alone."""
+        return self.regulariser != "none"
 
     @property
     def uses_prior(self) -> bool:
@@ -154,19 +174,22 @@ def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodCon
     flat = DECODERS[method.decoder].flat
     limit = None if flat else train.latent_limit
     default = PAPER_TARGET_DIVERGENCE
-    if method.regulariser == "uniform":
+    regulariser = method.stays_close_to(train)
+    if regulariser != "prior":
         default = spec.latent_dim * (1.0 + math.log(2.0))
         if not flat and limit is None:
             limit = PAPER_LATENT_LIMIT  # an entropy bonus needs a bounded space
-    target = train.target_divergence if method.regulariser == "prior" else None
+    target = train.target_divergence if regulariser == "prior" else None
+    fraction = method.offline_fraction if train.offline_fraction is None else train.offline_fraction
     return MethodConfig(
         name=name,
-        regulariser=method.regulariser,
+        regulariser=regulariser,
         policy_init=method.starts_from(train),
         latent_limit=limit,
         target_divergence=target if target is not None else default,
         features=train.features,
         policy_head=train.policy_head,
+        offline_fraction=fraction,
     )
 
 

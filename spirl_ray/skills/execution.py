@@ -22,9 +22,18 @@ def decision_discount(gamma: float, steps: int, *, per_decision: bool) -> float:
     return gamma if per_decision else math.pow(gamma, steps)
 
 
+_MOST = 0.99
+"""The largest part of the limit that a latent of the demonstrations takes."""
+
+
 def limited(latent: Tensor, limit: float | None) -> Tensor:
     """The latents that a decoder gets: the chosen ones, or ``limit * tanh(.)`` of them."""
     return latent if limit is None else limit * torch.tanh(latent)
+
+
+def unlimited(latent: Tensor, limit: float | None) -> Tensor:
+    """The inverse of `limited`; latents at the limit or beyond it become those a little within."""
+    return latent if limit is None else torch.atanh((latent / limit).clamp(-_MOST, _MOST))
 
 
 class SkillExecution:

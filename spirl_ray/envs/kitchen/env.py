@@ -21,9 +21,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from spirl_ray.arguments import Noise, RenderMode, RenderSize, checked
+from spirl_ray.envs.judgement import Judgement, judge_subtasks
 from spirl_ray.envs.metrics import subtask_scores, subtasks_of
 from spirl_ray.envs.offscreen import OffscreenCamera, load_mujoco
 from spirl_ray.envs.spec import EnvironmentSpec, FromRecordings, PositionTarget, observation_space
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature, Observation
 from spirl_ray.errors import SpirlError
 
@@ -124,6 +126,14 @@ def completed_subtasks(observations: Observation) -> list[str]:
     return [task for _, task in sorted(firsts, key=lambda first: first[0])]
 
 
+def judge(arguments: Mapping[str, Any], episode: Episode) -> Judgement:
+    """What a kitchen with these arguments would have said of recorded positions, see `EnvironmentSpec.judge`."""
+    positions = joint_positions(episode.observations)
+    tasks = arguments.get("tasks", DEFAULT_TASKS)
+    complete = [goal_distance(positions, task) < SUCCESS_DISTANCE for task in tasks]
+    return judge_subtasks(complete, in_order=bool(arguments.get("enforce_order", False)))
+
+
 def render_recorded(
     metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
 ) -> list[NDArray[np.uint8]]:
@@ -155,6 +165,7 @@ SPEC = EnvironmentSpec(
     render_recorded=render_recorded,
     from_recordings=FromRecordings(("observation",), recorded_features),
     completed=completed_subtasks,
+    judge=judge,
 )
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from spirl_ray.arguments import Noise, RenderMode, checked
+from spirl_ray.envs.judgement import Judgement, judge_subtasks
 from spirl_ray.envs.metrics import subtask_scores, subtasks_of
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
 from spirl_ray.episodes.episode import Episode
@@ -297,6 +298,13 @@ def _leg(
         yield pace * np.array([cos * heading[0] - sin * heading[1], sin * heading[0] + cos * heading[1]])
 
 
+def judge(arguments: Mapping[str, Any], episode: Episode) -> Judgement:
+    """What the task with these arguments would have said of recorded lamps, see `EnvironmentSpec.judge`."""
+    tasks = arguments.get("tasks", tuple(PADS))
+    lamps = np.asarray(episode.observations["lamps"], np.float32) > 0.5
+    return judge_subtasks([lamps[:, index] for index, pad in enumerate(PADS) if pad in tasks])
+
+
 def render_recorded(
     metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
 ) -> list[NDArray[np.uint8]]:
@@ -319,4 +327,5 @@ SPEC = EnvironmentSpec(
     position_target=PositionTarget(feature="position", positions=(0, 1), gain=(GAIN, GAIN)),
     expert="spirl_ray.envs.point_pads.env:generate",
     render_recorded=render_recorded,
+    judge=judge,
 )

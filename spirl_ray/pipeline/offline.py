@@ -1,0 +1,102 @@
+"""The demonstrations as decisions of stage 2: made once for a policy's skills, environment and labels, on Ray Data."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.data
+
+from spirl_ray.episodes.dataset import dataset_files, read_card, read_tables
+from spirl_ray.episodes.table import table_to_episodes
+from spirl_ray.files import layout
+from spirl_ray.files.atomic import partial_folder
+from spirl_ray.files.shared import require_seen
+from spirl_ray.pipeline.events import Progress, silent
+from spirl_ray.pipeline.session import readable_cause
+from spirl_ray.pipeline.workspace import Trial
+from spirl_ray.rl.config import method_and_policy
+from spirl_ray.rl.offline_decisions import (
+    Encoding,
+    OfflineCard,
+    make_decisions,
+    read_offline_card,
+    write_card,
+    write_part,
+)
+
+
+def offline_decisions(trial: Trial, progress: Progress = silent) -> Path | None:
+    """Makes the offline decisions of a trial, unless they are there; None for a method without any.
+
+    Raises:
+        SpirlError: as `label_decisions`.
+    """
+    out = trial.offline
+    if out is None:
+        return None
+    experiment = trial.experiment
+    method, policy = method_and_policy(
+        experiment.environment, str(trial.skills), trial.method_config.model_dump(mode="json"), experiment.train
+    )
+    encoding = Encoding(
+        skills=str(trial.skills.absolute()),
+        policy=policy,
+        environment=experiment.environment,
+        latent_limit=method.latent_limit,
+        labels=experiment.train.offline_labels,
+        seed=trial.seed,
+    )
+    with trial.workspace.locked(out):
+        label_decisions(encoding, trial.workspace.dataset, out, lambda done, total: progress(0, total, {}))
+    return out
+
+
+def label_decisions(
+    encoding: Encoding, dataset: Path, out: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> OfflineCard:
+    """Makes the decisions of a dataset, a task for each of its files, unless they are there.
+
+    Args:
+        encoding: how they are made.
+        dataset: folder of the dataset.
+        out: folder of the decisions; every node must see both.
+        progress: callback that gets the number of finished files, and of all.
+
+    Raises:
+        SpirlError: the environment cannot judge the recorded states, or the episodes lack what the policy observes.
+    """
+    if (out / layout.OFFLINE_CARD).exists():
+        return read_offline_card(out)
+    encoding.spec()  # before any work
+    files = dataset_files(dataset)
+    with partial_folder(out) as folder:
+        tasks = ray.data.from_items(list(range(len(files))), override_num_blocks=len(files)).map(
+            functools.partial(_label_file, encoding, files, folder.absolute()), num_cpus=1
+        )
+        tasks.context.enable_progress_bars = False
+        tasks.context.print_on_execution_start = False
+        parts: list[dict[str, int]] = []
+        try:
+            for part in tasks.iter_rows(prefetch_batches=0):
+                parts.append({name: int(value) for name, value in part.items()})
+                progress(len(parts), len(files))
+        except ray.exceptions.RayError as error:
+            raise readable_cause(error) or error from error
+        card = write_card(folder, encoding.labels, parts)
+    return card
+
+
+def _label_file(encoding: Encoding, files: list[str], out: Path, row: dict[str, Any]) -> dict[str, int]:
+    number = int(row["item"])
+    require_seen(out)
+    file = files[number]
+    card = read_card(Path(file).parent)
+    episodes = (
+        episode
+        for table in read_tables(file, card)
+        for episode in table_to_episodes(table, card.features, card.action_dim, where=file)
+    )
+    return write_part(out, number, make_decisions(encoding, episodes, number))
