@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import ray.data
-from ray.exceptions import RayError
 
 from spirl_ray import __version__
 from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, EpisodeSource
+from spirl_ray.datasets.tasks import run_tasks
 from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.dataset import FORMAT_VERSION, DatasetCard, FileEntry, is_full_group, read_card
 from spirl_ray.episodes.episode import Episode
@@ -177,63 +176,27 @@ def _run(tasks: list[_Shard], progress: Callable[[int, int], None] | None) -> li
     done = sum(len(tasks[number].indices) for number in results)
     if progress is not None and done:
         progress(done, total)
-    numbers = [{"shard": number} for number in range(len(tasks)) if number not in results]
-    if not numbers:
-        return [results[number] for number in range(len(tasks))]
-    # One block for each shard makes one task of it.
-    rows = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map(
-        functools.partial(_write_row, tasks), num_cpus=1
-    )
-    rows.context.enable_progress_bars = False
-    rows.context.print_on_execution_start = False
-    try:
-        # Without prefetching, because otherwise a finished shard would be noticed only when the next one is finished.
-        for batch in rows.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
-            for number, text in zip(batch["shard"].tolist(), batch["result"].tolist(), strict=True):
-                result = json.loads(text)
-                if "error" in result:
-                    raise SpirlError(result["error"])
-                results[number] = result
-                done += len(tasks[number].indices)
-                if progress is not None:
-                    progress(done, total)
-    except RayError as error:
-        unwrapped = spirl_error_within(error)
-        if unwrapped is None:
-            raise
-        raise unwrapped from error
+    for number, result in run_tasks(
+        functools.partial(_write_one, tasks), [n for n in range(len(tasks)) if n not in results]
+    ):
+        results[number] = result
+        done += len(tasks[number].indices)
+        if progress is not None:
+            progress(done, total)
     return [results[number] for number in range(len(tasks))]
 
 
-def spirl_error_within(error: BaseException) -> SpirlError | None:
-    """Returns the `SpirlError` that Ray has wrapped on its way from a task to the driver, if there is one."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        found = pending.pop()
-        if found is None or id(found) in seen:
-            continue
-        seen.add(id(found))
-        if isinstance(found, SpirlError):
-            return SpirlError(*found.args)
-        pending += [found.__context__, found.__cause__, getattr(found, "cause", None)]
-    return None
-
-
-def _write_row(tasks: list[_Shard], row: dict[str, Any]) -> dict[str, Any]:
-    shard = tasks[int(row["shard"])]
+def _write_one(tasks: list[_Shard], number: int) -> dict[str, Any]:
+    shard = tasks[number]
     try:
-        try:
-            result = _write_shard(shard)
-        except FileNotFoundError as error:
-            require_seen(Path(error.filename or shard.file))
-            raise
-    except SpirlError as error:
-        # As a value, so that Ray neither retries nor logs a traceback for an error that the user can repair.
-        result = {"error": str(error)}
+        return _write_shard(shard)
+    except FileNotFoundError as error:
+        require_seen(Path(error.filename or shard.file))
+        raise
     except OSError as error:
-        result = {"error": f"Cannot write the dataset: {error.filename or shard.file}: {error.strerror or error}"}
-    return {"shard": row["shard"], "result": json.dumps(result)}
+        raise SpirlError(
+            f"Cannot write the dataset: {error.filename or shard.file}: {error.strerror or error}"
+        ) from error
 
 
 def _write_shard(shard: _Shard) -> dict[str, Any]:

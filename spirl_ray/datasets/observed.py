@@ -38,8 +38,8 @@ class RecordedObservations:
                 found = "does not hold it" if stored is None else f"holds it with the shape {list(stored.shape[1:])}"
                 raise SpirlError(
                     f"The feature {name!r} is observed with the shape {list(feature.shape)}, and episode "
-                    f"{episode.id!r} {found}: these demonstrations cannot be decisions in this environment. Choose a method that does "
-                    "not learn from them a second time (docs/methods.md)."
+                    f"{episode.id!r} {found}: these demonstrations cannot be decisions in this environment. "
+                    "Choose a method that does not learn from them a second time (docs/methods.md)."
                 )
 
     def __call__(self, steps: NDArray[np.int64]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from spirl_ray.config import SkillSettings, TrainSettings
 from spirl_ray.pipeline.results import Finding
 from spirl_ray.rl.methods import MethodConfig, kept_divergence
+from spirl_ray.rl.offline_decisions import OfflineCard
 from spirl_ray.rl.rewards import TARGET_VALUE, scale_for
 from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.spec import SkillSpec
@@ -122,6 +123,18 @@ def _fewer_nats(spec: SkillSpec) -> str:
 
 
 # --- before stage 2 ---
+
+
+def offline_findings(card: OfflineCard) -> tuple[Finding, ...]:
+    """Says what the demonstrations are as decisions of stage 2."""
+    text = f"The demonstrations make {card.decisions:,} offline decisions"
+    if card.labels == "learned":
+        return (Finding(f"{text}, whose rewards are learned during training (train.offline_labels: learned)."),)
+    says = "the environment's judgement of" if card.labels == "environment" else "the rewards recorded with"
+    text += f". By {says} the recorded steps, {card.rewarded:,} have a reward and {card.terminated:,} end the task"
+    if card.rewarded:
+        return (Finding(f"{text}."),)
+    return (Finding(f"{text}: they say nothing of how to solve it. See train.offline_labels.", True),)
 
 
 def reward_numbers(rewards: Mapping[str, float], train: TrainSettings, method: MethodConfig) -> dict[str, float]:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import ray.data
-
+from spirl_ray.datasets.tasks import run_tasks
 from spirl_ray.episodes.dataset import dataset_files, read_card, read_tables
 from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder
 from spirl_ray.files.shared import require_seen
 from spirl_ray.pipeline.events import Progress, silent
-from spirl_ray.pipeline.session import readable_cause
 from spirl_ray.pipeline.workspace import Trial
 from spirl_ray.rl.config import method_and_policy
 from spirl_ray.rl.offline_decisions import (
@@ -73,24 +70,16 @@ def label_decisions(
     encoding.spec()  # before any work
     files = dataset_files(dataset)
     with partial_folder(out) as folder:
-        tasks = ray.data.from_items(list(range(len(files))), override_num_blocks=len(files)).map(
-            functools.partial(_label_file, encoding, files, folder.absolute()), num_cpus=1
-        )
-        tasks.context.enable_progress_bars = False
-        tasks.context.print_on_execution_start = False
-        parts: list[dict[str, int]] = []
-        try:
-            for part in tasks.iter_rows(prefetch_batches=0):
-                parts.append({name: int(value) for name, value in part.items()})
-                progress(len(parts), len(files))
-        except ray.exceptions.RayError as error:
-            raise readable_cause(error) or error from error
-        card = write_card(folder, encoding.labels, parts)
+        parts: dict[int, dict[str, int]] = {}
+        label = functools.partial(_label_file, encoding, files, folder.absolute())
+        for number, part in run_tasks(label, range(len(files))):
+            parts[number] = part
+            progress(len(parts), len(files))
+        card = write_card(folder, encoding.labels, list(parts.values()))
     return card
 
 
-def _label_file(encoding: Encoding, files: list[str], out: Path, row: dict[str, Any]) -> dict[str, int]:
-    number = int(row["item"])
+def _label_file(encoding: Encoding, files: list[str], out: Path, number: int) -> dict[str, int]:
     require_seen(out)
     file = files[number]
     card = read_card(Path(file).parent)

@@ -17,9 +17,10 @@ import ray
 from opened import generated, given, sources
 from ray import cloudpickle
 
-from spirl_ray.datasets.importing import import_dataset, spirl_error_within
+from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, Description, Identity
+from spirl_ray.datasets.tasks import spirl_error_within
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.dataset import read_card, read_episodes
 from spirl_ray.episodes.episode import Episode

@@ -28,6 +28,7 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
         regulariser: str = "prior",
         policy_init: str = "prior",
         dataset: Path | None = None,
+        offline: Path | None = None,
         env_runners: int = 0,
         learners: int = 0,
         **training: Any,
@@ -53,7 +54,8 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
         spec = load_skills(folder).spec
         name = {"open_loop": "spirl", "closed_loop": "spirl_cl", "identity": "flat_prior"}[spec.decoder]
         method: MethodConfig = method_config(name, config.settings, spec)
-        return config.skills(folder, method=method.model_copy(update={"regulariser": regulariser}), dataset=dataset)
+        method = method.model_copy(update={"regulariser": regulariser})
+        return config.skills(folder, method=method, dataset=dataset, offline=offline)
 
     return make
 

@@ -28,7 +28,7 @@ def test_one_settings_model_holds_every_argument_with_its_default() -> None:
 def test_what_training_can_be_told_is_what_the_learner_reads() -> None:
     runs = {
         *("env_steps", "env_runners", "envs_per_runner", "learners", "gpus_per_learner", "decisions_per_round"),
-        *("evaluate_every", "evaluate_episodes", "checkpoint_every", "keep_checkpoints", "publish"),
+        *("evaluate_every", "evaluate_episodes", "checkpoint_every", "keep_checkpoints", "publish", "offline_labels"),
     }
     assert set(TrainSettings.model_fields) - set(TrainingArguments.__annotations__) <= runs
 

@@ -30,12 +30,30 @@ def configured(name: str, latent_dim: int = 10, **train: Any) -> MethodConfig:
         ("flat_prior", "identity", "prior", "prior"),
         ("bc_sac", "identity", "uniform", "prior"),
         ("sac", "identity", "uniform", "scratch"),
+        ("spirl_offline", "closed_loop", "prior", "prior"),
+        ("supe", "closed_loop", "none", "scratch"),
+        ("rlpd", "identity", "none", "scratch"),
     ],
 )
-def test_presets_are_those_of_the_paper(name: str, decoder: str, regulariser: str, start: str) -> None:
+def test_presets_are_those_of_the_papers(name: str, decoder: str, regulariser: str, start: str) -> None:
     resolved = configured(name)
     assert METHODS[name].decoder == decoder
     assert (resolved.name, resolved.regulariser, resolved.policy_init) == (name, regulariser, start)
+
+
+def test_offline_decisions_are_a_switch_that_presets_set() -> None:
+    assert configured("spirl_cl").offline_fraction == 0.0
+    assert configured("spirl_cl", offline_fraction=0.3).offline_fraction == 0.3
+    assert configured("supe").offline_fraction == 0.5
+    assert configured("supe", offline_fraction=0.0).offline_fraction == 0.0
+
+
+def test_the_regulariser_is_a_switch_that_presets_set() -> None:
+    bounded = configured("spirl_cl", regulariser="none")
+    assert (bounded.regulariser, bounded.latent_limit, bounded.divergence_counts) == ("none", 2.0, False)
+    assert bounded.target_divergence == configured("ssp").target_divergence
+    assert configured("supe", regulariser="prior", target_divergence=3.0).target_divergence == 3.0
+    assert configured("supe", regulariser="prior").latent_limit is None
 
 
 @pytest.mark.parametrize("name", ["spirl", "spirl_cl", "flat_prior"])
@@ -85,7 +103,7 @@ def test_a_method_wants_skills_of_its_own_kind() -> None:
 
 
 def test_a_method_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(SpirlError, match="unknown method 'magic'; known are bc_sac, flat_prior, sac, spirl"):
+    with pytest.raises(SpirlError, match="unknown method 'magic'; known are bc_sac, flat_prior, rlpd, sac, spirl"):
         skill_spec(SkillSettings(), "magic", PADS, 2)
 
 

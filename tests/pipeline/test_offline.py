@@ -1,0 +1,116 @@
+"""The demonstrations a second time, from a config to a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import TOY
+from workspaces import trial as toy_trial
+
+from spirl_ray.config import parse_experiment
+from spirl_ray.errors import SpirlError
+from spirl_ray.pipeline import stages
+from spirl_ray.pipeline.offline import offline_decisions
+from spirl_ray.pipeline.workspace import Trial, Workspace
+from spirl_ray.rl.offline_decisions import read_decisions, read_offline_card
+
+FOLDER = "offline"
+
+
+def prepared(folder: Path, *methods: str, **changes: Any) -> list[Trial]:
+    """The trials of a toy experiment whose dataset is there."""
+    raw = {**TOY, "methods": list(methods), "output": str(folder / "out"), "evaluate": {**TOY["evaluate"], "videos": 0}}
+    for name, values in changes.items():
+        raw[name] = {**raw.get(name, {}), **values}
+    workspace = Workspace(parse_experiment(raw, "test"))
+    workspace.reserve()
+    stages.prepare_data(workspace)
+    return workspace.trials()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_presets_with_offline_decisions_learn_from_both(tmp_path: Path) -> None:
+    many = {"critics": 3, "critics_in_minimum": 2, "critic_layer_norm": True, "updates_per_decision": 2.0}
+    trials = prepared(tmp_path, "spirl_offline", "supe", "rlpd", train=many)
+    for trial in trials:
+        stages.train_skills(trial)
+        told: list[Any] = []
+        result = stages.train(trial, lambda done, total, row, told=told: told.append(row))
+        assert result.updates > 0
+        assert trial.offline is not None
+        card = read_offline_card(trial.offline)
+        assert (card.parts, card.labels) == (2, "environment")  # one for each file of the dataset
+        assert 0 < card.rewarded < card.decisions
+        [finding] = [f for f in result.findings if f"{card.decisions:,} offline decisions" in f.text]
+        assert not finding.warning
+        assert any(finding in row.get("findings", ()) for row in told)
+    names = {trial.offline.name for trial in trials if trial.offline is not None}
+    assert len(names) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_labels_are_made_once_for_each_target(tmp_path: Path) -> None:
+    [trial] = prepared(tmp_path, "spirl_offline")
+    stages.train_skills(trial)
+    folder = offline_decisions(trial)
+    assert folder is not None
+    made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    left = folder.with_name(f".{folder.name}.partial-{'x' * 8}-1")  # of a process on another host
+    left.mkdir()
+    assert offline_decisions(trial) == folder
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
+    [other] = prepared(tmp_path, "spirl_offline", env={"tasks": ["north"]})
+    assert other.skills == trial.skills
+    elsewhere = offline_decisions(other)
+    assert elsewhere is not None
+    assert elsewhere != folder
+    most = read_decisions(elsewhere, 10**6)["rewards"].max()
+    assert most == 1 < read_offline_card(folder).rewarded
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_damaged_file_is_named_and_leaves_no_folder(tmp_path: Path) -> None:
+    [trial] = prepared(tmp_path, "spirl_offline")
+    stages.train_skills(trial)
+    damaged = next(trial.workspace.dataset.glob("*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(SpirlError) as raised:
+        offline_decisions(trial)
+    assert damaged.name in str(raised.value)
+    assert trial.offline is not None
+    assert not trial.offline.exists()
+
+
+def test_a_method_without_offline_decisions_makes_none(tmp_path: Path) -> None:
+    assert toy_trial(tmp_path).offline is None
+    assert offline_decisions(toy_trial(tmp_path)) is None
+    assert toy_trial(tmp_path, train={"offline_fraction": 0.5}).offline is not None
+    assert toy_trial(tmp_path, "spirl_offline", train={"offline_fraction": 0.0}).offline is None
+
+
+def test_what_determines_the_labels_is_in_the_key_of_decisions_and_policy(tmp_path: Path) -> None:
+    def keys(**groups: Any) -> tuple[str, str]:
+        found = toy_trial(tmp_path, "spirl_offline", **groups)
+        assert found.offline is not None
+        return found.offline.name, found.policy.name
+
+    first = keys()
+    for changed in ({"env": {"tasks": ["north"]}}, {"train": {"offline_labels": "recorded"}}):
+        assert not {*keys(**changed)} & {*first}
+    for setting, value in (("target_divergence", 3.0), ("offline_fraction", 0.25)):
+        decisions, policy = keys(train={setting: value})
+        assert decisions == first[0]
+        assert policy != first[1]
+
+
+def test_skills_without_demonstrations_have_no_offline_decisions(tmp_path: Path, make_skills: Any) -> None:
+    raw = {**TOY, "methods": ["spirl_offline"], "output": str(tmp_path / "out"), "data": {}}
+    raw["skills"] = {"artifact": str(make_skills())}
+    trial = Workspace(parse_experiment(raw, "test")).trial("spirl_offline", 0)
+    with pytest.raises(SpirlError, match=r"data\.sources"):
+        _ = trial.offline

@@ -1,0 +1,130 @@
+"""Batches that are partly offline decisions: their share, resuming, and labels that are learned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made_decisions import made_decisions
+from ray.rllib.core.columns import Columns
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from spirl_ray.errors import SpirlError
+from spirl_ray.rl.learned_labels import LearnedLabels
+from spirl_ray.rl.offline_decisions import STEPS, Labels, write_card, write_part
+from spirl_ray.rl.replay import DISCOUNTS, PHASE
+
+MakeLearner = Callable[..., Any]
+ONLINE, OFFLINE = 0.0, -1.0
+"""Phases that tell where a row is from; those of the environment are from 0 to 1."""
+
+
+@pytest.fixture
+def make_offline_learner(make_learner: MakeLearner, tmp_path: Path) -> MakeLearner:
+    """A learner with a folder of 200 offline decisions: ``make(labels=…, **training)``."""
+
+    def make(labels: Labels = "environment", latent_dim: int | None = None, **training: Any) -> Any:
+        plain = make_learner()
+        width, latents = plain.networks.policy.observation_dim, plain.networks.latent_dim
+        rows = made_decisions(width, latent_dim or latents, 200, seed=5)
+        rows[PHASE][:] = OFFLINE
+        rows[STEPS] = np.full(200, 4, np.float32)
+        del rows[DISCOUNTS]
+        folder = tmp_path / f"offline-{labels}-{latent_dim}"
+        write_card(folder, labels, [write_part(folder, 0, rows)])
+        learner = make_learner(offline=folder, **training)
+        learner.replay.columns[PHASE][:] = ONLINE
+        return learner
+
+    return make
+
+
+@pytest.mark.parametrize(("fraction", "share"), [(0.5, 16), (0.25, 8), (0.9, 29)])
+def test_every_batch_has_the_same_share_of_offline_decisions(
+    make_offline_learner: MakeLearner, fraction: float, share: int
+) -> None:
+    learner = make_offline_learner(offline_fraction=fraction, discount=0.8)
+    drawn = learner.rows.sample(5 * 32)
+    offline = (drawn[PHASE] == OFFLINE).view(5, 32)
+    assert offline.sum(1).tolist() == [share] * 5
+    assert drawn[DISCOUNTS][offline.flatten()].unique().tolist() == [pytest.approx(0.8)]
+    assert drawn[Columns.OBS].shape == (160, learner.networks.policy.observation_dim)
+
+
+def test_a_discount_a_primitive_step_is_that_of_the_decisions_length(make_offline_learner: MakeLearner) -> None:
+    learner = make_offline_learner(offline_fraction=0.5, discount=0.9, discount_per="primitive_step")
+    drawn = learner.rows.sample(32)
+    assert drawn[DISCOUNTS][drawn[PHASE] == OFFLINE].unique().tolist() == [pytest.approx(0.9**4)]
+
+
+def test_without_a_fraction_only_the_replay_is_drawn_from(make_learner: MakeLearner) -> None:
+    learner = make_learner()
+    assert learner.rows is learner.replay
+
+
+def test_the_folder_of_the_decisions_must_be_named_and_fit(
+    make_learner: MakeLearner, make_offline_learner: MakeLearner
+) -> None:
+    with pytest.raises(SpirlError, match="offline"):
+        make_learner(offline_fraction=0.5)
+    with pytest.raises(SpirlError, match="latents of 2 numbers"):
+        make_offline_learner(latent_dim=2, offline_fraction=0.5)
+
+
+@pytest.mark.parametrize("labels", ["environment", "learned"])
+def test_a_resumed_learner_is_bit_equal(make_offline_learner: MakeLearner, labels: Labels) -> None:
+    from spirl_ray.rl.learners import _restore, _state
+
+    unbroken = make_offline_learner(labels, offline_fraction=0.5)
+    unbroken.learn(6, 1.0)
+    saved, networks = copy.deepcopy((_state(unbroken), unbroken.get_state()))
+    resumed = make_offline_learner(labels, offline_fraction=0.5)
+    resumed.learn(3, 1.0)  # so that everything differs
+    networks[WEIGHTS_SEQ_NO] += 1  # RLlib takes only weights with a higher number than its own
+    resumed.set_state(networks)
+    _restore(resumed, saved)
+    resumed.learn(4, 1.0)
+    torch.set_rng_state(saved["rng"])
+    unbroken.learn(4, 1.0)
+    for one, other in zip(unbroken.networks.parameters(), resumed.networks.parameters(), strict=True):
+        assert torch.equal(one, other)
+    if labels == "learned":
+        ours, theirs = unbroken.rows.labels.state_dict(), resumed.rows.labels.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    other_data = {**saved, "rows": {**saved["rows"], "decisions": 7}}
+    with pytest.raises(SpirlError, match="7 offline decisions"):
+        _restore(resumed, other_data)
+
+
+def test_labels_learn_rewards_and_reward_what_is_new(make_learner: MakeLearner) -> None:
+    learner = make_learner(novelty_bonus=0.5, critic_width=32, critic_layers=2)
+    policy, latent_dim = learner.networks.policy, learner.networks.latent_dim
+    labels = LearnedLabels(policy, latent_dim, learner.config.settings, 0)
+    known = {name: torch.from_numpy(v) for name, v in made_decisions(policy.observation_dim, latent_dim, 256).items()}
+    known[Columns.REWARDS] = known[Columns.ACTIONS][:, 0].sign()
+    for _ in range(150):
+        labels.learn(known, 4)
+    found = labels(known)
+    assert (found - known[Columns.REWARDS]).abs().mean() < 0.4
+    new = {**known, Columns.ACTIONS: 10.0 + known[Columns.ACTIONS]}
+    bonus = labels(new) - labels.reward(labels._inputs(new)).squeeze(-1)
+    assert bonus.tolist() == [pytest.approx(0.5)] * 256
+    of_known = found - labels.reward(labels._inputs(known)).squeeze(-1)
+    assert of_known.mean() < 0.15
+    assert of_known.min() >= 0.0
+    assert of_known.max() <= 0.5001
+
+
+def test_learned_labels_change_what_is_drawn_offline_alone(make_offline_learner: MakeLearner) -> None:
+    learner = make_offline_learner("learned", offline_fraction=0.5)
+    before = learner.rows.offline.columns[Columns.REWARDS].clone()
+    drawn = learner.rows.sample(64)
+    offline = drawn[PHASE] == OFFLINE
+    assert not torch.isin(drawn[Columns.REWARDS][offline], before).any()
+    assert torch.isin(drawn[Columns.REWARDS][~offline], learner.replay.columns[Columns.REWARDS]).all()
+    assert torch.equal(before, learner.rows.offline.columns[Columns.REWARDS])
