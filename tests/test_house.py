@@ -37,6 +37,7 @@ EVERYBODYS = {
     "config_file",
     "config_submit",
     "config_tracking",
+    "config_train",
     "errors",
     "metrics",
     "registry",

@@ -63,8 +63,11 @@ class SkillPriorSACLearner(TorchLearner):
             seed + rank,
             self._device,
         )
-        rows = METHODS[method.name].rows or (OfflineRows if method.offline_fraction else None)
-        self.rows = self.replay if rows is None else rows(self)
+        self.rows = self.replay
+        if (own := METHODS[method.name].rows) is not None:
+            self.rows = own(self)
+        elif method.offline_fraction:
+            self.rows = OfflineRows(self.config, self.replay, module.policy, seed + rank)
         self._gradients = AveragedGradients(module) if self.config.num_learners > 1 else None
         self._apply_own_settings()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,26 +14,27 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learned_labels import LearnedLabels
 from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.offline_decisions import STEPS, read_decisions, read_offline_card
+from spirl_ray.rl.policy_network import PolicyNetwork
 from spirl_ray.rl.replay import DISCOUNTS, DecisionReplay
 from spirl_ray.skills.execution import decision_discount
-
-if TYPE_CHECKING:
-    from spirl_ray.rl.learner import SkillPriorSACLearner
 
 
 class OfflineRows:
     """The source of batches of which each has the same share of offline decisions; the rest is from the replay.
 
     Args:
-        learner: the learner, whose config names the folder of the decisions.
+        config: the `SkillPriorSACConfig`, which names the folder of the decisions.
+        replay: the replay of the learner.
+        policy: the policy network, for labels that are learned.
+        seed: seed of what is drawn.
 
     Raises:
         SpirlError: there are no offline decisions, or they are damaged or of another policy.
     """
 
-    def __init__(self, learner: SkillPriorSACLearner) -> None:
-        config, self.online = learner.config, learner.replay
-        settings, device = config.settings, learner.replay.device
+    def __init__(self, config: Any, replay: DecisionReplay, policy: PolicyNetwork, seed: int) -> None:
+        self.online = replay
+        settings, device = config.settings, replay.device
         if config.offline is None:
             raise SpirlError(
                 f"The method {config.method['name']} also learns from the demonstrations: name their decisions, "
@@ -47,14 +48,13 @@ class OfflineRows:
             [decision_discount(settings.discount, int(n), per_decision=per_decision) for n in steps], np.float32
         )
         (count, width), latent_dim = rows[Columns.OBS].shape, rows[Columns.ACTIONS].shape[1]
-        policy = learner.networks.policy
-        if (width, latent_dim) != (policy.observation_dim, learner.networks.latent_dim):
+        wanted = replay.observation_dim, replay.latent_dim
+        if (width, latent_dim) != wanted:
             raise SpirlError(
                 f"{folder}: the decisions have policy observations of {width} and latents of {latent_dim} numbers, "
-                f"the policy has {policy.observation_dim} and {learner.networks.latent_dim}. Remove the folder, and "
+                f"the policy has {wanted[0]} and {wanted[1]}. Remove the folder, and "
                 "they are made again."
             )
-        seed = (config.seed or 0) + learner._learner_index
         self.offline = DecisionReplay(count, width, latent_dim, seed, device)
         self.offline.add(rows)
         self.batch_size = settings.batch_size

@@ -57,6 +57,7 @@ class DecisionReplay:
         self, capacity: int, observation_dim: int, latent_dim: int, seed: int, device: torch.device | str = "cpu"
     ) -> None:
         self.capacity = capacity
+        self.observation_dim, self.latent_dim = observation_dim, latent_dim
         self.size = 0
         self.position = 0
         self.generator = torch.Generator(device).manual_seed(seed)
