@@ -99,8 +99,9 @@ def learner_metrics(update: Mapping[str, Any]) -> dict[str, float]:
 
     Args:
         update: tensors of one update, by name: ``critic_loss``, ``policy_loss``, ``alpha`` (scalars); ``values``,
-            ``latent_std``; ``divergence`` [B] and ``phase`` [B] (where in the episode the skill began, from 0 to 1);
-            and whatever else a learner of one's own gives.
+            ``latent_std``; ``divergence`` [B] and ``phase`` [B] (where in the episode the skill began, from 0 to 1, or
+            less than 0 where the decision is not the agent's own, so that its divergence does not count); and whatever
+            else a learner of one's own gives.
     """
     found = {}
     for metric in training_metrics("train"):
@@ -132,14 +133,18 @@ def register_metric(metric: Metric, *, replace: bool = False) -> None:
 def _in_phase(index: int) -> Callable[[Mapping[str, Any]], Any]:
     def mean(update: Mapping[str, Any]) -> Any:
         part = (update["phase"] * PHASES).long().clamp(max=PHASES - 1)
-        chosen = update["divergence"][part == index]
+        chosen = update["divergence"][(part == index) & (update["phase"] >= 0.0)]
         return chosen.mean() if len(chosen) else None
 
     return mean
 
 
 def _quantile(level: float) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda update: update["divergence"].quantile(level)
+    return lambda update: _own_divergence(update).quantile(level)
+
+
+def _own_divergence(update: Mapping[str, Any]) -> Any:
+    return update["divergence"][update["phase"] >= 0.0]
 
 
 def _row(stage: Stage, name: str, meaning: str, unit: str = "", *, signed: bool = False, **more: Any) -> TrainingMetric:
@@ -170,7 +175,7 @@ _ROWS = (
          panel="Env runners", label="lost so far"),
     # Computed in the learner.
     _row("train", "divergence", "Mean divergence of the policy from the prior; alpha keeps it at the target divergence",
-         _NATS, panel=_DIVERGENCE, label="mean", brief="divergence", of=lambda u: u["divergence"].mean()),
+         _NATS, panel=_DIVERGENCE, label="mean", brief="divergence", of=lambda u: _own_divergence(u).mean()),
     _row("train", "divergence_p50", "Median of the divergence", _NATS, panel=_DIVERGENCE, label="median",
          of=_quantile(0.5)),
     _row("train", "divergence_p90", "90th percentile of the divergence", _NATS, panel=_DIVERGENCE,

@@ -193,6 +193,13 @@ def test_the_learners_metrics_are_those_of_the_update() -> None:
     )
 
 
+def test_decisions_of_the_demonstrations_do_not_count_for_the_divergence() -> None:
+    both = update()
+    both["divergence"] = torch.cat([both["divergence"], torch.tensor([90.0, 95.0])])
+    both["phase"] = torch.cat([both["phase"], torch.tensor([-1.0, -1.0])])
+    assert learner_metrics(both) == learner_metrics(update())
+
+
 def test_every_row_says_what_it_means_and_metrics_of_a_panel_have_one_unit() -> None:
     for stage in ("pretrain", "train"):
         units: dict[str, set[str]] = {}

@@ -207,7 +207,9 @@ class SkillPriorSACLearner(TorchLearner):
         )
         critic = losses.critic_loss(forward["values"], target)
         policy = losses.policy_loss(forward["divergence"], forward["policy_value"], alpha)
-        temperature = losses.alpha_loss(module.log_alpha, forward["divergence"], self._target_divergence)
+        # The target divergence is for the states that the agent gets to, not for those of the demonstrations.
+        own_divergence = losses.mean_of_own(forward["divergence"], batch[PHASE])
+        temperature = losses.alpha_loss(module.log_alpha, own_divergence, self._target_divergence)
         found = {
             "critic_loss": critic,
             "policy_loss": policy,

@@ -63,3 +63,9 @@ def alpha_loss(log_alpha: Tensor, divergence: Tensor, target_divergence: float) 
     """The loss alpha (delta - D(s)) with D detached (paper, Eq. 6): descending it raises alpha while D exceeds
     delta."""
     return (log_alpha.exp() * (target_divergence - divergence.detach())).mean()
+
+
+def mean_of_own(values: Tensor, phase: Tensor) -> Tensor:
+    """The mean of ``values`` [B] over the agent's own decisions, whose ``phase`` [B] is not below 0."""
+    own = (phase >= 0.0).to(values.dtype)
+    return (own * values).sum() / own.sum().clamp_min(1.0)

@@ -15,7 +15,7 @@ from spirl_ray.rl.learned_labels import LearnedLabels
 from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.offline_decisions import STEPS, read_decisions, read_offline_card
 from spirl_ray.rl.policy_network import PolicyNetwork
-from spirl_ray.rl.replay import DISCOUNTS, DecisionReplay
+from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE, DecisionReplay
 from spirl_ray.skills.execution import decision_discount
 
 
@@ -47,6 +47,7 @@ class OfflineRows:
         rows[DISCOUNTS] = np.array(
             [decision_discount(settings.discount, int(n), per_decision=per_decision) for n in steps], np.float32
         )
+        rows[PHASE] = np.full_like(rows[PHASE], OFFLINE_PHASE)
         (count, width), latent_dim = rows[Columns.OBS].shape, rows[Columns.ACTIONS].shape[1]
         wanted = replay.observation_dim, replay.latent_dim
         if (width, latent_dim) != wanted:

@@ -14,6 +14,8 @@ from torch import Tensor
 from spirl_ray.skills.execution import decision_discount
 
 DISCOUNTS, PHASE = "discounts", "phase"
+OFFLINE_PHASE = -1.0
+"""The phase of decisions that are not the agent's own; that of its own is from 0 to 1."""
 _GROWTH = 2.0
 _FIRST_ROWS = 4096
 """The rows for which there is room at the start."""

@@ -99,3 +99,9 @@ def test_alpha_rises_above_the_target_divergence_and_falls_below_it(divergence: 
 def test_policy_loss_weighs_divergence_against_value() -> None:
     found = losses.policy_loss(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.0]), 0.5)
     assert found.item() == pytest.approx((0.5 * 2 - 1 + 0.5 * 4) / 2)
+
+
+def test_a_mean_over_the_agents_own_decisions_leaves_the_demonstrations_out() -> None:
+    values, phase = torch.tensor([1.0, 10.0, 3.0]), torch.tensor([0.0, -1.0, 0.9])
+    assert float(losses.mean_of_own(values, phase)) == 2.0
+    assert float(losses.mean_of_own(values, torch.full((3,), -1.0))) == 0.0

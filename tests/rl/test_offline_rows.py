@@ -17,11 +17,10 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learned_labels import LearnedLabels
 from spirl_ray.rl.offline_decisions import STEPS, Labels, write_card, write_part
-from spirl_ray.rl.replay import DISCOUNTS, PHASE
+from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE
 
 MakeLearner = Callable[..., Any]
-ONLINE, OFFLINE = 0.0, -1.0
-"""Phases that tell where a row is from; those of the environment are from 0 to 1."""
+ONLINE, OFFLINE = 0.0, OFFLINE_PHASE
 
 
 @pytest.fixture
@@ -32,7 +31,6 @@ def make_offline_learner(make_learner: MakeLearner, tmp_path: Path) -> MakeLearn
         plain = make_learner()
         width, latents = plain.networks.policy.observation_dim, plain.networks.latent_dim
         rows = made_decisions(width, latent_dim or latents, 200, seed=5)
-        rows[PHASE][:] = OFFLINE
         rows[STEPS] = np.full(200, 4, np.float32)
         del rows[DISCOUNTS]
         folder = tmp_path / f"offline-{labels}-{latent_dim}"
