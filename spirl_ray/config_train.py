@@ -40,6 +40,10 @@ class TrainSettings(Settings):
     timeout_is_terminal: bool = False
     """The paper's reference marks time-outs as terminal; bootstrapping through them is correct."""
     polyak: float = Field(default=0.005, gt=0.0, le=1.0)
+    """The rate at which the target critics follow the critics, an update."""
+    policy_polyak: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The rate at which the policy that is evaluated and published follows the one that acts and learns, an update; 1
+    is the latter itself. An average does not swing with each update."""
     critic_width: int = Field(default=256, ge=1, le=65_536)
     critic_layers: int = Field(default=5, ge=1, le=64)
     critic_layer_norm: bool = False

@@ -44,7 +44,8 @@ from spirl_ray.rl.sampling import Sampler
 from spirl_ray.skills.artifact import read_skill_card
 
 _RECENT_EPISODES = 50
-_POLICY_PREFIX = "policy."
+_POLICY, _AVERAGE = "policy.", "average."
+"""What the names of the policy's parameters begin with, and those of its average."""
 _RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 SKILL_RESULTS = "skills"
 """The key of this algorithm's counters and episode statistics in RLlib's result dict."""
@@ -327,13 +328,18 @@ class SkillPriorSAC(Algorithm):
         return self.scores.mean(self.recent)
 
     def policy_state(self) -> dict[str, torch.Tensor]:
-        """The state dict of the `PolicyNetwork`, from the (first) learner, for the policy artifact."""
-        state = self.learner_group.get_state(components=[f"{_RL_MODULE}/{DEFAULT_MODULE_ID}"], inference_only=True)
+        """The state dict of the `PolicyNetwork`, from the (first) learner, for the policy artifact: that of its average
+        where there is one."""
+        averaged = self.settings.policy_polyak < 1.0
+        state = self.learner_group.get_state(
+            components=[f"{_RL_MODULE}/{DEFAULT_MODULE_ID}"], inference_only=not averaged
+        )
         module = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+        prefix = _AVERAGE if averaged else _POLICY
         return {
-            name.removeprefix(_POLICY_PREFIX): torch.as_tensor(value)
+            name.removeprefix(prefix): torch.as_tensor(value)
             for name, value in module.items()
-            if name.startswith(_POLICY_PREFIX)
+            if name.startswith(prefix)
         }
 
     # --- checkpoints, which Tune also calls ---

@@ -44,6 +44,7 @@ class TrainingArguments(TypedDict, total=False):
     divergence_in_target: bool
     timeout_is_terminal: bool
     polyak: float
+    policy_polyak: float
     critic_width: int
     critic_layers: int
     critic_layer_norm: bool

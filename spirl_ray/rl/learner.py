@@ -190,6 +190,9 @@ class SkillPriorSACLearner(TorchLearner):
             for main, target in module.get_target_network_pairs():
                 # One fused call; RLlib's helper copies two state dicts for every update.
                 torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), settings.polyak)
+            if module.average is not None:
+                average, policy = list(module.average.parameters()), list(module.policy.parameters())
+                torch._foreach_lerp_(average, policy, settings.policy_polyak)
         return found
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -33,6 +33,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
     framework = "torch"
     critics: Critics
     target_critics: Critics
+    average: PolicyNetwork | None
+    """The average of the policy over updates, where ``train.policy_polyak`` asks for one."""
     log_alpha: nn.Parameter
     acts_from_prior: Tensor | None
 
@@ -52,7 +54,11 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
             self.prior = skills.prior.requires_grad_(False)
         # A buffer, so that it reaches the env runners with the weights, and the checkpoint. The first update clears it.
         self.register_buffer("acts_from_prior", torch.tensor(True) if warms_up else None)
+        self.average = None
         if not self.inference_only:
+            if settings.policy_polyak < 1.0:
+                self.average = PolicyNetwork(self.policy.spec, skills).requires_grad_(False)
+                self.average.load_state_dict(self.policy.state_dict())
             self.critics = Critics(
                 self.policy.input_dim + self.latent_dim,
                 count=settings.critics,
@@ -77,6 +83,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
     def get_non_inference_attributes(self) -> list[str]:
         names = ["critics", "target_critics", "log_alpha"]
+        if self.average is not None:
+            names.append("average")
         if self.prior is not None and self.acts_from_prior is None:
             names.append("prior")
         return names

@@ -190,9 +190,7 @@ class RewardScale:
         """
         self.starting_divergence = starting_divergence
         environment = EnvironmentSettings.model_validate(config.env_config["environment"])
-        judge = envs.environment(environment).judge
-        judged_so = None if judge is None else partial(judged, judge, environment.kwargs)
-        self.recorded = self.read_rewards(config.dataset, environment.id, judged_so)
+        self.recorded = self.read_rewards(config.dataset, environment.id, _judge(config.dataset, environment))
         self.warmed_up = True
         self._settle()
 
@@ -255,6 +253,14 @@ class RewardScale:
         self.seen, self.recorded = RewardsSeen(**state["seen"]), RewardsSeen(**state["recorded"])
         self.warmed_up, self.starting_divergence = state["warmed_up"], state["starting_divergence"]
         self._running.clear()
+
+
+def _judge(dataset: str | None, environment: EnvironmentSettings) -> Callable[[Episode], Judgement] | None:
+    """What gives episodes the rewards of the task; None where nothing does, or the data lack what it reads."""
+    spec = envs.environment(environment)
+    if dataset is None or spec.judge is None or not set(spec.features) <= set(read_card(dataset).features):
+        return None
+    return partial(judged, spec.judge, environment.kwargs)
 
 
 def _recorded_rewards(dataset: str, card: DatasetCard) -> Iterator[Vector]:

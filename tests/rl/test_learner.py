@@ -284,3 +284,21 @@ def test_env_runners_get_the_policy_alone(make_config: MakeConfig) -> None:
     learner = Built(make_config())
     state = learner.learner.get_state(components="rl_module", inference_only=True)["rl_module"][DEFAULT_MODULE_ID]
     assert {name.split(".")[0] for name in state} == {"policy"}
+
+
+def test_the_published_policy_may_be_an_average(make_learner: Callable[..., Any]) -> None:
+    learner = make_learner(policy_polyak=0.25)
+    module = learner.networks
+    start = [value.clone() for value in module.policy.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(start, module.average.parameters(), strict=True))
+    learner.learn(1, 1.0)
+    now = [value.clone() for value in module.policy.parameters()]
+    expected = [one.lerp(other, 0.25) for one, other in zip(start, now, strict=True)]
+    learner.learn(1, 1.0)
+    expected = [one.lerp(other, 0.25) for one, other in zip(expected, module.policy.parameters(), strict=True)]
+    for one, other in zip(expected, module.average.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert any(not torch.equal(one, other) for one, other in zip(expected, now, strict=True))
+    assert {"average"} <= {name.split(".")[0] for name in module.state_dict()}
+    assert not any(name.startswith("average") for name in module.get_state(inference_only=True))
+    assert make_learner().networks.average is None
