@@ -12,7 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
-from torch import Tensor
+from torch import Tensor, nn
 
 from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
@@ -187,12 +187,14 @@ class SkillPriorSACLearner(TorchLearner):
                 module.log_alpha.clamp_(min=math.log(settings.alpha_min))
             if module.acts_from_prior is not None:
                 module.acts_from_prior.fill_(False)
-            for main, target in module.get_target_network_pairs():
-                # One fused call; RLlib's helper copies two state dicts for every update.
-                torch._foreach_lerp_(list(target.parameters()), list(main.parameters()), settings.polyak)
+            followed: list[tuple[nn.Module, nn.Module, float]] = [
+                (*pair, settings.polyak) for pair in module.get_target_network_pairs()
+            ]
             if module.average is not None:
-                average, policy = list(module.average.parameters()), list(module.policy.parameters())
-                torch._foreach_lerp_(average, policy, settings.policy_polyak)
+                followed.append((module.policy, module.average, settings.policy_polyak))
+            for main, follower, rate in followed:
+                # One fused call; RLlib's helper copies two state dicts for every update.
+                torch._foreach_lerp_(list(follower.parameters()), list(main.parameters()), rate)
         return found
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
