@@ -1,0 +1,70 @@
+"""One set of settings on four targets of the kitchen: ``python -m benchmarks.kitchen_targets [--run] [--set KEY=VALUE]``.
+
+``--run`` trains ``tune_configs/kitchen_play.yaml`` for each target, one after another, in one folder, so that they share
+demonstrations and skills; it resumes where it was stopped. Without it, what is finished so far is collected. Both write
+``benchmarks/results/kitchen_targets.csv`` (every evaluation during training, then the final ones of the published
+policies) and ``kitchen_targets.json`` (the exact config, versions and hardware).
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.collect import RESULTS, shared_settings, with_others
+from spirl_ray import api
+from spirl_ray.config import Experiment, load_experiment
+from spirl_ray.files.atomic import write_json
+from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.provenance import hardware, versions
+from spirl_ray.pipeline.workspace import Workspace
+from spirl_ray.reports.gather import gather
+from spirl_ray.reports.tables import load_trials, result_rows
+
+NAME = "kitchen_targets"
+TARGETS = (
+    ("microwave", "kettle", "bottom burner", "light switch"),  # the paper's
+    ("top burner", "slide cabinet", "hinge cabinet", "kettle"),
+    ("microwave", "light switch", "slide cabinet", "hinge cabinet"),
+    ("hinge cabinet", "kettle", "microwave", "slide cabinet"),  # the one that the experts solve least often
+)
+COLUMNS = ("env_steps", "mode", "evaluation", "subtasks", "episodes", "wall_clock_s", "config_hash", "commit")
+
+
+def experiment(target: tuple[str, ...], changes: list[str]) -> Experiment:
+    """The experiment of a target."""
+    tasks = f"env.tasks=[{', '.join(target)}]"
+    return load_experiment("kitchen_play", [f"name={NAME}", f"output=runs/{NAME}", tasks, *changes])
+
+
+def rows_of(target: tuple[str, ...], chosen: Experiment) -> list[dict[str, Any]]:
+    """A row for each evaluation of the target's policies, as far as they are there."""
+    record = gather(Workspace(chosen), "")
+    rows = result_rows(load_trials(record.trials, record.scores), record.scores)
+    fixed = {"target": " + ".join(target)}
+    return [
+        {"method": row["method"], **fixed, "seed": row["seed"], **{name: row[name] for name in COLUMNS}} for row in rows
+    ]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for target in TARGETS:
+        chosen = experiment(target, options.changes)
+        if options.run:
+            api.run(chosen)
+        rows += rows_of(target, chosen)
+    path = RESULTS / f"{NAME}.csv"
+    write_csv(path, with_others(path, rows, ("method", "target", "seed")) if path.exists() else rows)
+    settings = shared_settings(experiment(TARGETS[0], options.changes))
+    write_json(RESULTS / f"{NAME}.json", {"config": settings, "versions": versions(), "hardware": hardware()})
+    print(f"wrote {path}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
