@@ -1,7 +1,8 @@
-"""One set of settings on four targets of the kitchen: ``python -m benchmarks.kitchen_targets [--run] [--set KEY=VALUE]``.
+"""One set of settings on four targets of the kitchen: ``python -m benchmarks.kitchen_targets [--run]``.
 
-``--run`` trains ``tune_configs/kitchen_play.yaml`` for each target, one after another, in one folder, so that they share
-demonstrations and skills; it resumes where it was stopped. Without it, what is finished so far is collected. Both write
+``--run`` trains ``tune_configs/kitchen_play.yaml`` for each target, one after another, in one folder, so that they
+share demonstrations and skills; it resumes where it was stopped. Without it, what is finished so far is collected. Both
+write
 ``benchmarks/results/kitchen_targets.csv`` (every evaluation during training, then the final ones of the published
 policies) and ``kitchen_targets.json`` (the exact config, versions and hardware).
 """
