@@ -17,7 +17,7 @@ def workspace(folder: Path, **groups: Any) -> Workspace:
     """The toy experiment in ``folder/out``, with some settings changed: ``train={"batch_size": 9}``."""
     raw = {**TOY, "output": str(folder / "out")}
     for name, values in groups.items():
-        raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
+        raw[name] = {**raw.get(name, {}), **values} if isinstance(values, dict) else values
     made = Workspace(parse_experiment(raw, "test"))
     if not made.dataset.exists():
         made.dataset.mkdir(parents=True)

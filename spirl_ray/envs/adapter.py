@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import pkgutil
 import random
@@ -300,6 +301,17 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
 
 def _filmable(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+
+
+def function_source(name: str | None) -> str | None:
+    """The text of the file with the function that a setting names, by which a changed function is noticed; None where
+    there is no such file."""
+    if name is None or (spec := importlib.util.find_spec(name.partition(":")[0])) is None or spec.origin is None:
+        return None
+    try:
+        return Path(spec.origin).read_text()
+    except (OSError, ValueError):
+        return None
 
 
 def named_function(name: str | None, setting: str) -> Callable[..., Any] | None:

@@ -20,6 +20,11 @@ class Judgement(NamedTuple):
     terminated: NDArray[np.bool_]
     """True in each step that ends the task, [T]; what follows the first of them does not count."""
 
+    @property
+    def end(self) -> int:
+        """The first step that ends the task; T where none does."""
+        return int(self.terminated.argmax()) if self.terminated.any() else len(self.terminated)
+
 
 Judge = Callable[[Mapping[str, Any], Episode], Judgement]
 """A function from the arguments of an environment's constructor, and a recorded episode, to its judgement."""

@@ -13,6 +13,8 @@ from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder
 from spirl_ray.files.shared import require_seen
 from spirl_ray.pipeline.events import Progress, silent
+from spirl_ray.pipeline.findings import offline_findings
+from spirl_ray.pipeline.results import Finding
 from spirl_ray.pipeline.workspace import Trial
 from spirl_ray.rl.config import method_and_policy
 from spirl_ray.rl.offline_decisions import (
@@ -51,6 +53,14 @@ def offline_decisions(trial: Trial, progress: Progress = silent) -> Path | None:
     return out
 
 
+def noted_offline(trial: Trial) -> tuple[Finding, ...]:
+    """What is known of a trial's offline decisions; nothing where there are none."""
+    out = trial.offline
+    if out is None or not (out / layout.OFFLINE_CARD).exists():
+        return ()
+    return offline_findings(read_offline_card(out))
+
+
 def label_decisions(
     encoding: Encoding, dataset: Path, out: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> OfflineCard:
@@ -75,7 +85,8 @@ def label_decisions(
         for number, part in run_tasks(label, range(len(files))):
             parts[number] = part
             progress(len(parts), len(files))
-        card = write_card(folder, encoding.labels, list(parts.values()))
+        content = read_card(dataset).content_sha256
+        card = write_card(folder, encoding, content, [parts[number] for number in sorted(parts)])
     return card
 
 

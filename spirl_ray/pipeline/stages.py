@@ -18,9 +18,9 @@ from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.demonstrations import render_remotely
 from spirl_ray.pipeline.events import Progress, silent
-from spirl_ray.pipeline.findings import offline_findings, skill_findings
+from spirl_ray.pipeline.findings import skill_findings
 from spirl_ray.pipeline.monitoring import Monitor
-from spirl_ray.pipeline.offline import offline_decisions
+from spirl_ray.pipeline.offline import noted_offline, offline_decisions
 from spirl_ray.pipeline.results import (
     DataResult,
     DemonstrationsResult,
@@ -43,7 +43,6 @@ from spirl_ray.pipeline.session import interruptible
 from spirl_ray.pipeline.training import is_trained, noted_findings, train_policy
 from spirl_ray.pipeline.training_run import TrainingRun
 from spirl_ray.pipeline.workspace import Trial, Workspace
-from spirl_ray.rl.offline_decisions import read_offline_card
 from spirl_ray.skills.artifact import read_skill_card
 from spirl_ray.skills.batches import PretrainJob
 from spirl_ray.skills.pretrain import held_out, pretrain
@@ -170,10 +169,6 @@ def train(
         progress: callback that gets every row of metrics.
         on_evaluation: callback that gets every evaluated snapshot; see `train_policy`.
     """
-    offline, total = offline_decisions(trial, progress), trial.experiment.train.env_steps
-    told = () if offline is None else offline_findings(read_offline_card(offline))
-    if told:
-        progress(0, total, {"findings": told})
     run = TrainingRun(
         experiment=trial.experiment,
         method=trial.method_config,
@@ -182,10 +177,12 @@ def train(
         out=trial.policy,
         config_hash=trial.config_hash,
         dataset=trial.workspace.dataset if trial.workspace.has_data else None,
-        offline=offline,
+        offline=trial.offline,
     )
     with trial.workspace.locked(trial.policy):
-        done = is_trained(run)
+        done, total = is_trained(run), trial.experiment.train.env_steps
+        if not done and offline_decisions(trial, progress) is not None:
+            progress(0, total, {"findings": noted_offline(trial)})
         trained = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
     return TrainingResult(
         folder=trial.policy,
@@ -197,7 +194,7 @@ def train(
         **{name: trained[name] for name in ("env_steps", "decisions", "updates", "wall_clock_s", "commit")},
         score=trained["score"],
         publish=trained["publish"],
-        findings=(*told, *noted_findings(trial.policy, trial.experiment.train, trial.method_config)),
+        findings=(*noted_offline(trial), *noted_findings(trial.policy, trial.experiment.train, trial.method_config)),
     )
 
 

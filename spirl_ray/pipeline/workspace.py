@@ -19,6 +19,7 @@ from spirl_ray.config import EnvSettings, Experiment, SourceSettings
 from spirl_ray.config_environment import ActionSettings
 from spirl_ray.datasets.opened import OpenedData, open_data
 from spirl_ray.envs import EnvironmentSpec, environment
+from spirl_ray.envs.adapter import function_source
 from spirl_ray.episodes.dataset import FORMAT_VERSION, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -299,11 +300,13 @@ class Trial:
                 f"{self.method} also learns from the demonstrations in stage 2 (train.offline_fraction "
                 f"{method.offline_fraction}), and there are none: name them in data.sources."
             )
-        what = method.model_dump(mode="json", exclude={"target_divergence", "offline_fraction", "regulariser"})
+        env, labels = self.experiment.environment, self.experiment.train.offline_labels
+        # What the policy observes follows from these, see `spirl_ray.rl.policy_network.policy_spec`.
+        observed = (method.features, method.policy_head, method.policy_init, method.uses_prior)
+        parts = (self.skills_key, self.seed, observed, method.latent_limit, env.id, env.kwargs, env.interface, labels)
         content = read_card(self.workspace.dataset).content_sha256
-        labels = self.experiment.train.offline_labels
-        key = fingerprint(OFFLINE_FORMAT, content, self.skills_key, self.experiment.environment, what, labels)
-        return self.workspace.folder / layout.OFFLINE / f"{self.method}-s{self.seed}-{key}"
+        key = fingerprint(OFFLINE_FORMAT, content, *parts, function_source(env.interface.judge))
+        return self.workspace.folder / layout.OFFLINE / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
 
     @cached_property
     def config_hash(self) -> str:
@@ -323,12 +326,21 @@ class Trial:
                 "policy_init",
                 "regulariser",
                 "offline_fraction",
+                "offline_labels",
+                "novelty_bonus",
+                "policy_polyak",
                 "cuda_graph",
                 "compile",
             },
         )
-        offline = [] if self.offline is None else [self.offline.name]
-        return fingerprint(self.skills_key, self.experiment.environment, train, self.method_config, *offline)
+        # What has no effect is left out, so that it does not lead to another policy.
+        if self.offline is not None:
+            train["offline"] = self.offline.name
+            if self.experiment.train.offline_labels == "learned":
+                train["novelty_bonus"] = self.experiment.train.novelty_bonus
+        if self.experiment.train.policy_polyak < 1.0:
+            train["policy_polyak"] = self.experiment.train.policy_polyak
+        return fingerprint(self.skills_key, self.experiment.environment, train, self.method_config)
 
     @cached_property
     def policy(self) -> Path:

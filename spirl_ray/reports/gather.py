@@ -12,7 +12,8 @@ from spirl_ray.files.atomic import read_json
 from spirl_ray.files.tables import read_columns
 from spirl_ray.metrics import deciding_metrics
 from spirl_ray.pipeline.exploration import exploration_folder
-from spirl_ray.pipeline.findings import offline_findings, skill_findings
+from spirl_ray.pipeline.findings import skill_findings
+from spirl_ray.pipeline.offline import noted_offline
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.training import noted_findings, noted_rewards, read_provenance
@@ -26,7 +27,6 @@ from spirl_ray.reports.records import (
     TrialRecord,
 )
 from spirl_ray.rl.methods import METHODS
-from spirl_ray.rl.offline_decisions import read_offline_card
 from spirl_ray.skills.artifact import read_skill_card
 
 
@@ -114,8 +114,7 @@ def _deciding(trial: Trial) -> DecidingRecord | None:
     metrics = {row.name: measured[row.name] for row in deciding_metrics("pretrain") if row.name in measured}
     train, noted = trial.experiment.train, noted_rewards(trial.policy)
     findings = skill_findings(measured, trial.spec, trial.method_config, train)
-    if trial.offline is not None and (trial.offline / layout.OFFLINE_CARD).exists():
-        findings += offline_findings(read_offline_card(trial.offline))
+    findings += noted_offline(trial)
     findings += noted_findings(trial.policy, train, trial.method_config)
     return DecidingRecord(trial.method, trial.seed, {**metrics, **noted}, findings) if findings else None
 

@@ -7,6 +7,7 @@ network learns, on the online decisions, what a third, fixed network gives, and 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from spirl_ray.config import TrainSettings
 from spirl_ray.rl.policy_network import PolicyNetwork
+from spirl_ray.skills.execution import limited
 from spirl_ray.skills.networks import mlp
 
 _LEARNING_RATE = 3e-4
@@ -31,19 +33,24 @@ class LearnedLabels(nn.Module):
     the whole, where it is twice that or more.
 
     Args:
-        policy: the policy network, whose encoder reads observations.
+        policy: the policy network as it begins, of whose encoder a copy reads observations: one that learns would make
+            the same decision look new again.
         latent_dim: Z.
+        limit: latents count as ``limit * tanh(.)``, as the decoder gets them; None leaves them as they are.
         settings: the settings of stage 2.
         seed: seed of the networks.
     """
 
     error: Tensor
 
-    def __init__(self, policy: PolicyNetwork, latent_dim: int, settings: TrainSettings, seed: int) -> None:
+    def __init__(
+        self, policy: PolicyNetwork, latent_dim: int, limit: float | None, settings: TrainSettings, seed: int
+    ) -> None:
         super().__init__()
-        self._encode = policy.encode  # a bound method, because the policy is no part of this module
+        self._limit = limit
         self._bonus = settings.novelty_bonus
         inputs, width, layers = policy.input_dim + latent_dim, settings.critic_width, settings.critic_layers
+        self.observer = copy.deepcopy(policy).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.reward = mlp(inputs, 1, width=width, layers=layers, layer_norm=True)
@@ -82,8 +89,8 @@ class LearnedLabels(nn.Module):
 
     @torch.no_grad()
     def _inputs(self, rows: dict[str, Tensor]) -> Tensor:
-        encoded, _ = self._encode(rows[Columns.OBS])
-        return torch.cat([encoded, rows[Columns.ACTIONS]], dim=-1)
+        encoded, _ = self.observer.encode(rows[Columns.OBS])
+        return torch.cat([encoded, limited(rows[Columns.ACTIONS], self._limit)], dim=-1)
 
     def state(self) -> dict[str, Any]:
         """Returns everything needed to resume bit-equal."""

@@ -64,10 +64,10 @@ class SkillPriorSACLearner(TorchLearner):
             self._device,
         )
         self.rows = self.replay
-        if (own := METHODS[method.name].rows) is not None:
-            self.rows = own(self)
+        if (make_rows := METHODS[method.name].rows) is not None:
+            self.rows = make_rows(self)
         elif method.offline_fraction:
-            self.rows = OfflineRows(self.config, self.replay, module.policy, seed + rank)
+            self.rows = OfflineRows(self.config, self.replay, module.policy, rank)
         self._gradients = AveragedGradients(module) if self.config.num_learners > 1 else None
         self._apply_own_settings()
 

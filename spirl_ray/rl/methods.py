@@ -166,7 +166,7 @@ def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodCon
     "entropy -> -Z" is the target divergence Z (1 + log 2) whatever the box's half-width l.
 
     Raises:
-        SpirlError: the method is unknown or needs another kind of skills.
+        SpirlError: the method is unknown or needs another kind of skills, or a setting does not fit it.
     """
     method = METHODS[name]
     if method.decoder != spec.decoder:
@@ -181,6 +181,13 @@ def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodCon
             limit = PAPER_LATENT_LIMIT  # an entropy bonus needs a bounded space
     target = train.target_divergence if regulariser == "prior" else None
     fraction = method.offline_fraction if train.offline_fraction is None else train.offline_fraction
+    if fraction and method.rows is not None:
+        raise SpirlError(f"train.offline_fraction: method {name} has batches of its own. Leave the setting out.")
+    if fraction and not 0 < offline_share(train.batch_size, fraction) < train.batch_size:
+        raise SpirlError(
+            f"train.offline_fraction: a part of {fraction:g} of batches of {train.batch_size} (train.batch_size) leaves "
+            "no decision of the agent itself, or takes no offline one. Choose another part, or larger batches."
+        )
     return MethodConfig(
         name=name,
         regulariser=regulariser,
@@ -191,6 +198,11 @@ def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodCon
         policy_head=train.policy_head,
         offline_fraction=fraction,
     )
+
+
+def offline_share(batch_size: int, fraction: float) -> int:
+    """The number of offline decisions in a batch."""
+    return round(batch_size * fraction)
 
 
 def kept_divergence(method: MethodConfig, train: TrainSettings) -> float | None:

@@ -7,6 +7,7 @@ Windows begin at every offset of an episode, up to the step that ends the task.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ import numpy as np
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from ray.rllib.core.columns import Columns
 from safetensors import SafetensorError
+from torch import Tensor
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, Settings
@@ -28,18 +31,17 @@ from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
-from spirl_ray.files.atomic import read_json, write_atomically, write_json
+from spirl_ray.files.atomic import write_atomically, write_json
+from spirl_ray.files.untrusted import read_artifact_card
 from spirl_ray.rl.policy_network import PolicyObserver, PolicySpec
-from spirl_ray.rl.replay import PHASE
-from spirl_ray.skills.artifact import load_skills
-from spirl_ray.skills.decoders import DECODERS
+from spirl_ray.skills.artifact import load_skills, read_skill_card
 from spirl_ray.skills.execution import unlimited
 
 FORMAT_VERSION = 1
 STEPS = "primitive_steps"
 """The column with the length of each decision in primitive steps."""
-_AT_A_TIME = 512
-"""The windows that are encoded at once, which bounds the memory of images."""
+_AT_A_TIME = 256
+"""The observations that are encoded at once, which bounds the memory of images."""
 Labels = Literal["environment", "recorded", "learned"]
 Rows = dict[str, NDArray[np.float32]]
 
@@ -48,7 +50,14 @@ class OfflineCard(Settings):
     """What is in a folder of offline decisions; it completes the folder."""
 
     format_version: int = FORMAT_VERSION
-    parts: int
+    skills: str
+    """The SHA-256 of the skills whose encoder gave the latents."""
+    policy: PolicySpec
+    """What the policy observations hold."""
+    latent_limit: float | None
+    dataset: str
+    """The SHA-256 of the demonstrations' content."""
+    parts: int = Field(ge=1)
     """The number of files."""
     decisions: int
     rewarded: int
@@ -62,8 +71,8 @@ class OfflineCard(Settings):
 class Encoding:
     """What makes decisions of episodes; plain values that travel to Ray tasks.
 
-    A judge makes the rewards: the environment's own, or the recording. Labels that are learned during training begin as
-    zeros.
+    A judge makes the rewards and ends: the environment's own, or the recording. Labels that are learned during training
+    begin as zeros, and end no task.
     """
 
     skills: str
@@ -100,13 +109,13 @@ def make_decisions(encoding: Encoding, episodes: Iterable[Episode], number: int)
 
     Returns:
         float32 arrays of one length by column: policy observations "obs" and "new_obs" [n, D], latents "actions"
-        [n, Z], and [n] "rewards", "terminateds", `PHASE` and `STEPS`.
+        [n, Z], and [n] "rewards", "terminateds" and `STEPS`.
 
     Raises:
         SpirlError: episodes do not hold what the skills or the policy observe, or the judge fails.
     """
     torch.set_num_threads(1)
-    spec, make = encoding.spec(), _Maker(encoding)
+    spec, make = encoding.spec(), _DecisionMaker(encoding)
     generator = torch.Generator().manual_seed((encoding.seed * 1_000_003 + number) % 2**63)
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in make.empty}
     for episode in episodes:
@@ -119,28 +128,24 @@ def _judgement(encoding: Encoding, spec: EnvironmentSpec, episode: Episode) -> J
     if encoding.labels == "environment":
         assert spec.judge is not None
         return judged(spec.judge, encoding.environment.kwargs, episode)
-    found = recorded_judgement(episode)
-    return found if encoding.labels == "recorded" else found._replace(rewards=np.zeros_like(found.rewards))
+    if encoding.labels == "recorded":
+        return recorded_judgement(episode)
+    return Judgement(np.zeros(episode.length, np.float32), np.zeros(episode.length, np.bool_))
 
 
-class _Maker:
+class _DecisionMaker:
     """Makes the decisions of one episode after another."""
 
     def __init__(self, encoding: Encoding) -> None:
         self.skills = load_skills(encoding.skills)
         self.observer = PolicyObserver(encoding.policy, self.skills)
         self.limit = encoding.latent_limit
-        self.horizon, self.latent_dim = self.skills.spec.horizon, self.skills.spec.latent_dim
-        self.observed = DECODERS[self.skills.spec.decoder].observed_steps(self.horizon)
-        wide = {
-            Columns.OBS: self.observer.size,
-            Columns.NEXT_OBS: self.observer.size,
-            Columns.ACTIONS: self.latent_dim,
-        }
-        narrow = (Columns.REWARDS, Columns.TERMINATEDS, PHASE, STEPS)
+        self.horizon = self.skills.spec.horizon
+        size = self.observer.size
+        widths = {Columns.OBS: size, Columns.NEXT_OBS: size, Columns.ACTIONS: self.skills.spec.latent_dim}
         self.empty: Rows = {
-            **{name: np.zeros((0, width), np.float32) for name, width in wide.items()},
-            **{name: np.zeros(0, np.float32) for name in narrow},
+            **{name: np.zeros((0, width), np.float32) for name, width in widths.items()},
+            **{name: np.zeros(0, np.float32) for name in (Columns.REWARDS, Columns.TERMINATEDS, STEPS)},
         }
 
     @torch.inference_mode()
@@ -151,8 +156,7 @@ class _Maker:
         renderers: Mapping[str, MakeRenderer],
         generator: torch.Generator,
     ) -> Rows:
-        ends = np.flatnonzero(judgement.terminated)
-        end = int(ends[0]) if len(ends) else episode.length  # the step that ends the task
+        end = judgement.end
         starts = np.arange(max(0, min(episode.length - self.horizon, end) + 1))
         if not len(starts):
             return self.empty
@@ -161,16 +165,13 @@ class _Maker:
         counted = np.where(np.arange(episode.length) <= end, judgement.rewards, 0.0)
         total = np.concatenate([[0.0], np.cumsum(counted, dtype=np.float64)])
         last = np.minimum(starts + self.horizon, end + 1)
-        steps = np.arange(episode.length + 1)
-        observed = np.concatenate([self.observer.batch(observe(some)).numpy() for some in _pieces(steps)])
-        latents = [self._latents(episode, observe, some, generator) for some in _pieces(starts)]
+        observed, features = self._encoded(observe, episode.length + 1)
         columns = {
             Columns.OBS: observed[starts],
             Columns.NEXT_OBS: observed[starts + self.horizon],
-            Columns.ACTIONS: np.concatenate(latents),
+            Columns.ACTIONS: self._latents(episode, features, starts, generator),
             Columns.REWARDS: total[last] - total[starts],
             Columns.TERMINATEDS: starts + self.horizon > end,
-            PHASE: starts / max(1, episode.length),
             STEPS: last - starts,
         }
         return {name: np.asarray(values, np.float32) for name, values in columns.items()}
@@ -180,26 +181,26 @@ class _Maker:
         """The features that the policy or the skills observe."""
         return {**self.skills.spec.observed, **self.observer.spec.features}
 
+    def _encoded(self, observe: RecordedObservations, count: int) -> tuple[NDArray[np.float32], Tensor | None]:
+        """The policy observations [count, D] of the first steps, and what the codec observes there [count, F], if it
+        does."""
+        policy, features = [], []
+        for first in range(0, count, _AT_A_TIME):
+            observations = observe(np.arange(first, min(first + _AT_A_TIME, count)))
+            policy.append(self.observer.batch(observations).numpy())
+            steps = {name: value.unsqueeze(0) for name, value in self.skills.select(observations).items()}
+            if self.skills.kind.closed_loop and (found := self.skills.codec.observe(steps)) is not None:
+                features.append(found.squeeze(0))
+        return np.concatenate(policy), torch.cat(features) if features else None
+
     def _latents(
-        self,
-        episode: Episode,
-        observe: RecordedObservations,
-        starts: NDArray[np.int64],
-        generator: torch.Generator,
+        self, episode: Episode, features: Tensor | None, starts: NDArray[np.int64], generator: torch.Generator
     ) -> NDArray[np.float32]:
         """Samples of q(z | window) of the windows that begin at these steps [n]: [n, Z]."""
         steps = starts[:, None] + np.arange(self.horizon)
-        seen = self.skills.select(observe(steps[:, : self.observed].reshape(-1)))
-        windows = {name: value.unflatten(0, (len(starts), self.observed)) for name, value in seen.items()}
-        posterior = self.skills.codec.encode(
-            self.skills.codec.observe(windows), torch.from_numpy(episode.actions[steps])
-        )
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        return unlimited(posterior.mean + posterior.log_std.exp() * noise, self.limit).numpy()
-
-
-def _pieces(steps: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return [steps[first : first + _AT_A_TIME] for first in range(0, len(steps), _AT_A_TIME)]
+        windows = None if features is None else features[torch.from_numpy(steps)]
+        posterior = self.skills.codec.encode(windows, torch.from_numpy(episode.actions[steps]))
+        return unlimited(posterior.sample(generator), self.limit).numpy()
 
 
 # --- folders of decisions ---
@@ -212,8 +213,14 @@ def write_part(folder: Path, number: int, rows: Rows) -> dict[str, int]:
     return {"decisions": len(rewards), "rewarded": int((rewards != 0).sum()), "terminated": int(terminated.sum())}
 
 
-def write_card(folder: Path, labels: Labels, parts: Sequence[Mapping[str, int]]) -> OfflineCard:
-    """Writes the card of a folder, whose parts are there, from what `write_part` has returned.
+def write_card(folder: Path, encoding: Encoding, dataset: str, parts: Sequence[Mapping[str, int]]) -> OfflineCard:
+    """Writes the card of a folder, whose parts are there.
+
+    Args:
+        folder: the folder.
+        encoding: how the decisions were made.
+        dataset: SHA-256 of the demonstrations' content.
+        parts: what `write_part` has returned, in the order of the files.
 
     Raises:
         SpirlError: there is no decision.
@@ -224,7 +231,15 @@ def write_card(folder: Path, labels: Labels, parts: Sequence[Mapping[str, int]])
             "The demonstrations have no window of H steps, so they make no decision: lower skills.horizon, or choose a "
             "method without offline decisions."
         )
-    card = OfflineCard(parts=len(parts), labels=labels, **counts)
+    card = OfflineCard(
+        skills=read_skill_card(Path(encoding.skills)).sha256,
+        policy=encoding.policy,
+        latent_limit=encoding.latent_limit,
+        dataset=dataset,
+        parts=len(parts),
+        labels=encoding.labels,
+        **counts,
+    )
     write_json(folder / layout.OFFLINE_CARD, card.model_dump(mode="json"))
     return card
 
@@ -233,19 +248,35 @@ def read_offline_card(folder: Path) -> OfflineCard:
     """Reads the card of a folder of decisions.
 
     Raises:
-        SpirlError: it is missing or damaged.
+        SpirlError: it is missing, damaged, or of another version.
     """
-    if not (folder / layout.OFFLINE_CARD).exists():
-        raise SpirlError(f"{folder} holds no offline decisions: {layout.OFFLINE_CARD} is missing. Run spirl train.")
-    return OfflineCard.model_validate(read_json(folder / layout.OFFLINE_CARD))
+    remedy = "Remove the folder, and spirl train makes it again"
+    return read_artifact_card(
+        folder / layout.OFFLINE_CARD, OfflineCard, FORMAT_VERSION, kind="card of offline decisions", remedy=remedy
+    )
 
 
-def read_decisions(folder: Path, most: int) -> Rows:
+def check_decisions(card: OfflineCard, folder: Path, skills: Path, policy: PolicySpec, limit: float | None) -> None:
+    """Compares the card of a folder with the policy that is to learn from it.
+
+    Raises:
+        SpirlError: the decisions were made for other skills, another policy, or another box.
+    """
+    wanted = {"skills": read_skill_card(skills).sha256, "policy": policy, "latent_limit": limit}
+    for name, value in wanted.items():
+        if getattr(card, name) != value:
+            raise SpirlError(
+                f"{folder / layout.OFFLINE_CARD}: {name} is not that of this training, so its decisions mean something "
+                "else. Make decisions for these skills and this policy, as spirl train does."
+            )
+
+
+def read_decisions(folder: Path, max_rows: int) -> Rows:
     """Reads the decisions of a folder.
 
     Args:
         folder: the folder.
-        most: if there are more decisions, about as many are left out evenly as there are too many.
+        max_rows: where there are more decisions, about as many are left out evenly as there are too many.
 
     Raises:
         SpirlError: a file is missing or damaged; the message names it.
@@ -260,8 +291,9 @@ def read_decisions(folder: Path, most: int) -> Rows:
             raise SpirlError(f"{file} cannot be read ({error}). Remove {folder}: it is made again.") from error
         count = len(rows[Columns.REWARDS])
         chosen = np.arange(count)
-        if card.decisions > most:
-            chosen = np.linspace(0, count, int(count * most / card.decisions), endpoint=False).astype(np.int64)
+        if card.decisions > max_rows:
+            kept = min(count, math.ceil(count * max_rows / card.decisions))
+            chosen = np.linspace(0, count, kept, endpoint=False).astype(np.int64)
         for name, values in rows.items():
             parts.setdefault(name, []).append(values[chosen])
     return {name: np.concatenate(values) for name, values in parts.items()}

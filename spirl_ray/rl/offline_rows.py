@@ -12,58 +12,56 @@ from torch import Tensor
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learned_labels import LearnedLabels
-from spirl_ray.rl.methods import MethodConfig
-from spirl_ray.rl.offline_decisions import STEPS, read_decisions, read_offline_card
+from spirl_ray.rl.methods import METHODS, MethodConfig, offline_share
+from spirl_ray.rl.offline_decisions import STEPS, check_decisions, read_decisions, read_offline_card
 from spirl_ray.rl.policy_network import PolicyNetwork
 from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE, DecisionReplay
+from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.execution import decision_discount
 
 
 class OfflineRows:
     """The source of batches of which each has the same share of offline decisions; the rest is from the replay.
 
+    With several learners, each has a part of the decisions.
+
     Args:
         config: the `SkillPriorSACConfig`, which names the folder of the decisions.
         replay: the replay of the learner.
-        policy: the policy network, for labels that are learned.
-        seed: seed of what is drawn.
+        policy: the policy network as it begins, for labels that are learned.
+        learner: the number of the learner.
 
     Raises:
-        SpirlError: there are no offline decisions, or they are damaged or of another policy.
+        SpirlError: there are no offline decisions, or they are damaged or of other skills or another policy.
     """
 
-    def __init__(self, config: Any, replay: DecisionReplay, policy: PolicyNetwork, seed: int) -> None:
-        self.online = replay
-        settings, device = config.settings, replay.device
+    def __init__(self, config: Any, replay: DecisionReplay, policy: PolicyNetwork, learner: int) -> None:
+        settings, device, self.online = config.settings, replay.device, replay
+        method = MethodConfig.model_validate(config.method)
         if config.offline is None:
             raise SpirlError(
-                f"The method {config.method['name']} also learns from the demonstrations: name their decisions, "
+                f"The method {method.name} also learns from the demonstrations: name their decisions, "
                 ".skills(FOLDER, offline=FOLDER), which spirl train makes."
             )
-        folder = Path(config.offline)
-        rows = read_decisions(folder, settings.replay_capacity)
-        per_decision = settings.discount_per == "decision"
-        steps = rows.pop(STEPS)
+        folder, learners, seed = Path(config.offline), max(1, config.num_learners), (config.seed or 0) + learner
+        self.card = read_offline_card(folder)
+        check_decisions(self.card, folder, Path(config.skills_folder), config.policy, method.latent_limit)
+        rows = {name: values[learner::learners] for name, values in read_decisions(folder, replay.capacity).items()}
+        steps, per_decision = rows.pop(STEPS), settings.discount_per == "decision"
         rows[DISCOUNTS] = np.array(
             [decision_discount(settings.discount, int(n), per_decision=per_decision) for n in steps], np.float32
         )
-        rows[PHASE] = np.full_like(rows[PHASE], OFFLINE_PHASE)
-        (count, width), latent_dim = rows[Columns.OBS].shape, rows[Columns.ACTIONS].shape[1]
-        wanted = replay.observation_dim, replay.latent_dim
-        if (width, latent_dim) != wanted:
-            raise SpirlError(
-                f"{folder}: the decisions have policy observations of {width} and latents of {latent_dim} numbers, "
-                f"the policy has {wanted[0]} and {wanted[1]}. Remove the folder, and "
-                "they are made again."
-            )
-        self.offline = DecisionReplay(count, width, latent_dim, seed, device)
+        rows[PHASE] = np.full_like(steps, OFFLINE_PHASE)
+        self.offline = DecisionReplay(len(steps), replay.observation_dim, replay.latent_dim, seed, device)
         self.offline.add(rows)
         self.batch_size = settings.batch_size
-        self.share = round(self.batch_size * MethodConfig.model_validate(config.method).offline_fraction)
+        self.share = offline_share(self.batch_size, method.offline_fraction)
         """The number of offline decisions in a batch."""
         self.labels: LearnedLabels | None = None
-        if read_offline_card(folder).labels == "learned":
-            self.labels = LearnedLabels(policy, latent_dim, settings, seed).to(device)
+        if self.card.labels == "learned":
+            flat = DECODERS[METHODS[method.name].decoder].flat
+            limit = 1.0 if flat else method.latent_limit
+            self.labels = LearnedLabels(policy, replay.latent_dim, limit, settings, seed).to(device)
 
     def sample(self, count: int) -> dict[str, Tensor]:
         """Draws whole batches, ``count`` decisions in all; see `spirl_ray.rl.replay.RowSource`."""
@@ -80,17 +78,21 @@ class OfflineRows:
 
     def state(self) -> dict[str, Any]:
         labels = None if self.labels is None else self.labels.state()
-        return {"decisions": len(self.offline), "rng": self.offline.generator.get_state(), "labels": labels}
+        return {"card": self._identity, "rng": self.offline.generator.get_state(), "labels": labels}
 
     def restore(self, state: dict[str, Any]) -> None:
-        if state["decisions"] != len(self.offline):
+        if state["card"] != self._identity:
             raise SpirlError(
-                f"The checkpoint was written with {state['decisions']} offline decisions, and there are "
-                f"{len(self.offline)} now: the dataset has changed. Start again in another output."
+                "The checkpoint was written with other offline decisions: the dataset or the skills have changed. "
+                "Start again in another output."
             )
         self.offline.generator.set_state(state["rng"])
         if self.labels is not None:
             self.labels.restore(state["labels"])
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return self.card.model_dump(mode="json")
 
 
 def _batches(values: Tensor, count: int) -> Tensor:

@@ -15,9 +15,8 @@ had one. Until then it follows V. The replay holds rewards as the environment ga
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-import spirl_ray.envs as envs
-from spirl_ray.config import EnvironmentSettings, TrainSettings
-from spirl_ray.envs.judgement import Judgement, judged
-from spirl_ray.episodes.dataset import DatasetCard, dataset_files, read_card, read_episodes, read_tables
-from spirl_ray.episodes.episode import Episode
+from spirl_ray.config import TrainSettings
+from spirl_ray.episodes.dataset import dataset_files, read_card, read_tables
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.execution import decision_discount
 
@@ -189,8 +185,7 @@ class RewardScale:
             SpirlError: a file of the dataset is missing or damaged.
         """
         self.starting_divergence = starting_divergence
-        environment = EnvironmentSettings.model_validate(config.env_config["environment"])
-        self.recorded = self.read_rewards(config.dataset, environment.id, _judge(config.dataset, environment))
+        self.recorded = self.read_rewards(config.dataset, config.env_config["environment"]["id"])
         self.warmed_up = True
         self._settle()
 
@@ -198,29 +193,28 @@ class RewardScale:
         if self._settled is None and self.warmed_up and (self.seen.rewarded or self.recorded.rewarded):
             self._settled = self.factor
 
-    def read_rewards(
-        self, dataset: str | None, environment: str | None, judge: Callable[[Episode], Judgement] | None = None
-    ) -> RewardsSeen:
+    def read_rewards(self, dataset: str | None, environment: str) -> RewardsSeen:
         """Reads the rewards of the demonstrations, in decisions of H steps from the start of each episode.
 
         Args:
             dataset: the folder of the demonstrations; None is no demonstrations.
             environment: the id of the environment. Rewards of another one may be of another size, so they are left out.
-            judge: what gives an episode the rewards of the task, which those in the data need not be of; None takes
-                those in the data.
 
         Raises:
-            SpirlError: a file of the dataset is missing or damaged, or the judge fails.
+            SpirlError: a file of the dataset is missing or damaged.
         """
         found = RewardsSeen()
         if dataset is None or (card := read_card(dataset)).environment != environment:
             return found
-        for steps in _recorded_rewards(dataset, card) if judge is None else _judged_rewards(dataset, judge):
-            if len(steps):
-                rewards = np.add.reduceat(steps, np.arange(0, len(steps), self._horizon))
-                returns = discounted_returns(rewards, np.full(len(rewards), self._discount))
-                found.add(rewards, returns)
-                found.end(returns)
+        for file in dataset_files(Path(dataset)):
+            for table in read_tables(file, card, columns=["rewards"]):
+                for recorded in table["rewards"].to_pylist():
+                    steps = np.asarray(recorded, np.float64)
+                    rewards = np.add.reduceat(steps, np.arange(0, len(steps), self._horizon)) if len(steps) else steps
+                    if len(rewards):
+                        returns = discounted_returns(rewards, np.full(len(rewards), self._discount))
+                        found.add(rewards, returns)
+                        found.end(returns)
         return found
 
     def numbers(self) -> dict[str, float]:
@@ -253,26 +247,3 @@ class RewardScale:
         self.seen, self.recorded = RewardsSeen(**state["seen"]), RewardsSeen(**state["recorded"])
         self.warmed_up, self.starting_divergence = state["warmed_up"], state["starting_divergence"]
         self._running.clear()
-
-
-def _judge(dataset: str | None, environment: EnvironmentSettings) -> Callable[[Episode], Judgement] | None:
-    """What gives episodes the rewards of the task; None where nothing does, or the data lack what it reads."""
-    spec = envs.environment(environment)
-    if dataset is None or spec.judge is None or not set(spec.features) <= set(read_card(dataset).features):
-        return None
-    return partial(judged, spec.judge, environment.kwargs)
-
-
-def _recorded_rewards(dataset: str, card: DatasetCard) -> Iterator[Vector]:
-    """The rewards [T] of each episode, as recorded."""
-    for file in dataset_files(Path(dataset)):
-        for table in read_tables(file, card, columns=["rewards"]):
-            for recorded in table["rewards"].to_pylist():
-                yield np.asarray(recorded, np.float64)
-
-
-def _judged_rewards(dataset: str, judge: Callable[[Episode], Judgement]) -> Iterator[Vector]:
-    """The rewards of each episode up to the end of the task, as the environment judges the recorded steps."""
-    for episode in read_episodes(dataset):
-        rewards, terminated = judge(episode)
-        yield rewards[: int(terminated.argmax()) + 1 if terminated.any() else None].astype(np.float64)

@@ -94,14 +94,24 @@ def test_a_method_without_offline_decisions_makes_none(tmp_path: Path) -> None:
 
 
 def test_what_determines_the_labels_is_in_the_key_of_decisions_and_policy(tmp_path: Path) -> None:
-    def keys(**groups: Any) -> tuple[str, str]:
-        found = toy_trial(tmp_path, "spirl_offline", **groups)
+    def keys(method: str = "spirl_offline", **groups: Any) -> tuple[str, str]:
+        found = toy_trial(tmp_path, method, **groups)
         assert found.offline is not None
         return found.offline.name, found.policy.name
 
     first = keys()
     for changed in ({"env": {"tasks": ["north"]}}, {"train": {"offline_labels": "recorded"}}):
         assert not {*keys(**changed)} & {*first}
+    other_observations = {
+        "policy_init": "scratch",
+        "policy_head": "mixture",
+        "features": ["position"],
+        "latent_limit": 3.0,
+    }
+    for name, chosen in other_observations.items():
+        assert not {*keys(train={name: chosen})} & {*first}
+    plain, bounded = (keys(method="rlpd", train={"regulariser": kind}) for kind in ("preset", "prior"))
+    assert plain[0] != bounded[0]  # with a prior, policy observations hold its parameters
     for setting, value in (("target_divergence", 3.0), ("offline_fraction", 0.25)):
         decisions, policy = keys(train={setting: value})
         assert decisions == first[0]
@@ -114,3 +124,31 @@ def test_skills_without_demonstrations_have_no_offline_decisions(tmp_path: Path,
     trial = Workspace(parse_experiment(raw, "test")).trial("spirl_offline", 0)
     with pytest.raises(SpirlError, match=r"data\.sources"):
         _ = trial.offline
+
+
+def test_a_corrected_judge_makes_other_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    monkeypatch.syspath_prepend(str(code))
+
+    def key(text: str) -> str:
+        (code / "my_judge.py").write_text(text)
+        judged = {"env": {"id": "spirl/Maze-v0"}, "interface": {"judge": "my_judge:judge"}}
+        found = toy_trial(tmp_path, "spirl_offline", **judged).offline
+        assert found is not None
+        return found.name
+
+    first = "def judge(arguments, episode): return episode.rewards, [False] * episode.length\n"
+    assert key(first) == key(first)
+    assert key(first) != key(first.replace("False", "True"))
+
+
+def test_settings_without_an_effect_are_in_no_key(tmp_path: Path) -> None:
+    for method in ("spirl_cl", "spirl_offline"):
+        plain = toy_trial(tmp_path, method).policy
+        assert toy_trial(tmp_path, method, train={"novelty_bonus": 3.0}).policy == plain
+        assert toy_trial(tmp_path, method, train={"policy_polyak": 0.01}).policy != plain
+    assert toy_trial(tmp_path, train={"offline_labels": "recorded"}).policy == toy_trial(tmp_path).policy
+    bonus = [toy_trial(tmp_path, "supe", train={"offline_labels": "learned", "novelty_bonus": n}) for n in (0.1, 3.0)]
+    assert bonus[0].offline == bonus[1].offline
+    assert bonus[0].policy != bonus[1].policy

@@ -16,7 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from stored import ACTION_DIM, FEATURES, make_episode, write_dataset
 
-from spirl_ray.envs import declared_scores, environment
+from spirl_ray.envs import declared_scores
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl import checkpoint
 
@@ -230,19 +230,6 @@ def test_the_scale_knows_the_rewards_of_demonstrations_of_the_same_environment(
     algorithm.train()
     assert algorithm.rewards.recorded.total == 4.0
     assert algorithm.rewards.settled
-
-
-def test_the_scale_judges_demonstrations_by_the_task_not_by_what_they_were_recorded_for(
-    build: Callable[..., Any], tmp_path: Path
-) -> None:
-    pads = environment("spirl/PointPads-v0")
-    [demonstration] = pads.generate([0], 0)
-    demonstration.rewards[:] = 100.0
-    card = {"environment": pads.id}
-    dataset = write_dataset(tmp_path / "d", [[demonstration]], pads.features, pads.action_dim, **card)
-    algorithm = build(reward_scale="auto", warmup_decisions=DECISIONS, dataset=dataset)
-    algorithm.train()
-    assert algorithm.rewards.recorded.total == len(demonstration.metadata["completed"]) == 3
 
 
 def test_running_algorithm_goes_back_to_a_checkpoint(build: Callable[..., Any], tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def test_offline_decisions_are_a_switch_that_presets_set() -> None:
     assert configured("supe", offline_fraction=0.0).offline_fraction == 0.0
 
 
+@pytest.mark.parametrize(("batch_size", "fraction"), [(4, 0.95), (4, 0.1), (1, 0.5)])
+def test_a_share_of_all_or_nothing_is_refused(batch_size: int, fraction: float) -> None:
+    with pytest.raises(SpirlError, match=r"train\.offline_fraction.*train\.batch_size"):
+        configured("spirl_cl", batch_size=batch_size, offline_fraction=fraction)
+
+
 def test_the_regulariser_is_a_switch_that_presets_set() -> None:
     bounded = configured("spirl_cl", regulariser="none")
     assert (bounded.regulariser, bounded.latent_limit, bounded.divergence_counts) == ("none", 2.0, False)

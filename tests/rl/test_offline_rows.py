@@ -14,9 +14,10 @@ from made_decisions import made_decisions
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from spirl_ray.config import EnvironmentSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learned_labels import LearnedLabels
-from spirl_ray.rl.offline_decisions import STEPS, Labels, write_card, write_part
+from spirl_ray.rl.offline_decisions import STEPS, Encoding, Labels, write_card, write_part
 from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE
 
 MakeLearner = Callable[..., Any]
@@ -27,14 +28,16 @@ ONLINE, OFFLINE = 0.0, OFFLINE_PHASE
 def make_offline_learner(make_learner: MakeLearner, tmp_path: Path) -> MakeLearner:
     """A learner with a folder of 200 offline decisions: ``make(labels=…, **training)``."""
 
-    def make(labels: Labels = "environment", latent_dim: int | None = None, **training: Any) -> Any:
+    def make(labels: Labels = "environment", latent_limit: float | None = None, **training: Any) -> Any:
         plain = make_learner()
         width, latents = plain.networks.policy.observation_dim, plain.networks.latent_dim
-        rows = made_decisions(width, latent_dim or latents, 200, seed=5)
+        rows = made_decisions(width, latents, 200, seed=5)
         rows[STEPS] = np.full(200, 4, np.float32)
-        del rows[DISCOUNTS]
-        folder = tmp_path / f"offline-{labels}-{latent_dim}"
-        write_card(folder, labels, [write_part(folder, 0, rows)])
+        del rows[DISCOUNTS], rows[PHASE]
+        folder, skills = tmp_path / f"offline-{labels}", plain.config.skills_folder
+        pads = EnvironmentSettings(id="spirl/PointPads-v0")
+        encoding = Encoding(skills, plain.config.policy, pads, latent_limit, labels, seed=0)
+        write_card(folder, encoding, "d" * 64, [write_part(folder, 0, rows)])
         learner = make_learner(offline=folder, **training)
         learner.replay.columns[PHASE][:] = ONLINE
         return learner
@@ -70,8 +73,10 @@ def test_the_folder_of_the_decisions_must_be_named_and_fit(
 ) -> None:
     with pytest.raises(SpirlError, match="offline"):
         make_learner(offline_fraction=0.5)
-    with pytest.raises(SpirlError, match="latents of 2 numbers"):
-        make_offline_learner(latent_dim=2, offline_fraction=0.5)
+    with pytest.raises(SpirlError, match=r"decisions\.json: latent_limit"):
+        make_offline_learner(latent_limit=2.0, offline_fraction=0.5)
+    with pytest.raises(SpirlError, match=r"decisions\.json: policy"):
+        make_offline_learner(offline_fraction=0.5, features=("position",), policy_head="residual")
 
 
 @pytest.mark.parametrize("labels", ["environment", "learned"])
@@ -94,15 +99,15 @@ def test_a_resumed_learner_is_bit_equal(make_offline_learner: MakeLearner, label
     if labels == "learned":
         ours, theirs = unbroken.rows.labels.state_dict(), resumed.rows.labels.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    other_data = {**saved, "rows": {**saved["rows"], "decisions": 7}}
-    with pytest.raises(SpirlError, match="7 offline decisions"):
+    other_data = {**saved, "rows": {**saved["rows"], "card": {**saved["rows"]["card"], "dataset": "e" * 64}}}
+    with pytest.raises(SpirlError, match="other offline decisions"):
         _restore(resumed, other_data)
 
 
 def test_labels_learn_rewards_and_reward_what_is_new(make_learner: MakeLearner) -> None:
     learner = make_learner(novelty_bonus=0.5, critic_width=32, critic_layers=2)
     policy, latent_dim = learner.networks.policy, learner.networks.latent_dim
-    labels = LearnedLabels(policy, latent_dim, learner.config.settings, 0)
+    labels = LearnedLabels(policy, latent_dim, None, learner.config.settings, 0)
     known = {name: torch.from_numpy(v) for name, v in made_decisions(policy.observation_dim, latent_dim, 256).items()}
     known[Columns.REWARDS] = known[Columns.ACTIONS][:, 0].sign()
     for _ in range(150):
@@ -126,3 +131,52 @@ def test_learned_labels_change_what_is_drawn_offline_alone(make_offline_learner:
     assert not torch.isin(drawn[Columns.REWARDS][offline], before).any()
     assert torch.isin(drawn[Columns.REWARDS][~offline], learner.replay.columns[Columns.REWARDS]).all()
     assert torch.equal(before, learner.rows.offline.columns[Columns.REWARDS])
+
+
+def test_labels_stay_while_only_the_policys_encoder_learns(make_learner: MakeLearner) -> None:
+    learner = make_learner()
+    policy, latent_dim = learner.networks.policy, learner.networks.latent_dim
+    labels = LearnedLabels(policy, latent_dim, 1.0, learner.config.settings, 0)
+    rows = {name: torch.from_numpy(v) for name, v in made_decisions(policy.observation_dim, latent_dim, 16).items()}
+    before = labels(rows)
+    for value in policy.state_dict().values():
+        value += 1.0
+    assert torch.equal(labels(rows), before)
+    far = {**rows, Columns.ACTIONS: 50.0 * rows[Columns.ACTIONS].sign()}
+    farther = {**rows, Columns.ACTIONS: 90.0 * rows[Columns.ACTIONS].sign()}
+    assert torch.equal(labels(far), labels(farther))  # the decoder gets the same
+
+
+def test_alpha_does_not_count_the_demonstrations(make_learner: MakeLearner) -> None:
+    learner = make_learner(rows=32)
+    batch = {name: values.clone() for name, values in learner.replay.columns.items()}
+    batch[PHASE][16:] = OFFLINE_PHASE
+
+    def gradient() -> torch.Tensor:
+        learner.networks.log_alpha.grad = None
+        torch.manual_seed(0)
+        learner._losses(batch)[0].backward()
+        return learner.networks.log_alpha.grad
+
+    first = gradient()
+    batch[Columns.OBS][16:] += 3.0
+    torch.testing.assert_close(gradient(), first)
+    batch[Columns.OBS][:16] += 3.0
+    assert not torch.allclose(gradient(), first)
+
+
+def test_without_a_regulariser_values_count_rewards_alone(make_learner: MakeLearner) -> None:
+    """The critics' loss does not depend on alpha, though the policy's does."""
+
+    def losses(regulariser: str, alpha: float) -> tuple[float, float]:
+        learner = make_learner(regulariser=regulariser, latent_limit=2.0, rows=32)
+        with torch.no_grad():
+            learner.networks.log_alpha.fill_(alpha)
+        torch.manual_seed(0)
+        found = learner._losses(dict(learner.replay.columns))[1]
+        return float(found["critic_loss"]), float(found["policy_loss"])
+
+    for regulariser, counts in (("none", False), ("uniform", True)):
+        one, other = losses(regulariser, 0.0), losses(regulariser, 2.0)
+        assert (one[0] != other[0]) == counts
+        assert one[1] != other[1]
