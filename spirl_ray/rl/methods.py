@@ -185,8 +185,8 @@ def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodCon
         raise SpirlError(f"train.offline_fraction: method {name} has batches of its own. Leave the setting out.")
     if fraction and not 0 < offline_share(train.batch_size, fraction) < train.batch_size:
         raise SpirlError(
-            f"train.offline_fraction: a part of {fraction:g} of batches of {train.batch_size} (train.batch_size) leaves "
-            "no decision of the agent itself, or takes no offline one. Choose another part, or larger batches."
+            f"train.offline_fraction: a part of {fraction:g} of batches of {train.batch_size} (train.batch_size) takes "
+            "no offline decision, or none of the agent's own. Choose another part, or larger batches."
         )
     return MethodConfig(
         name=name,

@@ -133,8 +133,8 @@ def test_a_corrected_judge_makes_other_labels(tmp_path: Path, monkeypatch: pytes
 
     def key(text: str) -> str:
         (code / "my_judge.py").write_text(text)
-        judged = {"env": {"id": "spirl/Maze-v0"}, "interface": {"judge": "my_judge:judge"}}
-        found = toy_trial(tmp_path, "spirl_offline", **judged).offline
+        env, interface = {"id": "spirl/Maze-v0"}, {"judge": "my_judge:judge"}
+        found = toy_trial(tmp_path, "spirl_offline", env=env, interface=interface).offline
         assert found is not None
         return found.name
 
