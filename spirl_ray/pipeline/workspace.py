@@ -19,16 +19,15 @@ from spirl_ray.config import EnvSettings, Experiment, SourceSettings
 from spirl_ray.config_environment import ActionSettings
 from spirl_ray.datasets.opened import OpenedData, open_data
 from spirl_ray.envs import EnvironmentSpec, environment
-from spirl_ray.envs.adapter import function_source
 from spirl_ray.episodes.dataset import FORMAT_VERSION, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
+from spirl_ray.pipeline.keys import offline_key, policy_key
 from spirl_ray.policy.policy import read_policy_card
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
-from spirl_ray.rl.offline_decisions import FORMAT_VERSION as OFFLINE_FORMAT
 from spirl_ray.skills.artifact import read_skill_card
 from spirl_ray.skills.spec import SkillSpec
 
@@ -300,47 +299,16 @@ class Trial:
                 f"{self.method} also learns from the demonstrations in stage 2 (train.offline_fraction "
                 f"{method.offline_fraction}), and there are none: name them in data.sources."
             )
-        env, labels = self.experiment.environment, self.experiment.train.offline_labels
-        # What the policy observes follows from these, see `spirl_ray.rl.policy_network.policy_spec`.
-        observed = (method.features, method.policy_head, method.policy_init, method.uses_prior)
-        parts = (self.skills_key, self.seed, observed, method.latent_limit, env.id, env.kwargs, env.interface, labels)
         content = read_card(self.workspace.dataset).content_sha256
-        key = fingerprint(OFFLINE_FORMAT, content, *parts, function_source(env.interface.judge))
+        key = offline_key(content, self.skills_key, self.seed, self.experiment, method)
         return self.workspace.folder / layout.OFFLINE / f"{METHODS[self.method].decoder}-s{self.seed}-{key}"
 
     @cached_property
     def config_hash(self) -> str:
         """The hash of everything that determines what the policy learns, without the length of training and
         evaluations."""
-        train = self.experiment.train.model_dump(
-            mode="json",
-            exclude={
-                "env_steps",
-                "evaluate_every",
-                "evaluate_episodes",
-                "checkpoint_every",
-                "keep_checkpoints",
-                "publish",
-                "target_divergence",
-                "latent_limit",
-                "policy_init",
-                "regulariser",
-                "offline_fraction",
-                "offline_labels",
-                "novelty_bonus",
-                "policy_polyak",
-                "cuda_graph",
-                "compile",
-            },
-        )
-        # What has no effect is left out, so that it does not lead to another policy.
-        if self.offline is not None:
-            train["offline"] = self.offline.name
-            if self.experiment.train.offline_labels == "learned":
-                train["novelty_bonus"] = self.experiment.train.novelty_bonus
-        if self.experiment.train.policy_polyak < 1.0:
-            train["policy_polyak"] = self.experiment.train.policy_polyak
-        return fingerprint(self.skills_key, self.experiment.environment, train, self.method_config)
+        offline = None if self.offline is None else self.offline.name
+        return policy_key(self.skills_key, self.experiment, self.method_config, offline)
 
     @cached_property
     def policy(self) -> Path:
