@@ -18,6 +18,7 @@ from spirl_ray.config import EnvironmentSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learned_labels import LearnedLabels
 from spirl_ray.rl.offline_decisions import STEPS, Encoding, Labels, write_card, write_part
+from spirl_ray.rl.offline_rows import OfflineRows
 from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE
 
 MakeLearner = Callable[..., Any]
@@ -180,3 +181,14 @@ def test_without_a_regulariser_values_count_rewards_alone(make_learner: MakeLear
         one, other = losses(regulariser, 0.0), losses(regulariser, 2.0)
         assert (one[0] != other[0]) == counts
         assert one[1] != other[1]
+
+
+def test_several_learners_share_the_decisions(make_offline_learner: MakeLearner) -> None:
+    learner = make_offline_learner(offline_fraction=0.5)
+    config = learner.config.copy(copy_frozen=False)
+    config.learners(num_learners=2)
+    parts = [OfflineRows(config, learner.replay, learner.networks.policy, number).offline for number in (0, 1)]
+    assert [len(part) for part in parts] == [100, 100]
+    shared = torch.cat([part.columns[Columns.ACTIONS] for part in parts])
+    assert len(shared.unique(dim=0)) == 200
+    assert not torch.equal(parts[0].sample(8)[Columns.ACTIONS], parts[1].sample(8)[Columns.ACTIONS])
