@@ -209,6 +209,8 @@ _ROWS = (
     _row("train", "return_largest", "Discounted sum of rewards to the end of an episode that is farthest from 0",
          decides=True, signed=True),
     _row("train", "return_largest_data", "The same in the demonstrations", decides=True, signed=True),
+    _row("train", "episode_decisions", "Number of decisions in the longest possible episode, as far as it is known",
+         decides=True),
     _row("train", "expected_value", "Size that Q is expected to have if rewards are not scaled", decides=True),
     _row("train", "starting_divergence", "Mean divergence of the policy before the first update", _NATS, decides=True,
          signed=True),

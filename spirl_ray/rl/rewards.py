@@ -225,6 +225,7 @@ class RewardScale:
             "reward_largest": self.seen.largest,
             "return_largest": self.seen.largest_return,
             "return_largest_data": self.recorded.largest_return,
+            "episode_decisions": self.seen.decisions_in_episode,
             "expected_value": self.expected_value,
             "starting_divergence": self.starting_divergence,
         }

@@ -44,6 +44,7 @@ def warnings(findings: tuple[Finding, ...]) -> str:
         (0.7, 2.0, 0.6, "Lower skills.beta"),
         (3.0, 4.0, 0.3, "Lower skills.beta"),
         (2.1, 2.0, 0.51, ""),
+        (0.9, 2.0, 0.355, ""),
         (3.0, 4.0, 0.5, ""),
         (6.1, 4.0, 0.92, ""),
         (11.0, 4.0, 0.6, "raise train.target_divergence to 5.5"),
@@ -147,6 +148,17 @@ def test_a_reward_that_nobody_has_seen_is_no_warning() -> None:
 def test_a_penalty_that_rewards_cannot_make_up_for_is_warned_of() -> None:
     assert "Lower train.alpha_min" in warnings(rewards(0.0, 4.0, alpha_min=2.0))
     assert not warnings(rewards(0.0, 4.0, alpha_min=0.5))
+
+
+def test_a_discount_that_looks_far_beyond_an_episode_is_told() -> None:
+    def text(**train: Any) -> str:
+        return " ".join(finding.text for finding in rewards(0.1, 4.0, **train))
+
+    assert "0.99 looks 100 decisions ahead, and an episode has 20" in text(discount=0.99)
+    assert "try 0.93" in text(discount=0.99)
+    assert not warnings(rewards(0.1, 4.0, discount=0.99))
+    for unhurried in ({"discount": 0.95}, {"discount": 1.0}, {"timeout_is_terminal": True}):
+        assert "decisions ahead" not in text(**{"discount": 0.99, **unhurried})
 
 
 def test_a_fixed_alpha_has_no_target() -> None:
