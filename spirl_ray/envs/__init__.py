@@ -137,7 +137,7 @@ def declared_scores(env: EnvironmentSettings | str) -> Scores:
 def _declared(spec: EnvironmentSpec, settings: EnvironmentSettings) -> EnvironmentSpec:
     """The description of a registered environment, with the time limit and the range of actions of the settings."""
     own = settings.interface.model_copy(update={"imports": (), "action": ActionSettings()})
-    if spec.judge is None:
+    if spec.judge is None and own.judge is not None:
         spec = replace(spec, judge=named_function(own.judge, "interface.judge"))
         own = own.model_copy(update={"judge": None})
     if own != InterfaceSettings():
