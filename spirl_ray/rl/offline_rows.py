@@ -46,7 +46,10 @@ class OfflineRows:
         folder, learners, seed = Path(config.offline), max(1, config.num_learners), (config.seed or 0) + learner
         self.card = read_offline_card(folder)
         check_decisions(self.card, folder, Path(config.skills_folder), config.policy, method.latent_limit)
-        rows = {name: values[learner::learners] for name, values in read_decisions(folder, replay.capacity).items()}
+        rows = {
+            name: values[learner::learners]
+            for name, values in read_decisions(folder, learners * replay.capacity).items()
+        }
         steps, per_decision = rows.pop(STEPS), settings.discount_per == "decision"
         rows[DISCOUNTS] = np.array(
             [decision_discount(settings.discount, int(n), per_decision=per_decision) for n in steps], np.float32
