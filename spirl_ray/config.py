@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spirl_ray.config_environment import EnvironmentSettings, EnvSettings, InterfaceSettings
-from spirl_ray.config_file import assign, read_mapping, readable_problems, split_override
+from spirl_ray.config_file import assign, assign_for_all, read_mapping, readable_problems, split_override
 from spirl_ray.config_submit import SubmitSettings
 from spirl_ray.config_tracking import TrackingSettings
 from spirl_ray.config_train import TrainSettings
@@ -267,7 +267,7 @@ def load_experiment(
         source: a YAML file, the name of a shipped one (``"maze"`` means ``tune_configs/maze.yaml``), or the settings
             themselves as a mapping.
         overrides: ``["train.env_steps=50000"]`` with YAML values, as after ``--set``, or a mapping
-            ``{"train.env_steps": 50000}``.
+            ``{"train.env_steps": 50000}``. They hold for every method, whatever the file's own ``overrides`` say.
 
     Raises:
         SpirlError: an unreadable file, YAML that is no mapping, an unknown key or a wrong type; the message names file
@@ -283,7 +283,7 @@ def load_experiment(
     else:
         changes = [(*split_override(override, Experiment), f"--set {override}") for override in overrides]
     for key, value, where in changes:
-        assign(raw, key, value, where, Experiment)
+        assign_for_all(raw, key, value, where, Experiment)
     experiment = parse_experiment(raw, origin)
     for method in experiment.overrides:
         experiment.for_method(method)

@@ -122,6 +122,30 @@ def assign(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: 
         node[last] = (node.get(last) or {}) if group else value
 
 
+def assign_for_all(raw: dict[str, Any], dotted: str, value: Any, origin: str, settings: type[BaseModel]) -> None:
+    """Sets a key, as `assign`, for every method: ``overrides`` of the same key are dropped.
+
+    It is for what is said last, on the command line or by a sweep, which would have no effect on such a method.
+    """
+    assign(raw, dotted, value, origin, settings)
+    overrides = raw.get("overrides")
+    for changes in overrides.values() if isinstance(overrides, dict) else ():
+        if isinstance(changes, dict):
+            _drop(changes, dotted, value)
+
+
+def _drop(changes: dict[str, Any], dotted: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _drop(changes, f"{dotted}.{key}", inner)
+        return
+    for name, inner in list(changes.items()):
+        if name == dotted or name.startswith(f"{dotted}."):
+            del changes[name]
+        elif dotted.startswith(f"{name}.") and isinstance(inner, dict):
+            _drop(inner, dotted.removeprefix(f"{name}."), value)
+
+
 def _index(values: list[Any], text: str, origin: str) -> int:
     if not text.isdecimal() or int(text) >= len(values):
         raise SpirlError(f"{origin}: {text} is no place in this list; its places are 0 to {len(values) - 1}.")

@@ -190,6 +190,19 @@ def test_overrides_apply_to_their_method_only(tmp_path: Path) -> None:
     assert found.train.updates_per_decision == 1.0
 
 
+@pytest.mark.parametrize("text", ["{train.batch_size: 7, train.polyak: 0.1}", "{train: {batch_size: 7, polyak: 0.1}}"])
+@pytest.mark.parametrize("change", ["train.batch_size=9", "train={batch_size: 9}"])
+def test_what_the_command_line_says_holds_for_every_method(tmp_path: Path, text: str, change: str) -> None:
+    found = load_experiment(write(tmp_path, f"name: test\noverrides: {{sac: {text}}}\n"), [change])
+    for method in ("sac", "spirl"):
+        assert found.for_method(method).train.batch_size == 9
+    assert found.for_method("sac").train.polyak == 0.1
+    later = load_experiment(
+        write(tmp_path, f"name: test\noverrides: {{sac: {text}}}\n"), ["overrides.sac.train.batch_size=5"]
+    )
+    assert later.for_method("sac").train.batch_size == 5
+
+
 @pytest.mark.parametrize(
     ("text", "overrides"),
     [

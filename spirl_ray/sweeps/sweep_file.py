@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from spirl_ray.config import Experiment, parse_experiment
-from spirl_ray.config_file import assign, read_mapping, readable_problems, split_override
+from spirl_ray.config_file import assign, assign_for_all, read_mapping, readable_problems, split_override
 from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -259,7 +259,7 @@ class Sweep:
         """
         raw = self.base.model_dump(mode="json")
         for key, value in parameters.items():
-            assign(raw, key, value, self.origin, Experiment)
+            assign_for_all(raw, key, value, self.origin, Experiment)
         return parse_experiment(raw, f"{self.origin}, space: {_shown(parameters)}")
 
     def examples(self) -> list[Experiment]:
@@ -282,8 +282,6 @@ class Sweep:
         examples = self.examples()
         for experiment in examples:
             self._check_experiment(experiment)
-        for method in {method for experiment in examples for method in experiment.methods}:
-            self._check_overrides(method)
         for one, other in itertools.combinations(self.space, 2):
             if other.startswith(f"{one}."):
                 raise SpirlError(f"{self.origin}, space: {one} contains {other}; search only one of them.")
@@ -292,14 +290,6 @@ class Sweep:
         for name, reason in _NOT_SEARCHED.items():
             if key == name or key.startswith(f"{name}."):
                 raise SpirlError(f"{self.origin}, space: {key} cannot be searched: {reason}.")
-
-    def _check_overrides(self, method: str) -> None:
-        for key, changed in itertools.product(self.space, self.base.overrides.get(method, {})):
-            if key == changed or key.startswith(f"{changed}.") or changed.startswith(f"{key}."):
-                raise SpirlError(
-                    f"{self.origin}, space: {key} would have no effect on {method}, because the base experiment sets "
-                    f"{changed} in overrides.{method}. Remove it there."
-                )
 
     def _check_metric(self, experiment: Experiment) -> None:
         scores = experiment_scores(experiment)
@@ -371,9 +361,9 @@ def _base(file: SweepFile, path: Path, overrides: Sequence[str]) -> Experiment:
     else:
         raw, origin = copy.deepcopy(file.base), f"{path}, base"
     for key, value in file.changes.items():
-        assign(raw, key, value, f"{path}, changes", Experiment)
+        assign_for_all(raw, key, value, f"{path}, changes", Experiment)
     for override in overrides:
-        assign(raw, *split_override(override, Experiment), f"--set {override}", Experiment)
+        assign_for_all(raw, *split_override(override, Experiment), f"--set {override}", Experiment)
     experiment = parse_experiment(raw, origin if not file.changes else f"{origin} with changes of {path}")
     for method in experiment.overrides:
         experiment.for_method(method)

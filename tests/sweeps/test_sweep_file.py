@@ -113,7 +113,6 @@ def test_a_space_that_makes_no_sense_is_refused_before_anything_runs(
         ({"metric": "deterministic_tower_height"}, ": deterministic_score, deterministic_return"),
         ({"metric": "subtasks"}, "unknown metric 'subtasks'"),
         ({"scheduler": {"kind": "asha"}, "base": {**TOY, "seeds": [0, 1]}}, "one method with one seed"),
-        ({"base": {**TOY, "overrides": {"spirl_cl": {"train.actor_lr": 0.1}}}}, "no effect on spirl_cl"),
         ({"trackers": {"wandb": {"project": "p"}}}, 'changes: {tracking: {"wandb": {"project": "p"}}}'),
     ],
 )
@@ -145,6 +144,13 @@ def test_the_order_of_the_keys_changes_nothing(tmp_path: Path) -> None:
     one, other = sweep(tmp_path, both), sweep(tmp_path, dict(reversed(both.items())))
     assert one.key == other.key
     assert list(one.space) == list(other.space)
+
+
+def test_what_a_sweep_varies_wins_over_what_the_base_overrides(tmp_path: Path) -> None:
+    base = {**TOY, "overrides": {"spirl_cl": {"train.actor_lr": 0.1, "train.critic_lr": 0.2}}}
+    chosen = sweep(tmp_path, {"train.actor_lr": {"grid": [1e-3, 1e-4]}}, base=base)
+    assert [one.for_method("spirl_cl").train.actor_lr for one in chosen.examples()] == [1e-3, 1e-4]
+    assert {one.for_method("spirl_cl").train.critic_lr for one in chosen.examples()} == {0.2}
 
 
 @pytest.mark.parametrize("pattern", ["smoke_sweep", "kitchen_sweep", "maze_sweep", "kitchen_ablation_*"])
