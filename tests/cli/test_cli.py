@@ -20,7 +20,7 @@ import spirl_ray
 from spirl_ray.cli import arguments as command
 from spirl_ray.cli import main as cli
 from spirl_ray.cli import terminal
-from spirl_ray.config import load_experiment
+from spirl_ray.config import TrainSettings, load_experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import experiment
 from spirl_ray.pipeline.events import Event
@@ -195,7 +195,11 @@ def test_report_does_not_make_a_folder_that_is_not_there(tmp_path: Path) -> None
 
 def test_prior_refuses_methods_that_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExperimentRun, "data", lambda self: None)
-    monkeypatch.setattr(ExperimentRun, "trials", [SimpleNamespace(has_prior=False)])
+    monkeypatch.setattr(
+        ExperimentRun,
+        "trials",
+        [SimpleNamespace(has_prior=False, method="sac", seed=0, experiment=SimpleNamespace(train=TrainSettings()))],
+    )
     monkeypatch.setattr(experiment, "ray_session", lambda *arguments: contextlib.nullcontext())
     result = runner.invoke(cli.app, ["prior", str(write_config(tmp_path, methods=["sac"]))])
     assert result.exit_code == 2

@@ -16,8 +16,6 @@ from spirl_ray.pipeline.offline import offline_decisions
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.rl.offline_decisions import read_decisions, read_offline_card
 
-FOLDER = "offline"
-
 
 def prepared(folder: Path, *methods: str, **changes: Any) -> list[Trial]:
     """The trials of a toy experiment whose dataset is there."""

@@ -153,7 +153,9 @@ def test_what_a_sweep_varies_wins_over_what_the_base_overrides(tmp_path: Path) -
     assert {one.for_method("spirl_cl").train.critic_lr for one in chosen.examples()} == {0.2}
 
 
-@pytest.mark.parametrize("pattern", ["smoke_sweep", "kitchen_sweep", "maze_sweep", "kitchen_ablation_*"])
+@pytest.mark.parametrize(
+    "pattern", ["smoke_sweep", "kitchen_sweep", "kitchen_search", "maze_sweep", "kitchen_ablation_*"]
+)
 def test_shipped_sweeps_are_valid(pattern: str) -> None:
     paths = sorted(Path("tune_configs").glob(f"{pattern}.yaml"))
     assert len(paths) == (4 if "*" in pattern else 1)
