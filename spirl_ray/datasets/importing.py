@@ -176,9 +176,8 @@ def _run(tasks: list[_Shard], progress: Callable[[int, int], None] | None) -> li
     done = sum(len(tasks[number].indices) for number in results)
     if progress is not None and done:
         progress(done, total)
-    for number, result in run_tasks(
-        functools.partial(_write_one, tasks), [n for n in range(len(tasks)) if n not in results]
-    ):
+    missing = [number for number in range(len(tasks)) if number not in results]
+    for number, result in run_tasks(functools.partial(_write_one, tasks), missing):
         results[number] = result
         done += len(tasks[number].indices)
         if progress is not None:
@@ -190,10 +189,9 @@ def _write_one(tasks: list[_Shard], number: int) -> dict[str, Any]:
     shard = tasks[number]
     try:
         return _write_shard(shard)
-    except FileNotFoundError as error:
-        require_seen(Path(error.filename or shard.file))
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            require_seen(Path(error.filename or shard.file))
         raise SpirlError(
             f"Cannot write the dataset: {error.filename or shard.file}: {error.strerror or error}"
         ) from error

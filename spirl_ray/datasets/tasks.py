@@ -27,7 +27,8 @@ def run_tasks(work: Work, numbers: Sequence[int]) -> Iterator[tuple[int, dict[st
         The number and result of each task, as they finish.
 
     Raises:
-        SpirlError: a task raised one, or an `OSError` without a better explanation.
+        SpirlError: a task raised one.
+        RayError: a task failed for another reason.
     """
     if not numbers:
         return

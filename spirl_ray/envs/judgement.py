@@ -1,4 +1,4 @@
-"""What an environment would have said of recorded steps: rewards and ends of a task, from the recorded states."""
+"""A judge tells from recorded states which rewards and ends an environment would have given to the recorded steps."""
 
 from __future__ import annotations
 

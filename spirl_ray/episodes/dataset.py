@@ -160,8 +160,13 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
     """
     card = read_card(path)
     for file in dataset_files(path):
-        for table in read_tables(file, card):
-            yield from table_to_episodes(table, card.features, card.action_dim, where=file)
+        yield from read_file(file, card)
+
+
+def read_file(file: str, card: DatasetCard) -> Iterator[Episode]:
+    """Reads every episode of one file of a dataset, as `read_episodes`."""
+    for table in read_tables(file, card):
+        yield from table_to_episodes(table, card.features, card.action_dim, where=file)
 
 
 def group_sizes(file: str, card: DatasetCard) -> list[int]:

@@ -6,7 +6,7 @@
     DATA/name-key/                  a dataset: DATASET_CARD and Parquet files
     DEMONSTRATIONS/name-key/        DEMONSTRATIONS_VIDEO of a dataset
     SKILLS/decoder-key/             skills: SKILL_CARD, SKILL_TENSORS, METRICS; what a tracker has of them
-    OFFLINE/method-key/             the demonstrations as decisions: OFFLINE_CARD and a file for each of the dataset
+    OFFLINE/decoder-key/            the demonstrations as decisions: OFFLINE_CARD and a file for each of the dataset
     PRIOR/decoder-key/              episodes of a bare prior, files as in EVALUATION
     POLICIES/method-key/            a policy: POLICY_CARD, POLICY_TENSORS, SKILLS/, and its training: METRICS,
                                     EVALUATIONS, TRAINED, REWARDS, PROVENANCE, TENSORBOARD/,

@@ -14,9 +14,9 @@ _NOT_LEARNED_FROM = {
 }
 """The settings of stage 2 that do not change what a policy learns."""
 _IN_THE_METHOD = {"target_divergence", "latent_limit", "policy_init", "regulariser", "offline_fraction"}
-"""Those that `MethodConfig` holds."""
+"""The settings that `MethodConfig` holds."""
 _ONLY_SOMETIMES = {"offline_labels", "novelty_bonus", "policy_polyak"}
-"""Those that have no effect with some methods or values, and must not lead to another policy then."""
+"""The settings that have no effect with some methods or values, and must not lead to another policy then."""
 
 
 def offline_key(content: str, skills_key: str, seed: int, experiment: Experiment, method: MethodConfig) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spirl_ray.datasets.tasks import run_tasks
-from spirl_ray.episodes.dataset import dataset_files, read_card, read_tables
-from spirl_ray.episodes.table import table_to_episodes
+from spirl_ray.episodes.dataset import dataset_files, read_card, read_file
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder
 from spirl_ray.files.shared import require_seen
@@ -36,11 +35,19 @@ def offline_decisions(trial: Trial, progress: Progress = silent) -> Path | None:
     out = trial.offline
     if out is None:
         return None
-    experiment = trial.experiment
-    method, policy = method_and_policy(
-        experiment.environment, str(trial.skills), trial.method_config.model_dump(mode="json"), experiment.train
+    with trial.workspace.locked(out):
+        if not (out / layout.OFFLINE_CARD).exists():  # making the environment and the policy takes a while
+            encoding = _encoding(trial)
+            label_decisions(encoding, trial.workspace.dataset, out, lambda done, total: progress(0, total, {}))
+    return out
+
+
+def _encoding(trial: Trial) -> Encoding:
+    experiment, method = trial.experiment, trial.method_config
+    _, policy = method_and_policy(
+        experiment.environment, str(trial.skills), method.model_dump(mode="json"), experiment.train
     )
-    encoding = Encoding(
+    return Encoding(
         skills=str(trial.skills.absolute()),
         policy=policy,
         environment=experiment.environment,
@@ -48,13 +55,10 @@ def offline_decisions(trial: Trial, progress: Progress = silent) -> Path | None:
         labels=experiment.train.offline_labels,
         seed=trial.seed,
     )
-    with trial.workspace.locked(out):
-        label_decisions(encoding, trial.workspace.dataset, out, lambda done, total: progress(0, total, {}))
-    return out
 
 
 def noted_offline(trial: Trial) -> tuple[Finding, ...]:
-    """What is known of a trial's offline decisions; nothing where there are none."""
+    """Says what is known of a trial's offline decisions; nothing where there are none."""
     out = trial.offline
     if out is None or not (out / layout.OFFLINE_CARD).exists():
         return ()
@@ -93,10 +97,5 @@ def label_decisions(
 def _label_file(encoding: Encoding, files: list[str], out: Path, number: int) -> dict[str, int]:
     require_seen(out)
     file = files[number]
-    card = read_card(Path(file).parent)
-    episodes = (
-        episode
-        for table in read_tables(file, card)
-        for episode in table_to_episodes(table, card.features, card.action_dim, where=file)
-    )
+    episodes = read_file(file, read_card(Path(file).parent))
     return write_part(out, number, make_decisions(encoding, episodes, number))

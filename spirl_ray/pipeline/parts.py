@@ -9,6 +9,7 @@ from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.pipeline.exploration import check_floor_plan
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.rl.methods import method_config, skill_spec
+from spirl_ray.rl.offline_decisions import check_judge
 from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
 from spirl_ray.skills.augmentation import augmentation
 from spirl_ray.skills.model import SkillModel
@@ -37,6 +38,8 @@ def check_parts(experiment: Experiment, spec: EnvironmentSpec, given: SkillSpec 
                 skills.load_pretrained()
                 augmentation(own.pretrain.augmentation, spec.position_target)
             chosen = method_config(method, own.train, skills.spec)
+            if chosen.offline_fraction:
+                check_judge(spec, own.train.offline_labels)
             policy = PolicyNetwork(policy_spec(skills, chosen, spec.features), skills)
             if chosen.policy_init == "prior":
                 policy.start_from(skills)

@@ -45,7 +45,7 @@ from spirl_ray.skills.artifact import read_skill_card
 
 _RECENT_EPISODES = 50
 _POLICY, _AVERAGE = "policy.", "average."
-"""What the names of the policy's parameters begin with, and those of its average."""
+"""The prefixes of the names of the policy's parameters, and of those of its average."""
 _RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 SKILL_RESULTS = "skills"
 """The key of this algorithm's counters and episode statistics in RLlib's result dict."""

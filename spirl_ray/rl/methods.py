@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from spirl_ray.rl.replay import RowSource
 
 Regulariser = Literal["prior", "uniform", "none"]
-"""What the policy stays close to; ``none`` is SAC in a bounded box whose values count rewards alone."""
+"""The distribution that the policy stays close to; ``none`` is SAC in a bounded box, with values of rewards alone."""
 PolicyInit = Literal["prior", "scratch"]
 PAPER_LATENT_LIMIT = 2.0
 PAPER_TARGET_DIVERGENCE = 5.0

@@ -44,7 +44,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         skills = load_skills(self.model_config["skills"])
         self.latent_dim = skills.spec.latent_dim
         self.in_minimum = settings.critics_in_minimum or settings.critics
-        self.policy = PolicyNetwork(PolicySpec.model_validate(self.model_config["policy"]), skills)
+        spec = PolicySpec.model_validate(self.model_config["policy"])
+        self.policy = PolicyNetwork(spec, skills)
         if method.policy_init == "prior":
             self.policy.start_from(skills)
         # A policy from scratch explores with the prior at first, so its env runners need the prior, too.
@@ -57,7 +58,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         self.average = None
         if not self.inference_only:
             if settings.policy_polyak < 1.0:
-                self.average = PolicyNetwork(self.policy.spec, skills).requires_grad_(False)
+                self.average = PolicyNetwork(spec, skills).requires_grad_(False)
                 self.average.load_state_dict(self.policy.state_dict())
             self.critics = Critics(
                 self.policy.input_dim + self.latent_dim,

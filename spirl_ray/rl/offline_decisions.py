@@ -90,13 +90,18 @@ class Encoding:
             SpirlError: it is to judge the recorded states, and cannot.
         """
         spec = envs.environment(self.environment)
-        if self.labels == "environment" and spec.judge is None:
-            raise SpirlError(
-                f"train.offline_labels: {spec.id} does not judge recorded states. Name a function in interface.judge "
-                "that does, or set train.offline_labels to recorded (the rewards in the data are those of this task) "
-                "or learned."
-            )
+        check_judge(spec, self.labels)
         return spec
+
+
+def check_judge(spec: EnvironmentSpec, labels: Labels) -> None:
+    """Raises `SpirlError` where the environment is to judge the recorded states, and cannot."""
+    if labels == "environment" and spec.judge is None:
+        raise SpirlError(
+            f"train.offline_labels: {spec.id} does not judge recorded states. Name a function in interface.judge "
+            "that does, or set train.offline_labels to recorded (the rewards in the data are those of this task) "
+            "or learned."
+        )
 
 
 def make_decisions(encoding: Encoding, episodes: Iterable[Episode], number: int) -> Rows:

@@ -122,7 +122,6 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, spec: PolicySpec, skills: SkillModel) -> None:
         super().__init__()
-        self.spec = spec
         settings = skills.spec.settings
         self.encoder = ObservationEncoder(
             spec.numbers, spec.encoders, width=settings.width, image_channels=settings.image_channels

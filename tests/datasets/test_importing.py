@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import ray
 from opened import generated, given, sources
 from ray import cloudpickle
 
+from spirl_ray.datasets import importing
 from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, Description, Identity
@@ -385,3 +388,12 @@ def test_the_human_demonstrations_can_be_imported(tmp_path: Path, minari_root: P
     report = import_dataset(sources(human, env="spirl/Kitchen-v0"), tmp_path / "human", environment="spirl/Kitchen-v0")
     assert (report.card.episodes, report.card.steps, len(report.card.files)) == (19, 4209, 8)
     assert validate_dataset(tmp_path / "human") == []
+
+
+def test_a_file_that_is_gone_while_a_shard_is_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def gone(shard: Any) -> dict[str, Any]:
+        raise FileNotFoundError(2, "No such file or directory", str(tmp_path / "recording.npz"))
+
+    monkeypatch.setattr(importing, "_write_shard", gone)
+    with pytest.raises(SpirlError, match=r"recording\.npz: No such file"):
+        importing._write_one([SimpleNamespace(file=tmp_path / "shard-0")], 0)  # type: ignore[list-item]

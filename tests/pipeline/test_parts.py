@@ -20,6 +20,7 @@ from spirl_ray.pipeline.experiment import check_experiments
         (GOAL, {"skills.prior": "flow", "skills.latent_dim": 1}, "skills.prior: flow"),
         (GOAL, {"evaluate.score": "beauty"}, "evaluate.score"),
         (GOAL, {"explore.in_run": True}, "explore: toy/Goal-v0"),
+        (GOAL, {"train.offline_fraction": 0.5}, "train.offline_labels: toy/Goal-v0"),
         (GOAL, {"pretrain.augmentation.kind": "target_preserving"}, "interface.position_target"),
         (
             CAMERAS,

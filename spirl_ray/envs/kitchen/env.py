@@ -127,7 +127,7 @@ def completed_subtasks(observations: Observation) -> list[str]:
 
 
 def judge(arguments: Mapping[str, Any], episode: Episode) -> Judgement:
-    """What a kitchen with these arguments would have said of recorded positions, see `EnvironmentSpec.judge`."""
+    """Judges recorded positions as a kitchen with these arguments would have, see `EnvironmentSpec.judge`."""
     positions = joint_positions(episode.observations)
     tasks = arguments.get("tasks", DEFAULT_TASKS)
     complete = [goal_distance(positions, task) < SUCCESS_DISTANCE for task in tasks]

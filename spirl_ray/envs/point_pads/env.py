@@ -299,7 +299,7 @@ def _leg(
 
 
 def judge(arguments: Mapping[str, Any], episode: Episode) -> Judgement:
-    """What the task with these arguments would have said of recorded lamps, see `EnvironmentSpec.judge`."""
+    """Judges recorded lamps as the task with these arguments would have, see `EnvironmentSpec.judge`."""
     tasks = arguments.get("tasks", tuple(PADS))
     lamps = np.asarray(episode.observations["lamps"], np.float32) > 0.5
     return judge_subtasks([lamps[:, index] for index, pad in enumerate(PADS) if pad in tasks])
