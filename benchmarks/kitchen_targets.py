@@ -1,10 +1,9 @@
 """One set of settings on four targets of the kitchen: ``python -m benchmarks.kitchen_targets [--run]``.
 
 ``--run`` trains ``tune_configs/kitchen_play.yaml`` for each target, one after another, in one folder, so that they
-share demonstrations and skills; it resumes where it was stopped. Without it, what is finished so far is collected. Both
-write
-``benchmarks/results/kitchen_targets.csv`` (every evaluation during training, then the final ones of the published
-policies) and ``kitchen_targets.json`` (the exact config, versions and hardware).
+share demonstrations and skills; it resumes where it was stopped. Without it, what is there so far is collected. Both
+write ``benchmarks/results/kitchen_targets.csv`` (every evaluation during training, then the final ones of the published
+policies, and what the latents carry) and ``kitchen_targets.json`` (the exact config, versions and hardware).
 """
 
 from __future__ import annotations
@@ -29,7 +28,10 @@ TARGETS = (
     ("microwave", "light switch", "slide cabinet", "hinge cabinet"),
     ("hinge cabinet", "kettle", "microwave", "slide cabinet"),  # the one that the experts solve least often
 )
-COLUMNS = ("env_steps", "mode", "evaluation", "subtasks", "episodes", "wall_clock_s", "config_hash", "commit")
+COLUMNS = (
+    *("env_steps", "mode", "evaluation", "subtasks", "episodes", "wall_clock_s", "config_hash", "commit"),
+    *("latent_nats", "error_removed"),
+)
 
 
 def experiment(target: tuple[str, ...], changes: list[str]) -> Experiment:
@@ -41,7 +43,7 @@ def experiment(target: tuple[str, ...], changes: list[str]) -> Experiment:
 def rows_of(target: tuple[str, ...], chosen: Experiment) -> list[dict[str, Any]]:
     """A row for each evaluation of the target's policies, as far as they are there."""
     record = gather(Workspace(chosen), "")
-    rows = result_rows(load_trials(record.trials, record.scores), record.scores)
+    rows = result_rows(load_trials(record.trials, record.scores), record.scores, record.deciding)
     fixed = {"target": " + ".join(target)}
     return [
         {"method": row["method"], **fixed, "seed": row["seed"], **{name: row[name] for name in COLUMNS}} for row in rows
@@ -61,7 +63,7 @@ def main() -> None:
             api.run(chosen)
         rows += rows_of(target, chosen)
     path = RESULTS / f"{NAME}.csv"
-    write_csv(path, with_others(path, rows, ("method", "target", "seed")) if path.exists() else rows)
+    write_csv(path, with_others(path, rows, ("method", "target", "seed")))
     settings = shared_settings(experiment(TARGETS[0], options.changes))
     write_json(RESULTS / f"{NAME}.json", {"config": settings, "versions": versions(), "hardware": hardware()})
     print(f"wrote {path}: {len(rows)} rows")
