@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -54,9 +55,14 @@ def kill_session(leader: subprocess.Popen[Any]) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
+    """Finds a port that nobody uses, outside the ranges from which the kernel and Ray give ports themselves: one that
+    they give away before the node uses it would end the node.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as opened, contextlib.suppress(OSError):
+            opened.bind(("", port))
+            return port
 
 
 class Cable:
@@ -140,7 +146,7 @@ class RayNodes:
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",  # of 15, workers would starve beside other work
-            "RAY_raylet_start_wait_time_s": "240",
+            "RAY_raylet_start_wait_time_s": "120",
         }
 
     def start_head(self, *options: str, command: Sequence[str] = ("ray", "start", "--head", "--block")) -> None:
@@ -217,9 +223,15 @@ class RayNodes:
         deadline = time.monotonic() + _PATIENCE_S
         while not condition():  # type: ignore[operator]
             for process in self.processes:
-                assert process.poll() is None, "\n".join(log.read_text() for log in self.folder.glob("node-*.log"))
+                assert process.poll() is None, self._logs()
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.5)
+
+    def _logs(self) -> str:
+        """What the nodes printed, and the ends of the logs that say why one ended."""
+        names = ("node-*.log", "**/logs/raylet.*", "**/logs/dashboard_agent.log", "**/logs/runtime_env_agent.log")
+        logs = [log for name in names for log in sorted(self.folder.glob(name))]
+        return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
 
     def kill(self, number: int) -> None:
         """Kills a node, by the order in which they were started, with SIGKILL for all of its processes."""

@@ -20,7 +20,15 @@ def nodes() -> Iterator[RayNodes]:
     try:
         started.start_head("--num-cpus=2", '--resources={"spirl_driver": 1}')
         started.start_worker("--num-cpus=2")
-        started.wait(lambda: len(started.alive_nodes()) == 2)
+        try:
+            started.wait(lambda: len(started.alive_nodes()) == 2)
+        except (
+            AssertionError
+        ) as error:  # Ray's start can fail on a busy machine, which is not what these tests are about
+            print(error)
+            started.kill(1)
+            started.start_worker("--num-cpus=2")
+            started.wait(lambda: len(started.alive_nodes()) == 2)
         yield started
     finally:
         started.stop()
