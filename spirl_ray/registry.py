@@ -8,9 +8,12 @@ the processes that run the same registration.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from spirl_ray.errors import SpirlError
 
@@ -110,3 +113,40 @@ def _load(point: object, kind: str) -> object:
             f"The {kind} {getattr(point, 'name', '?')!r} of an installed package cannot be imported from "
             f"{getattr(point, 'value', '?')}: {type(error).__name__}: {error}. Repair or uninstall that package."
         ) from error
+
+
+def named_object(name: str, setting: str) -> Any:
+    """What a setting names as ``package.module:name``.
+
+    Raises:
+        SpirlError: it cannot be imported.
+    """
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SpirlError(f"{setting}: {name} cannot be imported: {error}. Write it as package.module:name.") from error
+
+
+def named_function(name: str | None, setting: str) -> Callable[..., Any] | None:
+    """The function that a setting names; None where it names none.
+
+    Raises:
+        SpirlError: it cannot be imported, or is no function.
+    """
+    if name is None:
+        return None
+    found = named_object(name, setting)
+    if not callable(found):
+        raise SpirlError(f"{setting}: {name} is not a function.")
+    return found
+
+
+def source_of(name: str | None) -> str | None:
+    """The text of the file with what a setting names, by which a change is noticed; None where
+    there is no such file."""
+    if name is None or (spec := importlib.util.find_spec(name.partition(":")[0])) is None or spec.origin is None:
+        return None
+    try:
+        return Path(spec.origin).read_text()
+    except (OSError, ValueError):
+        return None

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from spirl_ray.arguments import checked_arguments, parameters
 from spirl_ray.config_environment import ActionSettings, EnvironmentSettings, InterfaceSettings
-from spirl_ray.envs.adapter import MakeRaw, author_error, describe_adapted, import_modules, make_adapted, named_function
+from spirl_ray.envs.adapter import MakeRaw, author_error, describe_adapted, import_modules, make_adapted
 from spirl_ray.envs.blocks import env as blocks
 from spirl_ray.envs.interface import action_range
 from spirl_ray.envs.kitchen import env as kitchen
@@ -41,7 +41,7 @@ from spirl_ray.episodes.features import Feature
 from spirl_ray.episodes.recording import KeyLayout
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.fingerprint import fingerprint
-from spirl_ray.registry import Registry
+from spirl_ray.registry import Registry, named_function
 from spirl_ray.settings import in_words
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import pkgutil
 import random
@@ -36,6 +35,7 @@ from spirl_ray.envs.success import SuccessJudge
 from spirl_ray.episodes.features import Array
 from spirl_ray.episodes.recording import KeyLayout
 from spirl_ray.errors import SpirlError
+from spirl_ray.registry import named_function
 
 _LIMITS = ("_max_episode_steps", "max_episode_steps")
 """Where wrappers and environments keep their time limit."""
@@ -301,33 +301,3 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
 
 def _filmable(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-
-
-def function_source(name: str | None) -> str | None:
-    """The text of the file with the function that a setting names, by which a changed function is noticed; None where
-    there is no such file."""
-    if name is None or (spec := importlib.util.find_spec(name.partition(":")[0])) is None or spec.origin is None:
-        return None
-    try:
-        return Path(spec.origin).read_text()
-    except (OSError, ValueError):
-        return None
-
-
-def named_function(name: str | None, setting: str) -> Callable[..., Any] | None:
-    """The function that a setting names; None where it names none.
-
-    Raises:
-        SpirlError: it cannot be imported, or is no function.
-    """
-    if name is None:
-        return None
-    try:
-        found = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SpirlError(
-            f"{setting}: {name} cannot be imported: {error}. Write it as package.module:function."
-        ) from error
-    if not callable(found):
-        raise SpirlError(f"{setting}: {name} is not a function.")
-    return found

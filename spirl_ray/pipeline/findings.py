@@ -67,6 +67,15 @@ def skill_findings(
                 f"cloning, and {number(sample)} with actions drawn from it."
             ),
         )
+    if "latent_nats" not in metrics:
+        own = metrics.get("error_posterior")
+        inverted = "" if own is None else f"{number(own)} with the noise that decodes to the window itself, "
+        return (
+            Finding(
+                f"The latent is noise. The squared error of decoded actions is {inverted}{number(mean)} with noise 0, "
+                f"and {number(sample)} with noise drawn from N(0, I)."
+            ),
+        )
     nats, error, removed = metrics["latent_nats"], metrics["error_posterior"], metrics["error_removed"]
     delta = kept_divergence(method, train)
     allowed = "" if delta is None else f" In stage 2 a policy may use {number(delta)} nats a decision."

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 from spirl_ray.config import Experiment
-from spirl_ray.envs.adapter import function_source
 from spirl_ray.files.fingerprint import fingerprint
+from spirl_ray.registry import source_of
 from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.offline_decisions import FORMAT_VERSION as OFFLINE_FORMAT
+from spirl_ray.settings import expanded
+from spirl_ray.skills.spec import SkillSpec
 
 _NOT_LEARNED_FROM = {
     *("env_steps", "evaluate_every", "evaluate_episodes", "checkpoint_every", "keep_checkpoints", "publish"),
@@ -17,6 +22,25 @@ _IN_THE_METHOD = {"target_divergence", "latent_limit", "policy_init", "regularis
 """The settings that `MethodConfig` holds."""
 _ONLY_SOMETIMES = {"offline_labels", "novelty_bonus", "policy_polyak"}
 """The settings that have no effect with some methods or values, and must not lead to another policy then."""
+
+
+def skills_key(spec: SkillSpec, *rest: Any) -> str:
+    """The key of skills.
+
+    Args:
+        spec: what the skills are.
+        rest: the settings, data and seed of stage 1, as plain data.
+    """
+    parts, options = spec.model_dump(mode="json"), spec.settings.decoder_options
+    if not options:
+        del parts["settings"]["decoder_options"]
+        return fingerprint(parts, *rest)
+    # A codec of the user's: its code, and the files that its options name.
+    texts = [value for value in options.values() if isinstance(value, str)]
+    files = [file for text in texts if (file := expanded(text)).is_file()]
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    codec = options.get("codec")
+    return fingerprint(parts, *rest, contents, source_of(codec if isinstance(codec, str) else None))
 
 
 def offline_key(content: str, skills_key: str, seed: int, experiment: Experiment, method: MethodConfig) -> str:
@@ -33,7 +57,7 @@ def offline_key(content: str, skills_key: str, seed: int, experiment: Experiment
     # What the policy observes follows from these, see `spirl_ray.rl.policy_network.policy_spec`.
     observed = (method.features, method.policy_head, method.policy_init, method.uses_prior)
     parts = (skills_key, seed, observed, method.latent_limit, env.id, env.kwargs, env.interface)
-    labels = (experiment.train.offline_labels, function_source(env.interface.judge))
+    labels = (experiment.train.offline_labels, source_of(env.interface.judge))
     return fingerprint(OFFLINE_FORMAT, content, *parts, *labels)
 
 

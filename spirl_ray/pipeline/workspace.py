@@ -25,7 +25,7 @@ from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
-from spirl_ray.pipeline.keys import offline_key, policy_key
+from spirl_ray.pipeline.keys import offline_key, policy_key, skills_key
 from spirl_ray.policy.policy import read_policy_card
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
 from spirl_ray.skills.artifact import read_skill_card
@@ -274,7 +274,7 @@ class Trial:
         )
         content = read_card(self.workspace.dataset).content_sha256
         held_out = self.experiment.data.validation_fraction
-        return fingerprint(self.spec, pretrain, content, held_out, self.seed)
+        return skills_key(self.spec, pretrain, content, held_out, self.seed)
 
     @cached_property
     def skills(self) -> Path:

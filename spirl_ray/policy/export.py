@@ -1,8 +1,9 @@
 """Policies as ONNX graphs, which act with NumPy and onnxruntime alone.
 
 An export is a folder with two graphs and a card. ``policy.onnx`` maps the features of an observation to a latent, and
-``decoder.onnx`` maps a latent (a closed-loop decoder: and the features of each step) to primitive actions in [-1, 1].
-Normalisation, the limit of latents and the limit of actions are inside the graphs; ``export.json`` says them as well.
+``decoder.onnx`` maps a latent (and the features that the decoder observes: those of each step in a closed loop, of the
+first for flow skills) to primitive actions in [-1, 1]. Normalisation, the limit of latents and the limit of actions are
+inside the graphs; ``export.json`` says them as well.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class _PolicyGraph(nn.Module):
 
 
 class _DecoderGraph(nn.Module):
-    """The decoder over a latent [B, Z] and, for a closed-loop decoder, values in the order of ``names``."""
+    """The decoder over a latent [B, Z] and the values that it observes, in the order of ``names``."""
 
     def __init__(self, model: SkillModel, latent_limit: float | None, names: Sequence[str]) -> None:
         super().__init__()
@@ -127,7 +128,7 @@ def export_policy(folder: str | Path, out: Path) -> ExportCard:
     assert isinstance(chooser, SkillChooser)
     model, spec = execution.model, execution.model.spec
     seen = chooser.observer.needed
-    followed = list(spec.observed) if model.kind.closed_loop else []
+    followed = [] if model.kind.observes == "nothing" else list(spec.observed)
     statistics = model.statistics
     latent = torch.zeros(2, spec.latent_dim)
     with partial_folder(out) as partial:

@@ -127,10 +127,7 @@ class PolicySessions:
             self._choose([requests[row] for row in due], [sessions[row] for row in due])
         if self._model.kind.closed_loop:
             latents = torch.stack([one.latent for one in sessions if one.latent is not None])
-            rows = {
-                name: value.unsqueeze(1) for name, value in self._stack(requests, self._model.spec.features).items()
-            }
-            actions = self._model.decode(rows, latents)[:, 0].numpy()
+            actions = self._model.decode(self._observed(requests), latents)[:, 0].numpy()
         else:
             actions = np.stack([one.plan[one.step] for one in sessions if one.plan is not None])
         acts = [Act(np.clip(action, -1.0, 1.0), one.step) for action, one in zip(actions, sessions, strict=True)]
@@ -148,10 +145,18 @@ class PolicySessions:
             pairs = zip(rows, sessions, strict=True)
             chosen = [self.policy.choose(row).sample(one.generator)[0] for row, one in pairs]
         latents = limited(torch.stack(chosen), self.policy.execution.latent_limit)
-        plans = None if self._model.kind.closed_loop else self._model.decode(None, latents).numpy()
+        plans = None
+        if not self._model.kind.closed_loop:
+            plans = self._model.decode(self._observed(requests), latents).numpy()
         for row, one in enumerate(sessions):
             one.latent, one.step = latents[row], 0
             one.plan = None if plans is None else plans[row]
+
+    def _observed(self, requests: Sequence[ActRequest]) -> dict[str, Tensor] | None:
+        """What the decoder observes, [B, 1, *observed_shape] by name; None if it is nothing."""
+        if self._model.kind.observes == "nothing":
+            return None
+        return {name: value.unsqueeze(1) for name, value in self._stack(requests, self._model.spec.features).items()}
 
     def _stack(self, requests: Sequence[ActRequest], names: Iterable[str]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.stack([one.observation[name] for one in requests])) for name in names}

@@ -68,7 +68,8 @@ class SkillPriorSACLearner(TorchLearner):
             self.rows = make_rows(self)
         elif method.offline_fraction:
             self.rows = OfflineRows(self.config, self.replay, module.policy, rank)
-        self._gradients = AveragedGradients(module) if self.config.num_learners > 1 else None
+        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._gradients = AveragedGradients(learned) if self.config.num_learners > 1 else None
         self._apply_own_settings()
 
     @property

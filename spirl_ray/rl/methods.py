@@ -85,6 +85,9 @@ register_method(
     "spirl_offline", Method("closed_loop", "prior", "prior", "SPiRL, offline decisions too", offline_fraction=0.5)
 )
 register_method("supe", Method("closed_loop", "none", "scratch", "SUPE: skills, no prior", offline_fraction=0.5))
+register_method("flow", Method("flow", "prior", "prior", "flow skills, policy over their noise"))
+register_method("flow_offline", Method("flow", "prior", "prior", "flow skills, offline too", offline_fraction=0.5))
+register_method("dsrl", Method("own", "none", "scratch", "DSRL: the noise of a frozen policy"))
 register_method("rlpd", Method("identity", "none", "scratch", "RLPD: flat, actions too", offline_fraction=0.5))
 
 
@@ -137,7 +140,7 @@ def skill_spec(
         action_dim=action_dim,
         actions=actions,
         horizon=1 if kind.flat else settings.horizon,
-        latent_dim=action_dim if kind.flat else settings.latent_dim,
+        latent_dim=settings.latent_dim if kind.latent_dim is None else kind.latent_dim(settings, action_dim),
         settings=settings,
     )
 

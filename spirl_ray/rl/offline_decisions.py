@@ -194,7 +194,7 @@ class _DecisionMaker:
             observations = observe(np.arange(first, min(first + _AT_A_TIME, count)))
             policy.append(self.observer.batch(observations).numpy())
             steps = {name: value.unsqueeze(0) for name, value in self.skills.select(observations).items()}
-            if self.skills.kind.closed_loop and (found := self.skills.codec.observe(steps)) is not None:
+            if self.skills.kind.observes != "nothing" and (found := self.skills.codec.observe(steps)) is not None:
                 features.append(found.squeeze(0))
         return np.concatenate(policy), torch.cat(features) if features else None
 
@@ -203,7 +203,8 @@ class _DecisionMaker:
     ) -> NDArray[np.float32]:
         """Samples of q(z | window) of the windows that begin at these steps [n]: [n, Z]."""
         steps = starts[:, None] + np.arange(self.horizon)
-        windows = None if features is None else features[torch.from_numpy(steps)]
+        observed = steps[:, : self.skills.kind.observed_steps(self.horizon)]
+        windows = None if features is None else features[torch.from_numpy(observed)]
         posterior = self.skills.codec.encode(windows, torch.from_numpy(episode.actions[steps]))
         return unlimited(posterior.sample(generator), self.limit).numpy()
 

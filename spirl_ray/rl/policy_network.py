@@ -134,7 +134,7 @@ class PolicyNetwork(nn.Module):
             image_width,
             skills.prior.param_dim if spec.uses_prior else 0,
         ]
-        self.sees_prior = spec.sees_prior
+        self.uses_prior, self.sees_prior = spec.uses_prior, spec.sees_prior
         self.observation_dim = sum(self.sizes)
         """D, the size of a policy observation."""
         self.input_dim = self.encoder.outputs + image_width + (self.sizes[-1] if spec.sees_prior else 0)
@@ -164,7 +164,7 @@ class PolicyNetwork(nn.Module):
         if self.sees_prior:
             parts.append(prior)
         encoded = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return encoded, prior if self.sizes[-1] else None
+        return encoded, prior if self.uses_prior else None
 
     def forward(self, inputs: Tensor) -> PolicyDistribution:
         """Maps policy observations [..., D] to a distribution over latents [..., Z]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed
 from torch import Tensor, nn
@@ -27,11 +29,10 @@ class AveragedGradients:
     here, the next batch is drawn between `start` and `wait`. The workers' parameters must be equal at the start.
 
     Args:
-        model: the model, on its device.
+        parameters: what the model learns, on its device.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._flat = torch.zeros(sum(parameter.numel() for parameter in parameters), device=parameters[0].device)
         first = 0
         for parameter in parameters:

@@ -1,14 +1,18 @@
-"""Skill decoders with the encoders that belong to them: open loop, closed loop, and the identity of flat methods."""
+"""Skill decoders with the encoders that belong to them: open loop, closed loop, the identity of flat methods, and the
+interface of those that decode noise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from spirl_ray.config import SkillSettings
+from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
@@ -40,6 +44,9 @@ class SkillCodec(nn.Module):
 
     Windows have T steps: H, or 1 where the kind uses the first observation alone.
     """
+
+    def load_pretrained(self) -> None:
+        """Loads weights from files that `skills.decoder_options` names, once, before stage 1 trains."""
 
     def observe(self, observations: Observations) -> Tensor | None:
         """Encodes observations [B, T, *observed_shape] into features [B, T, F]; None where no features are needed."""
@@ -132,6 +139,38 @@ class IdentityCodec(SkillCodec):
         return perturbed, perturbed
 
 
+class NoiseCodec(SkillCodec):
+    """A codec whose latent is the noise of a generative policy over H actions, so that its prior is N(0, I).
+
+    Stage 1 trains it with `noise_loss`, and learns no embedding and no prior. Where all of its parameters are frozen,
+    as those of a policy that was trained elsewhere, stage 1 only computes the statistics of the data.
+    """
+
+    extra_noise = 0
+    """The number of standard normal numbers for each window that `noise_loss` needs besides the Z of the latent."""
+
+    def noise_loss(self, features: Tensor | None, actions: Tensor, noise: Tensor) -> Tensor:
+        """The loss, a mean over batch and dimensions, from features [B, T, F], actions [B, H, A] and standard normal
+        noise [B, Z + extra_noise]. By default, the squared error of what the noise decodes to."""
+        return self.reconstruction_loss(features, noise, actions)
+
+    @property
+    def can_encode(self) -> bool:
+        """True where the kind has an `encode` of its own."""
+        return type(self).encode is not NoiseCodec.encode
+
+    def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
+        """The noise that decodes to a window, as a narrow Gaussian [B, Z]; offline decisions need it.
+
+        Raises:
+            SpirlError: this kind cannot invert its decoder.
+        """
+        raise SpirlError(
+            f"{type(self).__name__} does not say which noise decodes to given actions, which offline decisions need. "
+            "Set train.offline_fraction to 0, or write its `encode`."
+        )
+
+
 @dataclass(frozen=True)
 class DecoderKind:
     """A kind of skill decoder, with what the rest of the program must know about it."""
@@ -139,10 +178,20 @@ class DecoderKind:
     build: Callable[[SkillSpec], SkillCodec]
     label: str
     """The name of skills of this kind in tables and figures."""
-    closed_loop: bool
-    """True where the decoder gets the current observation at every primitive step."""
+    observes: Literal["nothing", "start", "every_step"]
+    """What the decoder observes: nothing, the observation with which the skill starts, or that of every primitive
+    step."""
     flat: bool = False
-    """True where a skill is one primitive action, of which the latent has the size."""
+    """True where a skill is one primitive action."""
+    prior: str | None = None
+    """The name of the only skill prior that fits; None leaves the choice to ``skills.prior``."""
+    latent_dim: Callable[[SkillSettings, int], int] | None = None
+    """The size of a latent, from the settings and the width of an action; None is ``skills.latent_dim``."""
+
+    @property
+    def closed_loop(self) -> bool:
+        """True where the decoder runs at every primitive step, on the current observation."""
+        return self.observes == "every_step"
 
     def observed_steps(self, horizon: int) -> int:
         """The number of steps of a window that the model observes; a decoder that is not closed-loop needs only the
@@ -150,7 +199,9 @@ class DecoderKind:
         return horizon if self.closed_loop else 1
 
 
-DECODERS: Registry[DecoderKind] = Registry("skill decoder")
+DECODERS: Registry[DecoderKind] = Registry(
+    "skill decoder", modules=("spirl_ray.skills.flow", "spirl_ray.skills.own_codec")
+)
 
 
 def register_decoder(name: str, kind: DecoderKind, *, replace: bool = False) -> None:
@@ -164,6 +215,15 @@ def register_decoder(name: str, kind: DecoderKind, *, replace: bool = False) -> 
     DECODERS.register(name, kind, replace=replace)
 
 
-register_decoder("open_loop", DecoderKind(OpenLoopCodec, "open-loop skills", closed_loop=False))
-register_decoder("closed_loop", DecoderKind(ClosedLoopCodec, "closed-loop skills", closed_loop=True))
-register_decoder("identity", DecoderKind(lambda spec: IdentityCodec(), "action prior (flat)", False, flat=True))
+register_decoder("open_loop", DecoderKind(OpenLoopCodec, "open-loop skills", observes="nothing"))
+register_decoder("closed_loop", DecoderKind(ClosedLoopCodec, "closed-loop skills", observes="every_step"))
+register_decoder(
+    "identity",
+    DecoderKind(
+        lambda spec: IdentityCodec(),
+        "action prior (flat)",
+        observes="nothing",
+        flat=True,
+        latent_dim=lambda settings, action_dim: action_dim,
+    ),
+)

@@ -39,8 +39,8 @@ def unlimited(latent: Tensor, limit: float | None) -> Tensor:
 class SkillExecution:
     """Runs skills of one or several agents with a frozen decoder: `begin` with a latent, then `action` at each step.
 
-    The closed-loop decoder gets the current observation at every primitive step, the open-loop decoder runs
-    once, when the skill begins.
+    The closed-loop decoder gets the current observation at every primitive step. Other decoders run once, at the first
+    step of the skill.
     """
 
     def __init__(self, model: SkillModel, latent_limit: float | None = None) -> None:
@@ -59,16 +59,16 @@ class SkillExecution:
         chosen = torch.as_tensor(latent, dtype=torch.float32).reshape(-1, self.model.spec.latent_dim)
         self._latent = limited(chosen, self.latent_limit)
         self.step = 0
-        if not self.model.kind.closed_loop:
-            self._plan = self.model.decode(None, self._latent).numpy()
 
     @torch.inference_mode()
     def action(self, observation: Observation) -> Array:
         """The next primitive actions [..., A] in [-1, 1]; the observation is [..., *observed_shape] by name."""
-        if self._plan is not None:
-            actions = self._plan[:, self.step]
-        else:
-            actions = self.model.decode(self._batch(observation), self._latent)[:, 0].numpy()
+        kind, now = self.model.kind, 0 if self.model.kind.closed_loop else self.step
+        if now == 0:
+            seen = None if kind.observes == "nothing" else self._batch(observation)
+            self._plan = self.model.decode(seen, self._latent).numpy()
+        assert self._plan is not None
+        actions = self._plan[:, now]
         self.step += 1
         return np.clip(actions.reshape(*self._shape, -1), -1.0, 1.0)
 

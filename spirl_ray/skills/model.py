@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from spirl_ray.skills.decoders import DECODERS, SkillCodec
+from spirl_ray.errors import SpirlError
+from spirl_ray.skills.decoders import DECODERS, NoiseCodec, SkillCodec
 from spirl_ray.skills.encoders import FeatureEncoder, ObservationEncoder, Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.priors import PRIORS, LatentDistribution, SkillPrior
@@ -56,7 +57,12 @@ class SkillModel(nn.Module):
         self.kind = DECODERS[spec.decoder]
         self.codec: SkillCodec = self.kind.build(spec)
         self.observations: ObservationEncoder = spec.observation_encoder()
-        self.prior: SkillPrior = PRIORS[spec.settings.prior](self.observations.outputs, spec.latent_dim, spec.settings)
+        if isinstance(self.codec, NoiseCodec):
+            # N(0, I) trains no encoder, and the policy observes images as this one does.
+            shared = getattr(self.codec, "observations", None)
+            self.observations = self.observations.requires_grad_(False) if shared is None else shared
+        prior = PRIORS[self.kind.prior or spec.settings.prior]
+        self.prior: SkillPrior = prior(self.observations.outputs, spec.latent_dim, spec.settings)
         self.statistics = Statistics(spec)
         if spec.settings.target_kl is not None:
             self.log_beta = nn.Parameter(torch.tensor(spec.settings.beta).clamp_min(1e-8).log())
@@ -73,15 +79,28 @@ class SkillModel(nn.Module):
             if isinstance(module, ObservationEncoder):
                 module.set_normalisation(self.statistics.mean, self.statistics.std)
 
-    def load_pretrained(self) -> None:
-        """Loads the weights that encoders take from files; called once, before stage 1 trains.
+    def load_pretrained(self) -> dict[str, Tensor]:
+        """Loads the weights that encoders and codec take from files, once, before stage 1 trains.
+
+        Returns:
+            The tensors that this has changed, by their names, for a model on a node that has no such files.
 
         Raises:
             SpirlError: a file is missing or does not fit; the message names it.
         """
-        for module in self.modules():
-            if isinstance(module, FeatureEncoder):
-                module.load_pretrained()
+        before = {name: value.clone() for name, value in self.state_dict().items()}
+        try:
+            for module in self.modules():
+                if isinstance(module, FeatureEncoder | SkillCodec):
+                    module.load_pretrained()
+        except OSError as error:
+            raise SpirlError(f"skills: weights cannot be read: {error}. See skills.decoder_options.") from error
+        return {name: value for name, value in self.state_dict().items() if not torch.equal(value, before[name])}
+
+    @property
+    def noise_dim(self) -> int:
+        """The number of standard normal numbers that the loss of a window needs."""
+        return self.spec.latent_dim + (self.codec.extra_noise if isinstance(self.codec, NoiseCodec) else 0)
 
     def select(self, observations: Mapping[str, Value]) -> dict[str, Value]:
         """Selects the features of skills and prior from observations that may hold more."""
@@ -115,11 +134,12 @@ class SkillModel(nn.Module):
         Args:
             observations: by name, [B, T, *observed_shape] with T = `DecoderKind.observed_steps`.
             actions: [B, H, A] in [-1, 1].
-            noise: standard normal [B, Z], the draw from the posterior.
+            noise: standard normal [B, `noise_dim`], the draw from the posterior.
             perturbed: the window after augmentation, with the same shapes; decoder and prior learn from it.
 
         Returns:
-            Scalars ``loss``, ``reconstruction``, ``kl`` (nats per dimension), ``prior``, ``beta``.
+            Scalars ``loss``, ``reconstruction``, ``kl`` (nats per dimension), ``prior``, ``beta``. A codec whose
+            latent is noise has the first two alone, and the others are 0.
         """
         settings = self.spec.settings
         shown, encoded_actions, targets = observations, actions, actions
@@ -127,6 +147,9 @@ class SkillModel(nn.Module):
             shown = perturbed[0]
             encoded_actions, targets = self.codec.relabelled(actions, perturbed[1])
         features = self.codec.observe(shown)
+        if isinstance(self.codec, NoiseCodec):
+            loss, zero = self.codec.noise_loss(features, targets, noise), torch.zeros((), device=noise.device)
+            return {"loss": loss, "reconstruction": loss, "kl": zero, "prior": zero, "beta": zero}
         encoded_features = features if perturbed is None else self.codec.observe(observations)
         posterior = self.codec.encode(encoded_features, encoded_actions)
         latent = posterior.mean + posterior.log_std.exp() * noise

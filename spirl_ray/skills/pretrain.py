@@ -33,9 +33,10 @@ from spirl_ray.skills.augmentation import augmentation
 from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, Window, update_generator
 from spirl_ray.skills.checkpoints import RUN, read_checkpoint, report, resume
 from spirl_ray.skills.collectives import AveragedGradients, sum_over_workers
+from spirl_ray.skills.decoders import NoiseCodec
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.model import SkillModel
-from spirl_ray.skills.steering import error_removed, latent_measures
+from spirl_ray.skills.steering import error_removed, latent_measures, measures_of
 
 _LISTEN_S = 0.5
 _WINDOWS_AT_A_TIME = 128
@@ -88,6 +89,7 @@ def pretrain(
     _check_shares(job)
     augmentation(job.settings.augmentation, job.position_target)
     model = SkillModel(job.spec)
+    weights = model.load_pretrained()  # here, because other nodes need not have the files
     if in_memory is None:
         step = step_bytes(job.spec.observed, card.features, card.action_dim)
         in_memory = _largest_share(job) * step <= job.in_memory_limit_mb * MEGABYTE
@@ -96,7 +98,13 @@ def pretrain(
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "in_memory": in_memory, "queue": queue, "attempt": Attempt.begin(out)},
+        train_loop_config={
+            "job": job,
+            "in_memory": in_memory,
+            "queue": queue,
+            "weights": weights,
+            "attempt": Attempt.begin(out),
+        },
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=job.settings.use_gpu,
@@ -140,7 +148,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         raise storage_problem(error, attempt.result) from error
 
 
-def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) -> None:
+def _train(job: PretrainJob, in_memory: bool, queue: Queue, weights: dict[str, Tensor], attempt: Attempt) -> None:
     """Resumes, reads or streams the shard, updates, validates, reports."""
     torch.set_num_threads(1)
     # Arrow's own allocator keeps several times what a table takes; this process is for training alone.
@@ -154,15 +162,19 @@ def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) ->
     augment = augmentation(job.settings.augmentation, job.position_target)
     torch.manual_seed(job.seed)
     model = SkillModel(spec)
-    model.load_pretrained()
+    model.load_state_dict(weights, strict=False)
     model.set_normalisation(*batches.statistics(device))
     model.to(device)
-    optimizer = _optimizer(model, settings)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learned:  # a frozen policy: one update, which changes nothing, measures it
+        settings = settings.model_copy(update={"updates": 1})
+        learned = [torch.nn.Parameter(torch.zeros(1, device=device))]
+    optimizer = _optimizer(learned, settings)
     first, metrics = resume(model, optimizer, attempt.result)
     if metrics and rank == 0:
         # A driver that was killed with the last one may not have written this row.
         queue.put(metrics)
-    gradients = AveragedGradients(model)
+    gradients = AveragedGradients(learned)
     warned = False
 
     def inputs(update: int) -> tuple[Observations, Tensor, Tensor, tuple[Observations, Tensor] | None]:
@@ -172,7 +184,7 @@ def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) ->
         if augment is not None:
             moved, relabelled = augment(observations, actions, generator)
             perturbed = (_to(moved, device), _sent(relabelled, device))
-        noise = torch.randn(batch_size, spec.latent_dim, generator=generator)
+        noise = torch.randn(batch_size, model.noise_dim, generator=generator)
         return _to(observations, device), _sent(actions, device), _sent(noise, device), perturbed
 
     started, windows = time.perf_counter(), 0
@@ -182,13 +194,14 @@ def _train(job: PretrainJob, in_memory: bool, queue: Queue, attempt: Attempt) ->
         with autocast(device, settings.precision):
             losses = model(*upcoming)
         gradients.clear()
-        losses["loss"].backward()
+        if losses["loss"].requires_grad:
+            losses["loss"].backward()
         gradients.start()
         if update + 1 < settings.updates:
             upcoming = inputs(update + 1)  # while the gradients travel
         gradients.wait()
         if update < settings.warmup_updates:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.warmup_clip)
+            torch.nn.utils.clip_grad_norm_(learned, settings.warmup_clip)
         _set_rate(optimizer, settings, update)
         optimizer.step()
         windows += batch_size * world
@@ -261,9 +274,9 @@ def _check_shares(job: PretrainJob) -> None:
             )
 
 
-def _optimizer(model: SkillModel, settings: PretrainSettings) -> torch.optim.Optimizer:
+def _optimizer(learned: list[torch.nn.Parameter], settings: PretrainSettings) -> torch.optim.Optimizer:
     kind = torch.optim.RAdam if settings.optimizer == "radam" else torch.optim.Adam
-    return kind([p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate)
+    return kind(learned, lr=settings.learning_rate)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, settings: PretrainSettings, update: int) -> None:
@@ -276,11 +289,16 @@ def _set_rate(optimizer: torch.optim.Optimizer, settings: PretrainSettings, upda
 
 @torch.no_grad()
 def _validate(model: SkillModel, held: Window | None, device: torch.device) -> dict[str, float]:
-    """The mean losses over the held-out windows of all workers (with the posterior's mean)."""
+    """The mean losses over the held-out windows of all workers, with the posterior's mean, or with the same noise each
+    time where the latent is noise."""
     names = ("loss", "reconstruction", "kl", "prior")
+    drawn = torch.zeros(_WINDOWS_AT_A_TIME, model.noise_dim)
+    if isinstance(model.codec, NoiseCodec):
+        drawn.normal_(generator=torch.Generator().manual_seed(0))
+    drawn = drawn.to(device)
 
     def losses(observations: Observations, actions: Tensor) -> dict[str, Tensor]:
-        return model(observations, actions, torch.zeros(len(actions), model.spec.latent_dim, device=device))
+        return model(observations, actions, drawn[: len(actions)])
 
     found = _mean_over_workers(held, losses, names, device)
     return {f"validation_{name}": value for name, value in found.items()}
@@ -288,9 +306,7 @@ def _validate(model: SkillModel, held: Window | None, device: torch.device) -> d
 
 def _steering(model: SkillModel, batches: Batches, device: torch.device) -> dict[str, float]:
     """What latents decide (`latent_measures`), on held-out windows, or on a batch of each worker if there are none."""
-    names: tuple[str, ...] = ("error_prior_mean", "error_prior_sample")
-    if not model.kind.flat:
-        names += ("latent_nats", "latent_nats_standard", "error_posterior")
+    names = measures_of(model)
     torch.manual_seed(batches.job.seed)  # nothing else is drawn after the last update
 
     def measures(observations: Observations, actions: Tensor) -> dict[str, Tensor]:
@@ -300,7 +316,7 @@ def _steering(model: SkillModel, batches: Batches, device: torch.device) -> dict
     if not found:
         drawn = batches.draw(batches.job.settings.updates, torch.Generator().manual_seed(batches.job.seed))
         found = _mean_over_workers(drawn, measures, names, device)
-    if not model.kind.flat:
+    if "error_posterior" in found:
         found["error_removed"] = error_removed(found)
     return found
 

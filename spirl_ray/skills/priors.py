@@ -1,4 +1,4 @@
-"""Skill priors p(z | s): Gaussian (the paper's), a mixture of Gaussians, and a conditional flow.
+"""Skill priors p(z | s): Gaussian (the paper's), a mixture of Gaussians, a conditional flow, and N(0, I).
 
 A prior is a network from encoded observations to *prior parameters*, and a rule that makes a distribution of them. The
 parameters of one state are a vector of fixed width, so stage 2, in which the prior is frozen, can keep them in the
@@ -269,6 +269,26 @@ class FlowPrior(SkillPrior):
         return self.policy_distribution(self.policy_parameters(parameters))
 
 
+class StandardPrior(SkillPrior):
+    """N(0, I) in every state, the distribution of a decoder's noise; it has neither weights nor parameters."""
+
+    def __init__(self, inputs: int, latent_dim: int, settings: SkillSettings) -> None:
+        super().__init__(inputs, latent_dim, settings)
+        self.param_dim, self.policy_param_dim = 0, 2 * latent_dim
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        return encoded[..., :0]
+
+    def distribution(self, parameters: Tensor) -> DiagonalGaussian:
+        return self.policy_distribution(self.policy_parameters(parameters))
+
+    def policy_parameters(self, parameters: Tensor) -> Tensor:
+        return parameters.new_zeros(*parameters.shape[:-1], self.policy_param_dim)
+
+    def policy_distribution(self, parameters: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian.from_parameters(parameters)
+
+
 PriorFactory = Callable[[int, int, SkillSettings], SkillPrior]
 PRIORS: Registry[PriorFactory] = Registry("skill prior")
 
@@ -288,3 +308,4 @@ def register_prior(name: str, factory: PriorFactory, *, replace: bool = False) -
 register_prior("gaussian", GaussianPrior)
 register_prior("mixture", MixturePrior)
 register_prior("flow", FlowPrior)
+register_prior("standard", StandardPrior)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from spirl_ray.skills.decoders import NoiseCodec
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.model import SkillModel
@@ -19,6 +20,16 @@ from spirl_ray.skills.priors import LatentDistribution
 
 _DRAWS = 16
 """The number of latents that are drawn for each window, where there is no closed form."""
+
+
+def measures_of(model: SkillModel) -> tuple[str, ...]:
+    """The names of what `latent_measures` measures for such a model."""
+    errors = ("error_prior_mean", "error_prior_sample")
+    if model.kind.flat:
+        return errors
+    if isinstance(model.codec, NoiseCodec):
+        return (*errors, "error_posterior") if model.codec.can_encode else errors
+    return (*errors, "latent_nats", "latent_nats_standard", "error_posterior")
 
 
 @torch.no_grad()
@@ -32,9 +43,10 @@ def latent_measures(model: SkillModel, observations: Observations, actions: Tens
 
     Returns:
         ``error_prior_mean`` and ``error_prior_sample``, the squared errors of the actions decoded from the prior's mean
-        latent and from latents drawn from the prior. Skills that are not flat also have ``latent_nats``,
-        KL(q || p(z | s)); ``latent_nats_standard``, KL(q || N(0, I)); and ``error_posterior``, the squared error with
-        the mean of q.
+        latent and from latents drawn from the prior. Skills that are not flat and can encode also have
+        ``error_posterior``, the squared error with the mean of q; where the latent is not noise, ``latent_nats``,
+        KL(q || p(z | s)), and
+        ``latent_nats_standard``, KL(q || N(0, I)).
     """
     features = model.codec.observe(observations)
     prior = model.prior_distribution({name: value[:, 0] for name, value in observations.items()})
@@ -46,11 +58,13 @@ def latent_measures(model: SkillModel, observations: Observations, actions: Tens
         "error_prior_mean": error(prior.mode()),
         "error_prior_sample": torch.stack([error(prior.sample()) for _ in range(_DRAWS)]).mean(),
     }
-    if not model.kind.flat:
+    names = measures_of(model)
+    if "error_posterior" in names:
         posterior = model.codec.encode(features, actions)
-        found["latent_nats"] = _divergence(posterior, prior).mean()
-        found["latent_nats_standard"] = posterior.kl_to_standard_normal().mean()
         found["error_posterior"] = error(posterior.mean)
+        if "latent_nats" in names:
+            found["latent_nats"] = _divergence(posterior, prior).mean()
+            found["latent_nats_standard"] = posterior.kl_to_standard_normal().mean()
     return found
 
 

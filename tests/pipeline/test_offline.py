@@ -32,7 +32,7 @@ def prepared(folder: Path, *methods: str, **changes: Any) -> list[Trial]:
 @pytest.mark.usefixtures("local_ray")
 def test_presets_with_offline_decisions_learn_from_both(tmp_path: Path) -> None:
     many = {"critics": 3, "critics_in_minimum": 2, "critic_layer_norm": True, "updates_per_decision": 2.0}
-    trials = prepared(tmp_path, "spirl_offline", "supe", "rlpd", train=many)
+    trials = prepared(tmp_path, "spirl_offline", "supe", "rlpd", "flow_offline", train=many)
     for trial in trials:
         stages.train_skills(trial)
         told: list[Any] = []
@@ -46,7 +46,7 @@ def test_presets_with_offline_decisions_learn_from_both(tmp_path: Path) -> None:
         assert not finding.warning
         assert any(finding in row.get("findings", ()) for row in told)
     names = {trial.offline.name for trial in trials if trial.offline is not None}
-    assert len(names) == 3
+    assert len(names) == 4
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ IMAGES: Features = {
 CASES: dict[str, tuple[str, Features, dict[str, Any], dict[str, Any], float | None]] = {
     "recurrent": ("open_loop", NUMBERS, {}, {}, None),
     "closed loop with a limit": ("closed_loop", NUMBERS, {}, {}, 2.0),
+    "flow skills, residual on N(0, I)": ("flow", NUMBERS, {}, {"policy_head": "residual"}, None),
     "flat": ("identity", NUMBERS, {}, {}, None),
     "mixture head": ("closed_loop", NUMBERS, {}, {"policy_head": "mixture"}, None),
     "residual on a mixture, images and objects": (
@@ -73,7 +74,7 @@ def differences(policy: Policy, card: ExportCard, out: Path, rows: int) -> dict[
         weights, components = chosen.as_mixture()
         latent = chosen.mode()
         observed = None
-        if card.closed_loop:
+        if execution.model.kind.observes != "nothing":
             observed = {name: seen[name].unsqueeze(1) for name in execution.model.spec.features}
         actions = execution.model.decode(observed, limited(latent, execution.latent_limit)).clamp(-1, 1)
     values = {f"observation.{name}": value.numpy() for name, value in seen.items()}

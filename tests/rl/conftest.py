@@ -17,6 +17,8 @@ NETWORKS = {"critic_width": 16, "critic_layers": 1}
 @pytest.fixture
 def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
     """A small `SkillPriorSACConfig`: ``make_config(method=..., env_runners=..., **training)``."""
+    from toy_skills import METHODS
+
     from spirl_ray.rl.algorithm import SkillPriorSACConfig
     from spirl_ray.rl.methods import MethodConfig, method_config
     from spirl_ray.skills.artifact import load_skills
@@ -52,8 +54,7 @@ def make_config(make_skills: Callable[..., Path]) -> Callable[..., Any]:
             }
         )
         spec = load_skills(folder).spec
-        name = {"open_loop": "spirl", "closed_loop": "spirl_cl", "identity": "flat_prior"}[spec.decoder]
-        method: MethodConfig = method_config(name, config.settings, spec)
+        method: MethodConfig = method_config(METHODS[spec.decoder], config.settings, spec)
         method = method.model_copy(update={"regulariser": regulariser})
         return config.skills(folder, method=method, dataset=dataset, offline=offline)
 

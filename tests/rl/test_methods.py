@@ -33,6 +33,9 @@ def configured(name: str, latent_dim: int = 10, **train: Any) -> MethodConfig:
         ("spirl_offline", "closed_loop", "prior", "prior"),
         ("supe", "closed_loop", "none", "scratch"),
         ("rlpd", "identity", "none", "scratch"),
+        ("dsrl", "own", "none", "scratch"),
+        ("flow", "flow", "prior", "prior"),
+        ("flow_offline", "flow", "prior", "prior"),
     ],
 )
 def test_presets_are_those_of_the_papers(name: str, decoder: str, regulariser: str, start: str) -> None:
@@ -100,6 +103,8 @@ def test_skill_models_follow_from_the_method() -> None:
     assert (skilled.decoder, skilled.horizon, skilled.latent_dim) == ("closed_loop", 7, 3)
     flat = skill_spec(settings, "sac", PADS, 2)
     assert (flat.decoder, flat.horizon, flat.latent_dim) == ("identity", 1, 2)
+    flow = skill_spec(settings, "flow", PADS, 2)
+    assert (flow.decoder, flow.horizon, flow.latent_dim) == ("flow", 7, 14)
     assert flat == skill_spec(settings, "flat_prior", PADS, 2) == skill_spec(settings, "bc_sac", PADS, 2)
 
 
@@ -109,7 +114,9 @@ def test_a_method_wants_skills_of_its_own_kind() -> None:
 
 
 def test_a_method_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(SpirlError, match="unknown method 'magic'; known are bc_sac, flat_prior, rlpd, sac, spirl"):
+    with pytest.raises(
+        SpirlError, match="unknown method 'magic'; known are bc_sac, dsrl, flat_prior, flow, flow_offline, rlpd"
+    ):
         skill_spec(SkillSettings(), "magic", PADS, 2)
 
 

@@ -49,13 +49,15 @@ def demonstrations(count: int = 3) -> list[Episode]:
 
 def posterior(skills: Path, episode: Episode, first: int) -> tuple[torch.Tensor, torch.Tensor]:
     model = load_skills(skills)
-    last = first + model.spec.horizon
-    window = {n: torch.from_numpy(episode.observations[n][first:last])[None] for n in model.spec.features}
+    last, seen = first + model.spec.horizon, first + model.kind.observed_steps(model.spec.horizon)
+    window = {n: torch.from_numpy(episode.observations[n][first:seen])[None] for n in model.spec.features}
     found = model.codec.encode(model.codec.observe(window), torch.from_numpy(episode.actions[first:last])[None])
     return found.mean[0], found.log_std.exp()[0]
 
 
-@pytest.mark.parametrize(("decoder", "method"), [("closed_loop", "spirl_offline"), ("open_loop", "spirl")])
+@pytest.mark.parametrize(
+    ("decoder", "method"), [("closed_loop", "spirl_offline"), ("open_loop", "spirl"), ("flow", "flow_offline")]
+)
 def test_every_window_is_a_decision(make_skills: MakeSkills, decoder: str, method: str) -> None:
     skills = make_skills(decoder)
     how = encoding(skills, method)

@@ -82,13 +82,13 @@ def test_skill_sums_its_rewards_and_is_cut_by_the_end_of_the_episode(
 
 
 @pytest.mark.parametrize("limit", [None, 2.0])
-@pytest.mark.parametrize("decoder", ["closed_loop", "open_loop", "identity"])
+@pytest.mark.parametrize("decoder", ["closed_loop", "open_loop", "identity", "flow"])
 def test_skill_is_its_primitive_actions_executed_one_by_one(
     make_skills: MakeSkills, decoder: str, limit: float | None
 ) -> None:
     folder = make_skills(decoder)
     env = skill_env(folder, limit)
-    latent = LATENT[: env.action_space.shape[0]]
+    latent = np.resize(LATENT, env.action_space.shape)
     primitive, execution = envs.make(POINT_PADS), SkillExecution(load_skills(folder), limit)
     seen, _ = env.reset(seed=7)
     expected = primitive.reset(seed=7)[0]

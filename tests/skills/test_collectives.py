@@ -29,7 +29,7 @@ def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     model = network()
-    gradients = AveragedGradients(model)
+    gradients = AveragedGradients(list(model.parameters()))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     for _ in range(3):
         gradients.clear()
@@ -60,7 +60,7 @@ def test_two_workers_with_half_a_batch_each_learn_what_one_learns_from_all_of_it
 
 def test_one_process_keeps_its_own_gradients_and_clears_them() -> None:
     model, reference = network(), network()
-    gradients = AveragedGradients(model)
+    gradients = AveragedGradients(list(model.parameters()))
     for rows in (slice(0, 4), slice(4, 8)):
         gradients.clear()
         loss(model, rows).backward()

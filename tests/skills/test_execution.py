@@ -47,6 +47,19 @@ def test_the_open_loop_decoder_runs_once_a_skill() -> None:
     assert len(calls) == 1
 
 
+def test_flow_skills_are_planned_from_the_observation_at_their_start() -> None:
+    model = make_model("flow")
+    execution, states = SkillExecution(model), states_on_the_way()
+    latent = np.linspace(-0.3, 0.3, model.spec.latent_dim, dtype=np.float32)
+    execution.begin(latent)
+    executed = np.stack([execution.action(state) for state in states])
+    start = {"state": torch.from_numpy(states[0]["state"]).reshape(1, 1, -1)}
+    planned = model.decode(start, torch.from_numpy(latent).unsqueeze(0))[0].numpy()
+    np.testing.assert_allclose(executed, planned.clip(-1.0, 1.0), atol=1e-6)
+    execution.begin(latent)
+    assert not np.allclose(execution.action(states[1]), executed[0], atol=1e-4)
+
+
 def test_a_closed_loop_skill_decodes_the_current_state_at_every_step() -> None:
     model = make_model("closed_loop")
     execution, latent = SkillExecution(model), np.array([0.3, -1.0, 2.0], np.float32)
@@ -59,10 +72,11 @@ def test_a_closed_loop_skill_decodes_the_current_state_at_every_step() -> None:
     assert np.ptp(together, axis=0).min() > 1e-3
 
 
-@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop"])
+@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop", "flow"])
 def test_a_skill_is_finished_after_its_horizon_and_the_next_one_starts_anew(decoder: str) -> None:
     execution, states = SkillExecution(make_model(decoder)), states_on_the_way()
-    first, second = np.zeros(LATENTS, np.float32), np.ones(LATENTS, np.float32)
+    size = execution.model.spec.latent_dim
+    first, second = np.zeros(size, np.float32), np.ones(size, np.float32)
     execution.begin(first)
     seen = []
     for state in states:

@@ -13,7 +13,7 @@ from spirl_ray.skills.decoders import SkillCodec
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.priors import GaussianMixture, LatentDistribution
-from spirl_ray.skills.steering import error_removed, latent_measures
+from spirl_ray.skills.steering import error_removed, latent_measures, measures_of
 
 BATCH, HORIZON, STD = 512, 5, 0.5
 
@@ -100,6 +100,13 @@ def test_every_kind_of_skills_is_measured(decoder: str, prior: str) -> None:
     found = latent_measures(model, random_observations(STATE, 8, steps), windows()[:8])
     assert all(value.ndim == 0 and value.isfinite() for value in found.values())
     assert len(found) == 5
+
+
+def test_noise_has_errors_and_no_nats() -> None:
+    model = toy_model("flow")
+    found = latent_measures(model, random_observations(STATE, 8, 1), windows()[:8])
+    assert set(found) == {"error_prior_mean", "error_prior_sample", "error_posterior"} == set(measures_of(model))
+    assert found["error_posterior"] < found["error_prior_mean"] < found["error_prior_sample"]
 
 
 def test_of_an_action_prior_only_its_errors_are_measured() -> None:

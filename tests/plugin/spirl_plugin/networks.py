@@ -59,7 +59,7 @@ class TimidHead(ResidualHead):
 
 def register() -> None:
     """Adds all of them; spirl-ray calls it once in every process."""
-    register_decoder("linear", DecoderKind(LinearCodec, "linear skills", closed_loop=True))
+    register_decoder("linear", DecoderKind(LinearCodec, "linear skills", observes="every_step"))
     register_prior("bounded", BoundedPrior)
     register_encoder("waves", WaveEncoder)
     register_head("timid", TimidHead)
