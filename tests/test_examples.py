@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -194,13 +195,54 @@ def test_skills_are_learned_from_a_lerobot_folder(tmp_path: Path) -> None:
     assert spec.actions is not None
 
 
+needs_ogbench = pytest.mark.skipif(
+    find_spec("ogbench") is None, reason="OGBench is not installed: pip install -e '.[ogbench]'"
+)
+
+
+@needs_ogbench
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ogbench") is None, reason="OGBench is not installed: pip install -e '.[ogbench]'")
-def test_play_is_recorded_with_ogbench(tmp_path: Path) -> None:
-    run("ogbench_cube.py", "--episodes", 2, "--rows", 120, folder=tmp_path)
-    printed = "\n".join(spirl("data", "import", EXAMPLES / "ogbench_cube.yaml", "--dry-run", folder=tmp_path))
-    assert "lengths: 119 to 119 actions" in printed
-    assert "2 of 2 episodes" in printed
+@pytest.mark.parametrize("config", ["cube_single", "cube_double", "scene"])
+def test_play_is_recorded_with_ogbench(tmp_path: Path, config: str) -> None:
+    folder = shutil.copytree(EXAMPLES / "ogbench", tmp_path / "ogbench")
+    few = ("data.sources.0.episodes=2", "data.sources.0.options.rows=120", "data.shards=2")
+    printed = "\n".join(spirl("data", "import", f"{config}.yaml", "--set", *few, folder=folder))
+    assert "episodes 2 · steps 238" in printed
+
+
+@needs_ogbench
+@pytest.mark.parametrize("environment", ["cube-single", "cube-double", "scene"])
+def test_the_judge_of_ogbench_gives_the_rewards_of_its_environments(
+    monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    import gymnasium
+    import mujoco
+
+    monkeypatch.syspath_prepend(EXAMPLES / "ogbench")
+    play = importlib.import_module("ogbench_play")
+    rng, found, given = np.random.default_rng(0), [], []
+    for task in range(1, 6):
+        env = gymnasium.make(f"{environment}-singletask-v0", reward_task_id=task).unwrapped
+        env.reset(seed=task)
+        goal = {"block_xyzs": env.task_infos[task - 1].get("goal_xyzs"), **env.task_infos[task - 1].get("goal", {})}
+        for _ in range(40):
+            # Everything is put near its target, so that it is there in about half of the states.
+            for number, place in enumerate(goal["block_xyzs"]):
+                env._data.joint(f"object_joint_{number}").qpos[:3] = place + rng.normal(0.0, 0.02, 3)
+            if environment == "scene":
+                env._cur_button_states = rng.integers(0, 2, 2)
+                env._data.joint("drawer_slide").qpos[0] = goal["drawer_pos"] + rng.normal(0.0, 0.04)
+                env._data.joint("window_slide").qpos[0] = goal["window_pos"] + rng.normal(0.0, 0.04)
+            mujoco.mj_forward(env._model, env._data)
+            state = np.asarray(env.compute_observation(), np.float32)
+            episode = SimpleNamespace(observations={"observation": np.stack([state, state])})
+            [reward], [end] = play.judge({"reward_task_id": task}, episode)
+            found.append(reward)
+            given.append(env.compute_reward())
+            assert end == (reward == 0.0)
+    assert found == given
+    assert 0.0 in found
+    assert len(set(found)) >= {"cube-single": 2, "cube-double": 3, "scene": 4}[environment]
 
 
 def saved_policy(make_skills: MakeSkills, tmp_path: Path) -> Path:
