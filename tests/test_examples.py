@@ -22,6 +22,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from toy_skills import save_toy_skills
 
 import spirl_ray
@@ -30,6 +31,7 @@ from spirl_ray.config import EnvironmentSettings, Experiment, TrainSettings, loa
 from spirl_ray.datasets.opened import open_data
 from spirl_ray.datasets.sources import source_options
 from spirl_ray.episodes.dataset import read_card
+from spirl_ray.files.tensors import read_tensors
 from spirl_ray.policy.policy import save_policy
 from spirl_ray.rl.methods import METHODS, method_config, skill_spec
 from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
@@ -123,6 +125,19 @@ def test_an_environment_of_ones_own_is_learned(tmp_path: Path) -> None:
     (rows,) = folder.glob("runs/drawer/evaluation/*/episodes.csv")
     header = rows.read_text().splitlines()[0].split(",")
     assert {"success", "completed", "return"} <= set(header)
+
+
+@pytest.mark.slow
+def test_the_noise_of_a_frozen_policy_is_chosen(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES / "own_environment", tmp_path / "own_environment")
+    folder = shutil.copytree(EXAMPLES / "frozen_policy", tmp_path / "frozen_policy")
+    started(folder / "diffusion.py", "--episodes", 2, "--updates", 5, folder=folder)
+    spirl("run", "frozen_policy.yaml", "--set", "data.sources.0.episodes=6", *TOY_SIZE, folder=folder)
+    (skills,) = folder.glob("runs/frozen_policy/skills/*/skill.json")
+    model = read_tensors(skills.parent / "skills.safetensors")
+    trained = torch.load(folder / "policy.pt", weights_only=True)
+    assert all(torch.equal(model[f"codec.policy.{name}"], value) for name, value in trained.items())
+    assert list(folder.glob("runs/frozen_policy/evaluation/*/episodes.csv"))
 
 
 def test_arrays_become_a_dataset_that_the_config_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +237,7 @@ def test_the_judge_of_ogbench_gives_the_rewards_of_its_environments(
     play = importlib.import_module("ogbench_play")
     rng, found, given = np.random.default_rng(0), [], []
     for task in range(1, 6):
-        env = gymnasium.make(f"{environment}-singletask-v0", reward_task_id=task).unwrapped
+        env: Any = gymnasium.make(f"{environment}-singletask-v0", reward_task_id=task).unwrapped
         env.reset(seed=task)
         goal = {"block_xyzs": env.task_infos[task - 1].get("goal_xyzs"), **env.task_infos[task - 1].get("goal", {})}
         for _ in range(40):

@@ -108,7 +108,7 @@ def judge(arguments: Mapping[str, Any], episode: Any) -> tuple[NDArray[np.float3
     """
     [observations] = episode.observations.values()
     done = successes(np.asarray(observations)[:-1], arguments["reward_task_id"])
-    return (done.sum(-1) - done.shape[-1]).astype(np.float32), done.all(-1)
+    return (done.sum(-1) - done.shape[-1]).astype(np.float32), np.asarray(done.all(-1))
 
 
 def successes(observations: NDArray[np.floating[Any]], task: int) -> NDArray[np.bool_]:
