@@ -46,6 +46,17 @@ def prior_rows(experiment: Experiment) -> list[dict[str, Any]]:
     ]
 
 
+def evaluation_rows(experiment: Experiment, fixed: dict[str, Any], columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A row for each evaluation of an experiment's policies, as far as they are there: method, what is the same in all
+    rows, seed, and some columns of `results.csv`."""
+    record = gather(Workspace(experiment), "")
+    rows = result_rows(load_trials(record.trials, record.scores), record.scores, record.deciding)
+    return [
+        {"method": row["method"], **fixed, "seed": row["seed"], **{name: row.get(name, "") for name in columns}}
+        for row in rows
+    ]
+
+
 def with_others(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of a file that differ from all new ones in some key, then the new ones."""
     new = {tuple(str(row.get(key, "")) for key in keys) for row in rows}

@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.collect import RESULTS, shared_settings, with_others
+from benchmarks.collect import RESULTS, evaluation_rows, shared_settings, with_others
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.files.atomic import write_json
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.provenance import hardware, versions
-from spirl_ray.pipeline.workspace import Workspace
-from spirl_ray.reports.gather import gather
-from spirl_ray.reports.tables import load_trials, result_rows
 
 NAME = "kitchen_targets"
 TARGETS = (
@@ -40,16 +37,6 @@ def experiment(target: tuple[str, ...], changes: list[str]) -> Experiment:
     return load_experiment("kitchen_play", [f"name={NAME}", f"output=runs/{NAME}", tasks, *changes])
 
 
-def rows_of(target: tuple[str, ...], chosen: Experiment) -> list[dict[str, Any]]:
-    """A row for each evaluation of the target's policies, as far as they are there."""
-    record = gather(Workspace(chosen), "")
-    rows = result_rows(load_trials(record.trials, record.scores), record.scores, record.deciding)
-    fixed = {"target": " + ".join(target)}
-    return [
-        {"method": row["method"], **fixed, "seed": row["seed"], **{name: row[name] for name in COLUMNS}} for row in rows
-    ]
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,7 +48,7 @@ def main() -> None:
         chosen = experiment(target, options.changes)
         if options.run:
             api.run(chosen)
-        rows += rows_of(target, chosen)
+        rows += evaluation_rows(chosen, {"target": " + ".join(target)}, COLUMNS)
     path = RESULTS / f"{NAME}.csv"
     write_csv(path, with_others(path, rows, ("method", "target", "seed")))
     settings = shared_settings(experiment(TARGETS[0], options.changes))

@@ -1,0 +1,59 @@
+"""Methods on OGBench's tasks: ``python -m benchmarks.ogbench_tasks cube_single --tasks 1 2 --methods flow [--run]``.
+
+``--run`` trains `examples/ogbench/NAME.yaml` for each task, one after another, in one folder, so that they share data
+and skills; it resumes where it was stopped. Without it, what is there so far is collected. Both write
+``benchmarks/results/ogbench.csv`` (every evaluation during training, then the final ones of the published policies) and
+``ogbench_NAME.json`` (the exact config, versions and hardware).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.collect import RESULTS, evaluation_rows, shared_settings, with_others
+from spirl_ray import api
+from spirl_ray.config import Experiment, load_experiment
+from spirl_ray.files.atomic import write_json
+from spirl_ray.files.tables import write_csv
+from spirl_ray.pipeline.provenance import hardware, versions
+
+FOLDER = Path(__file__).parents[1] / "examples" / "ogbench"
+COLUMNS = ("env_steps", "mode", "evaluation", "success", "episodes", "wall_clock_s", "config_hash", "commit")
+
+
+def experiment(environment: str, task: int, options: argparse.Namespace) -> Experiment:
+    """The experiment of a task."""
+    chosen = [f"methods=[{','.join(options.methods)}]", f"seeds={options.seeds}", f"env.kwargs.reward_task_id={task}"]
+    return load_experiment(FOLDER / f"{environment}.yaml", [*chosen, *options.changes])
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("environment", choices=("cube_single", "cube_double", "scene"))
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 3, 4, 5], choices=(1, 2, 3, 4, 5))
+    parser.add_argument("--methods", nargs="+", default=["spirl_offline"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    options = parser.parse_args()
+    os.chdir(FOLDER)  # the configs ship the file beside them
+    rows: list[dict[str, Any]] = []
+    for task in options.tasks:
+        chosen = experiment(options.environment, task, options)
+        if options.run:
+            api.run(chosen)
+        rows += evaluation_rows(chosen, {"task": f"{options.environment} {task}"}, COLUMNS)
+    path = RESULTS / "ogbench.csv"
+    write_csv(path, with_others(path, rows, ("task", "method", "seed")))
+    settings = shared_settings(experiment(options.environment, 1, options))
+    told = {"config": settings, "versions": versions(), "hardware": hardware()}
+    write_json(RESULTS / f"ogbench_{options.environment}.json", told)
+    print(f"wrote {path}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
