@@ -50,8 +50,8 @@ def main() -> None:
     path = RESULTS / "ogbench.csv"
     write_csv(path, with_others(path, rows, ("task", "method", "seed")))
     settings = shared_settings(experiment(options.environment, 1, options))
-    told = {"config": settings, "versions": versions(), "hardware": hardware()}
-    write_json(RESULTS / f"ogbench_{options.environment}.json", told)
+    record = {"config": settings, "versions": versions(), "hardware": hardware()}
+    write_json(RESULTS / f"ogbench_{options.environment}.json", record)
     print(f"wrote {path}: {len(rows)} rows")
 
 

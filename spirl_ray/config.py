@@ -209,8 +209,8 @@ class Experiment(Settings):
     storage: StorageUri | None = None
     """URI of a copy of ``output`` (s3://, gs://, hdfs://, file://), from which another machine resumes."""
     methods: tuple[str, ...] = Field(default=("spirl_cl",), min_length=1)
-    """``spirl``, ``spirl_cl``, ``ssp``, ``flat_prior``, ``bc_sac``, ``sac``, ``spirl_offline``, ``supe``, ``rlpd``, or
-    those that a plugin has registered."""
+    """``spirl``, ``spirl_cl``, ``ssp``, ``flat_prior``, ``bc_sac``, ``sac``, ``spirl_offline``, ``supe``, ``rlpd``,
+    ``flow``, ``flow_offline``, ``dsrl``, or those that a plugin has registered."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     env: EnvSettings = EnvSettings()
     interface: InterfaceSettings = InterfaceSettings()

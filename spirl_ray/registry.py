@@ -124,7 +124,10 @@ def named_object(name: str, setting: str) -> Any:
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SpirlError(f"{setting}: {name} cannot be imported: {error}. Write it as package.module:name.") from error
+        raise SpirlError(
+            f"{setting}: {name} cannot be imported here: {error}. Write it as package.module:name, and name the folder "
+            "of your own code in submit.ship."
+        ) from error
 
 
 def named_function(name: str | None, setting: str) -> Callable[..., Any] | None:
@@ -144,9 +147,10 @@ def named_function(name: str | None, setting: str) -> Callable[..., Any] | None:
 def source_of(name: str | None) -> str | None:
     """The text of the file with what a setting names, by which a change is noticed; None where
     there is no such file."""
-    if name is None or (spec := importlib.util.find_spec(name.partition(":")[0])) is None or spec.origin is None:
+    if name is None:
         return None
     try:
-        return Path(spec.origin).read_text()
-    except (OSError, ValueError):
+        spec = importlib.util.find_spec(name.partition(":")[0])
+        return None if spec is None or spec.origin is None else Path(spec.origin).read_text()
+    except (OSError, ValueError, ImportError):
         return None

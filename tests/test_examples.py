@@ -250,7 +250,8 @@ def test_the_judge_of_ogbench_gives_the_rewards_of_its_environments(
                 env._data.joint("window_slide").qpos[0] = goal["window_pos"] + rng.normal(0.0, 0.04)
             mujoco.mj_forward(env._model, env._data)
             state = np.asarray(env.compute_observation(), np.float32)
-            episode = SimpleNamespace(observations={"observation": np.stack([state, state])})
+            # The state before the step counts, whatever is after it.
+            episode = SimpleNamespace(observations={"observation": np.stack([state, rng.permutation(state)])})
             [reward], [end] = play.judge({"reward_task_id": task}, episode)
             found.append(reward)
             given.append(env.compute_reward())

@@ -27,7 +27,7 @@ from spirl_ray.skills.spec import SkillSpec
 H, A, S = 10, 3, 4
 """The actions that the policy plans at once, the width of each, and that of the state (hand, opening)."""
 LEVELS = 20
-"""The number of noise levels, of which sampling uses every second one."""
+"""The number of noise levels. Sampling uses half of them."""
 
 
 # --- the other program ---
@@ -46,7 +46,7 @@ class ChunkPolicy(nn.Module):
         return self.net(torch.cat([actions, state, level / LEVELS], dim=-1))
 
     @staticmethod
-    def kept(level: Tensor | int) -> Tensor:
+    def signal_variance(level: Tensor | int) -> Tensor:
         """The part of the variance that is not noise: 1 at level 0, nearly 0 at the last (a cosine)."""
         return torch.cos(torch.as_tensor(level) / (LEVELS + 1) * torch.pi / 2) ** 2
 
@@ -54,7 +54,7 @@ class ChunkPolicy(nn.Module):
         """Turns noise [B, H A] into actions [B, H A] by deterministic sampling (DDIM)."""
         value = noise
         for level in range(LEVELS, 0, -2):
-            now, then = self.kept(level), self.kept(level - 2)
+            now, then = self.signal_variance(level), self.signal_variance(level - 2)
             guess = self(value, state, torch.full_like(state[:, :1], level))
             clean = ((value - (1 - now).sqrt() * guess) / now.sqrt()).clamp(-1.5, 1.5)
             value = then.sqrt() * clean + (1 - then).sqrt() * guess
@@ -73,7 +73,8 @@ def train(states: Tensor, actions: Tensor, updates: int) -> ChunkPolicy:
     for _ in range(updates):
         rows = torch.randint(len(states), (256,))
         level, noise = torch.randint(1, LEVELS + 1, (256, 1)), torch.randn(256, H * A)
-        noisy = policy.kept(level).sqrt() * actions[rows] + (1 - policy.kept(level)).sqrt() * noise
+        signal = policy.signal_variance(level)
+        noisy = signal.sqrt() * actions[rows] + (1 - signal).sqrt() * noise
         loss = (policy(noisy, states[rows], level) - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -94,7 +95,7 @@ class FrozenDiffusion(NoiseCodec):
         self.policy = ChunkPolicy().requires_grad_(False)
 
     def load_pretrained(self) -> None:
-        # Called once, before stage 1. From then on, the weights are in the skill artifact.
+        # Called before stage 1; the skill artifact has the weights, too.
         self.policy.load_state_dict(torch.load(expanded(self.path), weights_only=True))
 
     def observe(self, observations: Observations) -> Tensor:

@@ -87,11 +87,11 @@ def _play(
             observation, info = env.unwrapped.set_new_target()  # type: ignore[attr-defined]
             oracle = oracles[info["privileged/target_task"]]
             oracle.reset(observation, info)
-    seen = np.asarray(observations, np.float32)
-    places = _cubes(seen, env.unwrapped._num_cubes)  # type: ignore[attr-defined]
-    if not (np.isfinite(seen).all() and (places > BOUNDS[0]).all() and (places < BOUNDS[1]).all()):
+    recorded = np.asarray(observations, np.float32)
+    places = _cubes(recorded, env.unwrapped._num_cubes)  # type: ignore[attr-defined]
+    if not (np.isfinite(recorded).all() and (places > BOUNDS[0]).all() and (places < BOUNDS[1]).all()):
         return None
-    return {"observations": seen, "actions": np.asarray(actions, np.float32)}
+    return {"observations": recorded, "actions": np.asarray(actions, np.float32)}
 
 
 # --- judgement ---

@@ -41,6 +41,8 @@ from spirl_ray.pipeline.workspace import Trial, Workspace, given_skills
 from spirl_ray.rl.methods import METHODS, skill_spec
 from spirl_ray.rl.policy_network import policy_features
 from spirl_ray.skills.artifact import check_fit, read_skill_card
+from spirl_ray.skills.decoders import DECODERS
+from spirl_ray.skills.own_codec import trust
 
 Result = TypeVar("Result", bound=StageResult)
 
@@ -256,6 +258,14 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
     for experiment in experiments:
         make_importable(experiment.submit.ship)
         check_kinds(experiment)
+        for method in experiment.methods:
+            trust(experiment.for_method(method).skills)
+        if experiment.skills.decoder_options and not any(
+            DECODERS[METHODS[method].decoder].takes_options for method in experiment.methods
+        ):
+            raise SpirlError(
+                f"skills.decoder_options: the skills of {', '.join(experiment.methods)} have no options. Leave it out."
+            )
         check_trackers(experiment)
         for method in experiment.methods:
             _check_files(experiment.for_method(method))

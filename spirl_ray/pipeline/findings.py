@@ -31,6 +31,8 @@ LEAST_NATS = 0.4
 """A latent that carries less than this part of the target divergence hardly steers."""
 LEAST_REMOVED = 0.33
 """A latent that removes a smaller share of the error that the prior's mean leaves hardly steers."""
+MOST_LEFT = 0.25
+"""The noise of a window decodes to other actions where it leaves more than this share of the error of noise 0."""
 MOST_NATS = 2.0
 """A prior cannot follow latents that carry more than this many times the target divergence."""
 MOST_SAMPLE_ERROR = 2.5
@@ -70,12 +72,14 @@ def skill_findings(
     if "latent_nats" not in metrics:
         own = metrics.get("error_posterior")
         inverted = "" if own is None else f"{number(own)} with the noise that decodes to the window itself, "
-        return (
-            Finding(
-                f"The latent is noise. The squared error of decoded actions is {inverted}{number(mean)} with noise 0, "
-                f"and {number(sample)} with noise drawn from N(0, I)."
-            ),
+        told = Finding(
+            f"The latent is noise. The squared error of decoded actions is {inverted}{number(mean)} with noise 0, "
+            f"and {number(sample)} with noise drawn from N(0, I)."
         )
+        if own is None or not method.offline_fraction or own < MOST_LEFT * mean:
+            return (told,)
+        text = "Offline decisions are only roughly what was demonstrated, because the flow cannot be inverted well."
+        return (told, Finding(f"{text} Raise skills.decoder_options.steps, or pretrain.updates.", True))
     nats, error, removed = metrics["latent_nats"], metrics["error_posterior"], metrics["error_removed"]
     delta = kept_divergence(method, train)
     allowed = "" if delta is None else f" In stage 2 a policy may use {number(delta)} nats a decision."

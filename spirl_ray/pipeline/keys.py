@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from spirl_ray.config import Experiment
@@ -11,6 +12,7 @@ from spirl_ray.registry import source_of
 from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.offline_decisions import FORMAT_VERSION as OFFLINE_FORMAT
 from spirl_ray.settings import expanded
+from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.spec import SkillSpec
 
 _NOT_LEARNED_FROM = {
@@ -24,23 +26,34 @@ _ONLY_SOMETIMES = {"offline_labels", "novelty_bonus", "policy_polyak"}
 """The settings that have no effect with some methods or values, and must not lead to another policy then."""
 
 
-def skills_key(spec: SkillSpec, *rest: Any) -> str:
+def skills_key(spec: SkillSpec, pretrain: Mapping[str, Any], *rest: Any) -> str:
     """The key of skills.
 
     Args:
         spec: what the skills are.
-        rest: the settings, data and seed of stage 1, as plain data.
+        pretrain: the settings of stage 1.
+        rest: its data and seed, as plain data.
     """
-    parts, options = spec.model_dump(mode="json"), spec.settings.decoder_options
+    parts, options, kind = spec.model_dump(mode="json"), spec.settings.decoder_options, DECODERS[spec.decoder]
     if not options:
         del parts["settings"]["decoder_options"]
-        return fingerprint(parts, *rest)
+    if not kind.closed_loop and not kind.flat and pretrain["augmentation"]["kind"] != "none":
+        parts["relabelled"] = "the first action of a plan"  # until 0.2, none was
+    if not options:
+        return fingerprint(parts, pretrain, *rest)
     # A codec of the user's: its code, and the files that its options name.
-    texts = [value for value in options.values() if isinstance(value, str)]
-    files = [file for text in texts if (file := expanded(text)).is_file()]
-    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     codec = options.get("codec")
-    return fingerprint(parts, *rest, contents, source_of(codec if isinstance(codec, str) else None))
+    contents = [_content(value) for value in options.values() if isinstance(value, str)]
+    return fingerprint(parts, pretrain, *rest, contents, source_of(codec if isinstance(codec, str) else None))
+
+
+def _content(name: str) -> str | None:
+    """The SHA-256 of a file; None where the name is not that of one."""
+    try:
+        with expanded(name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
 def offline_key(content: str, skills_key: str, seed: int, experiment: Experiment, method: MethodConfig) -> str:

@@ -6,13 +6,17 @@ import torch
 
 from spirl_ray.config import Experiment
 from spirl_ray.envs.spec import EnvironmentSpec
+from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.exploration import check_floor_plan
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.rl.methods import method_config, skill_spec
 from spirl_ray.rl.offline_decisions import check_judge
 from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
 from spirl_ray.skills.augmentation import augmentation
+from spirl_ray.skills.decoders import NoiseCodec
+from spirl_ray.skills.encoders import ObservationEncoder
 from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.own_codec import try_out
 from spirl_ray.skills.spec import SkillSpec
 
 
@@ -36,10 +40,25 @@ def check_parts(experiment: Experiment, spec: EnvironmentSpec, given: SkillSpec 
             skills = SkillModel(given or skill_spec(own.skills, method, spec.features, spec.action_dim))
             if given is None:
                 skills.load_pretrained()
+                try_out(skills)
                 augmentation(own.pretrain.augmentation, spec.position_target)
             chosen = method_config(method, own.train, skills.spec)
+            codec = skills.codec
+            if chosen.offline_fraction and isinstance(codec, NoiseCodec) and not codec.can_encode:
+                codec.encode(None, torch.empty(0))  # which says so
             if chosen.offline_fraction:
                 check_judge(spec, own.train.offline_labels)
-            policy = PolicyNetwork(policy_spec(skills, chosen, spec.features), skills)
+            observed = policy_spec(skills, chosen, spec.features)
+            if (
+                observed.images
+                and isinstance(codec, NoiseCodec)
+                and not isinstance(getattr(codec, "observations", None), ObservationEncoder)
+            ):
+                raise SpirlError(
+                    f"train.features: a policy observes images as its skills encode them, and {type(codec).__name__} "
+                    "does not say how: give it `observations = spec.observation_encoder()`, or name features that are "
+                    "no images."
+                )
+            policy = PolicyNetwork(observed, skills)
             if chosen.policy_init == "prior":
                 policy.start_from(skills)

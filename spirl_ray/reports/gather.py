@@ -28,6 +28,7 @@ from spirl_ray.reports.records import (
 )
 from spirl_ray.rl.methods import METHODS
 from spirl_ray.skills.artifact import read_skill_card
+from spirl_ray.skills.decoders import DECODERS
 
 
 def gather(workspace: Workspace, command: str) -> ExperimentRecord:
@@ -98,7 +99,7 @@ def _skills(trial: Trial) -> SkillRecord:
         "decoder": card.spec.decoder.replace("_", " "),
         "skill length": card.spec.horizon,
         "latent size": card.spec.latent_dim,
-        "prior": card.spec.settings.prior,
+        "prior": DECODERS[card.spec.decoder].prior or card.spec.settings.prior,
         "augmentation": card.pretrain["augmentation"]["kind"].replace("_", "-"),
         "seed": card.seed,
         **{name: card.metrics[name] for name in sorted(card.metrics) if name.startswith("validation")},

@@ -132,6 +132,8 @@ def skill_spec(
     """
     name = METHODS[method].decoder
     kind = DECODERS[name]
+    if not kind.takes_options:
+        settings = settings.model_copy(update={"decoder_options": {}})
     return SkillSpec(
         decoder=name,
         data_features=dict(features),

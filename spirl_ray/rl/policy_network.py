@@ -20,6 +20,7 @@ from spirl_ray.episodes.features import Feature, Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.heads import HEADS, HeadContext
 from spirl_ray.rl.methods import MethodConfig
+from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.encoders import ObservationEncoder, Observations
 from spirl_ray.skills.execution import Array, Observation
 from spirl_ray.skills.model import SkillModel
@@ -62,7 +63,10 @@ def policy_features(named: Sequence[str] | None, features: Features, skills: Ski
         SpirlError: a feature does not exist, or is an image that the skills do not use.
     """
     if named is None:
-        named = [name for name, feature in features.items() if not feature.is_image] or list(features)
+        numbers = [name for name, feature in features.items() if not feature.is_image]
+        # Prior parameters tell a policy what an image shows. Where there are none, it observes the image itself.
+        blind = not numbers or DECODERS[skills.decoder].prior == "standard"
+        named = [name for name in features if name in numbers or (blind and name in skills.observed)] or list(features)
     for name in named:
         if name not in features:
             raise SpirlError(f"train.features: {name!r} is not a feature; the environment has {', '.join(features)}.")
@@ -100,8 +104,8 @@ def policy_spec(skills: SkillModel, method: MethodConfig, features: Features) ->
         head = "gaussian" if method.policy_init == "scratch" or copies else "residual"
     elif head == "gaussian" and method.policy_init == "prior" and not copies:
         raise SpirlError(
-            "train.policy_head: a gaussian head can start as the prior only if the prior is gaussian and both observe "
-            "the same features, none of them an image. Use residual or auto, or train.policy_init: scratch."
+            "train.policy_head: a gaussian head can start as a prior only if that is learned and gaussian, and both "
+            "observe the same features, none of them an image. Use residual or auto, or train.policy_init: scratch."
         )
     hidden = not set(skills.spec.features) <= set(chosen)
     uses_prior = method.uses_prior or head == "residual"
@@ -180,17 +184,18 @@ class PolicyObserver:
         numbers = sum(feature.size for feature in spec.numbers.values())
         self.size = numbers + images + (skills.prior.param_dim if spec.uses_prior else 0)
         """D, the size of a policy observation."""
-        skills_too = skills.spec.features if spec.images or spec.uses_prior else ()
+        self._asks_prior = spec.uses_prior and skills.prior.param_dim > 0
+        skills_too = skills.spec.features if spec.images or self._asks_prior else ()
         self.needed = list(dict.fromkeys([*spec.features, *skills_too]))
         """The names of the features from which a policy observation is made."""
 
     def batch(self, observations: Observations) -> Tensor:
         """Converts observations [B, *observed_shape] by name to policy observations, float32 [B, D]."""
         parts = [observations[name].float().flatten(1) for name in self.spec.numbers]
-        if self.spec.images or self.spec.uses_prior:
+        if self.spec.images or self._asks_prior:
             seen = self.skills.select(observations)
             parts += [self.skills.observations.encoder(name)(seen) for name in self.spec.images]
-            if self.spec.uses_prior:
+            if self._asks_prior:
                 parts.append(self.skills.prior_parameters(seen))
         return torch.cat(parts, dim=-1)
 

@@ -33,25 +33,24 @@ class TargetPreserving:
         """Perturbs observations by name, [B, T, ...] with T <= H, and actions [B, H, A]; the results have their shapes.
 
         Where a window holds observations of its first T steps, the first T actions are relabelled. Features that the
-        window does not hold are skipped.
+        window does not hold are skipped, and without the positions no action is relabelled.
         """
         s = self.settings
         steps = next(iter(observations.values())).shape[1]
         shape = (actions.shape[0], steps, len(self.actions))
         displacement = s.position_normal * torch.randn(shape, generator=generator)
         displacement += s.position_uniform * (2.0 * torch.rand(shape, generator=generator) - 1.0)
-        perturbed = dict(observations)
+        perturbed, relabelled = dict(observations), actions.clone()
         if self.feature in perturbed:
             moved = perturbed[self.feature].clone()
             moved[..., self.positions] += displacement
             perturbed[self.feature] = moved
+            demonstrated = actions[:, :steps, self.actions]
+            relabelled[:, :steps, self.actions] = (demonstrated - displacement / self.gain).clamp(-1.0, 1.0)
         for name in self.objects:
             if name in perturbed:
                 noise = torch.randn(perturbed[name].shape, generator=generator)
                 perturbed[name] = perturbed[name] + s.object_normal * noise
-        relabelled = actions.clone()
-        demonstrated = actions[:, :steps, self.actions]
-        relabelled[:, :steps, self.actions] = (demonstrated - displacement / self.gain).clamp(-1.0, 1.0)
         return perturbed, relabelled
 
 

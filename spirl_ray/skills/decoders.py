@@ -90,8 +90,8 @@ class OpenLoopCodec(SkillCodec):
         return self.decoder(latent, self.horizon)
 
     def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the demonstration's own actions twice, because a plan cannot react to a displacement."""
-        return actions, actions
+        """Returns the perturbed actions twice, because a plan from a displaced start has to begin with the way back."""
+        return perturbed, perturbed
 
 
 class ClosedLoopCodec(SkillCodec):
@@ -142,8 +142,9 @@ class IdentityCodec(SkillCodec):
 class NoiseCodec(SkillCodec):
     """A codec whose latent is the noise of a generative policy over H actions, so that its prior is N(0, I).
 
-    Stage 1 trains it with `noise_loss`, and learns no embedding and no prior. Where all of its parameters are frozen,
-    as those of a policy that was trained elsewhere, stage 1 only computes the statistics of the data.
+    Stage 1 trains it with `noise_loss`, and learns no embedding and no prior. A class without a `noise_loss` of its own
+    is a policy that was trained elsewhere: its parameters are frozen, and stage 1 only computes the statistics of the
+    data.
     """
 
     extra_noise = 0
@@ -151,8 +152,14 @@ class NoiseCodec(SkillCodec):
 
     def noise_loss(self, features: Tensor | None, actions: Tensor, noise: Tensor) -> Tensor:
         """The loss, a mean over batch and dimensions, from features [B, T, F], actions [B, H, A] and standard normal
-        noise [B, Z + extra_noise]. By default, the squared error of what the noise decodes to."""
+        noise [B, Z + extra_noise]. By default, the squared error of what the noise decodes to, from which nothing
+        can be learned."""
         return self.reconstruction_loss(features, noise, actions)
+
+    @property
+    def learns(self) -> bool:
+        """True where the kind has a `noise_loss` of its own."""
+        return type(self).noise_loss is not NoiseCodec.noise_loss
 
     @property
     def can_encode(self) -> bool:
@@ -187,6 +194,8 @@ class DecoderKind:
     """The name of the only skill prior that fits; None leaves the choice to ``skills.prior``."""
     latent_dim: Callable[[SkillSettings, int], int] | None = None
     """The size of a latent, from the settings and the width of an action; None is ``skills.latent_dim``."""
+    takes_options: bool = False
+    """True where ``skills.decoder_options`` has an effect."""
 
     @property
     def closed_loop(self) -> bool:

@@ -48,6 +48,10 @@ class FlowCodec(NoiseCodec):
         super().__init__()
         settings = spec.settings
         self.shape = (spec.horizon, spec.action_dim)
+        if spec.latent_dim != spec.horizon * spec.action_dim:
+            raise SpirlError(
+                f"The noise of flow skills has {spec.horizon * spec.action_dim} entries, not {spec.latent_dim}."
+            )
         self.steps = flow_options(settings.decoder_options).steps
         self.observations = spec.observation_encoder()
         inputs = self.observations.outputs + spec.latent_dim + 2 * _WAVES
@@ -102,8 +106,8 @@ class FlowCodec(NoiseCodec):
         return self.velocity(features, value, time) / self.steps
 
     def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the demonstration's own actions twice, because a plan cannot react to a displacement."""
-        return actions, actions
+        """Returns the perturbed actions twice, because a plan from a displaced start has to begin with the way back."""
+        return perturbed, perturbed
 
 
 def flow_options(options: dict[str, object]) -> FlowOptions:
@@ -129,5 +133,6 @@ register_decoder(
         observes="start",
         prior="standard",
         latent_dim=lambda settings, action_dim: settings.horizon * action_dim,
+        takes_options=True,
     ),
 )

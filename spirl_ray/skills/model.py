@@ -60,11 +60,16 @@ class SkillModel(nn.Module):
         if isinstance(self.codec, NoiseCodec):
             # N(0, I) trains no encoder, and the policy observes images as this one does.
             shared = getattr(self.codec, "observations", None)
-            self.observations = self.observations.requires_grad_(False) if shared is None else shared
+            if isinstance(shared, ObservationEncoder):
+                self.observations = shared
+            else:
+                self.observations.requires_grad_(False)
+            if not self.codec.learns:
+                self.codec.requires_grad_(False)
         prior = PRIORS[self.kind.prior or spec.settings.prior]
         self.prior: SkillPrior = prior(self.observations.outputs, spec.latent_dim, spec.settings)
         self.statistics = Statistics(spec)
-        if spec.settings.target_kl is not None:
+        if spec.settings.target_kl is not None and not isinstance(self.codec, NoiseCodec):
             self.log_beta = nn.Parameter(torch.tensor(spec.settings.beta).clamp_min(1e-8).log())
 
     def set_normalisation(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor]) -> None:
@@ -93,9 +98,16 @@ class SkillModel(nn.Module):
             for module in self.modules():
                 if isinstance(module, FeatureEncoder | SkillCodec):
                     module.load_pretrained()
-        except OSError as error:
-            raise SpirlError(f"skills: weights cannot be read: {error}. See skills.decoder_options.") from error
-        return {name: value for name, value in self.state_dict().items() if not torch.equal(value, before[name])}
+        except SpirlError:
+            raise
+        except Exception as error:  # whatever a codec of the user's raises
+            name = type(self.codec).__name__
+            raise SpirlError(f"The weights of {name} cannot be loaded: {type(error).__name__}: {error}.") from error
+        after = self.state_dict()
+        if before.keys() != after.keys():
+            odd = sorted(before.keys() ^ after.keys())[0]
+            raise SpirlError(f"{odd}: make the networks of a codec in its constructor, and load only their weights.")
+        return {name: value for name, value in after.items() if not torch.equal(value, before[name])}
 
     @property
     def noise_dim(self) -> int:

@@ -169,6 +169,7 @@ def _train(job: PretrainJob, in_memory: bool, queue: Queue, weights: dict[str, T
     if not learned:  # a frozen policy: one update, which changes nothing, measures it
         settings = settings.model_copy(update={"updates": 1})
         learned = [torch.nn.Parameter(torch.zeros(1, device=device))]
+        model.eval()
     optimizer = _optimizer(learned, settings)
     first, metrics = resume(model, optimizer, attempt.result)
     if metrics and rank == 0:
@@ -300,7 +301,8 @@ def _validate(model: SkillModel, held: Window | None, device: torch.device) -> d
     def losses(observations: Observations, actions: Tensor) -> dict[str, Tensor]:
         return model(observations, actions, drawn[: len(actions)])
 
-    found = _mean_over_workers(held, losses, names, device)
+    with _evaluating(model):
+        found = _mean_over_workers(held, losses, names, device)
     return {f"validation_{name}": value for name, value in found.items()}
 
 
@@ -312,13 +314,25 @@ def _steering(model: SkillModel, batches: Batches, device: torch.device) -> dict
     def measures(observations: Observations, actions: Tensor) -> dict[str, Tensor]:
         return latent_measures(model, observations, actions)
 
-    found = _mean_over_workers(batches.held, measures, names, device)
-    if not found:
-        drawn = batches.draw(batches.job.settings.updates, torch.Generator().manual_seed(batches.job.seed))
-        found = _mean_over_workers(drawn, measures, names, device)
+    with _evaluating(model):
+        found = _mean_over_workers(batches.held, measures, names, device)
+        if not found:
+            drawn = batches.draw(batches.job.settings.updates, torch.Generator().manual_seed(batches.job.seed))
+            found = _mean_over_workers(drawn, measures, names, device)
     if "error_posterior" in found:
         found["error_removed"] = error_removed(found)
     return found
+
+
+@contextlib.contextmanager
+def _evaluating(model: SkillModel) -> Iterator[None]:
+    """Keeps a model in evaluation mode, in which nothing of a user's network moves either."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _mean_over_workers(

@@ -22,9 +22,8 @@ def nodes() -> Iterator[RayNodes]:
         started.start_worker("--num-cpus=2")
         try:
             started.wait(lambda: len(started.alive_nodes()) == 2)
-        except (
-            AssertionError
-        ) as error:  # Ray's start can fail on a busy machine, which is not what these tests are about
+        except AssertionError as error:
+            # A node's start can fail on a busy machine, which is not what these tests are about.
             print(error)
             started.kill(1)
             started.start_worker("--num-cpus=2")

@@ -237,6 +237,18 @@ def dataset(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_class_that_a_card_names_is_not_imported(
+    skills: Path, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sprung_module.py").write_text(f"import os\nos.mkdir({str(trap)!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = json.loads((skills / "skill.json").read_text())["spec"]
+    spec |= {"decoder": "own", "settings": {**spec["settings"], "decoder_options": {"codec": "sprung_module:Codec"}}}
+    edit(skills / "skill.json", spec=spec)
+    with pytest.raises(SpirlError, match="SPIRL_TRUSTED_CODECS=sprung_module:Codec"):
+        load_skills(skills)
+
+
 def write_table(folder: Path, table: pa.Table) -> None:
     file = folder / "episodes.parquet"
     pq.write_table(table, file)

@@ -33,6 +33,17 @@ def said(metrics: dict[str, float], delta: float = 4.0, method: str = "spirl_cl"
     return skill_findings(metrics, spec, method_config(method, train, spec), train)
 
 
+@pytest.mark.parametrize(("left", "method", "warned"), [(0.01, "flow_offline", False), (0.09, "flow_offline", True)])
+def test_noise_has_errors_and_offline_decisions_need_an_inverse(left: float, method: str, warned: bool) -> None:
+    train = TrainSettings()
+    spec = toy_spec("flow")
+    metrics = {"error_prior_mean": 0.1, "error_prior_sample": 0.2, "error_posterior": left, "error_removed": 0.0}
+    findings = skill_findings(metrics, spec, method_config(method, train, spec), train)
+    assert f"is {number(left)} with the noise that decodes to the window itself, 0.1 with noise 0" in findings[0].text
+    assert bool(warnings(findings)) == warned
+    assert not warnings(skill_findings(metrics, spec, method_config("flow", train, spec), train))
+
+
 def warnings(findings: tuple[Finding, ...]) -> str:
     return " ".join(finding.text for finding in findings if finding.warning)
 

@@ -21,6 +21,23 @@ from spirl_ray.pipeline.experiment import check_experiments
         (GOAL, {"evaluate.score": "beauty"}, "evaluate.score"),
         (GOAL, {"explore.in_run": True}, "explore: toy/Goal-v0"),
         (GOAL, {"train.offline_fraction": 0.5}, "train.offline_labels: toy/Goal-v0"),
+        (GOAL, {"skills.decoder_options": {"steps": 4}}, "skills.decoder_options: the skills of spirl have no options"),
+        (
+            GOAL,
+            {
+                **{"methods": ["dsrl"], "train.offline_fraction": 0.5, "train.offline_labels": "learned"},
+                "skills.decoder_options": {"codec": "toy_policy:Mirror"},
+            },
+            "Mirror does not say which noise decodes",
+        ),
+        (
+            CAMERAS,
+            {
+                **{"methods": ["dsrl"], "train.features": ["front", "arm"]},
+                "skills.decoder_options": {"codec": "toy_policy:Mirror"},
+            },
+            "train.features: a policy observes images",
+        ),
         (GOAL, {"pretrain.augmentation.kind": "target_preserving"}, "interface.position_target"),
         (
             CAMERAS,
@@ -41,6 +58,6 @@ def test_parts_that_do_not_fit_are_refused_before_any_work(env: str, changes: di
 )
 def test_parts_that_fit_are_not_refused_and_draw_no_number(changes: dict[str, Any]) -> None:
     before = torch.get_rng_state()
-    methods = ["spirl", "spirl_cl", "ssp", "flat_prior", "bc_sac", "sac"]
+    methods = ["spirl", "spirl_cl", "ssp", "flat_prior", "bc_sac", "sac", "flow"]
     check_experiments([load_experiment({"name": "toy", "methods": methods, "env": {"id": GOAL}}, changes)])
     assert torch.equal(torch.get_rng_state(), before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +12,10 @@ from toy_skills import STATE, random_observations, toy_model, toy_spec
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.decoders import NoiseCodec
+from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.flow import FlowCodec
 from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.own_codec import TRUSTED, trust, try_out
 from spirl_ray.skills.spec import SkillSpec
 
 HORIZON, ACTIONS, BATCH = 5, 2, 16
@@ -94,7 +99,7 @@ class Frozen(NoiseCodec):
     def __init__(self, spec: SkillSpec) -> None:
         super().__init__()
         self.shape = (spec.horizon, spec.action_dim)
-        self.weight = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.weight = nn.Parameter(torch.zeros(()))  # the model freezes it, because there is no loss to learn it by
 
     def load_pretrained(self) -> None:
         self.weight.fill_(0.25)
@@ -103,33 +108,81 @@ class Frozen(NoiseCodec):
         return self.weight * latent[:, : self.shape[0] * self.shape[1]].unflatten(-1, self.shape)
 
 
-def own(**options: object) -> SkillModel:
-    spec = toy_spec("own", decoder_options={"codec": f"{__name__}:Frozen", **options})
-    return SkillModel(spec)
+class Short(Frozen):
+    """A policy whose actions are one too few."""
+
+    def decode(self, features: Tensor | None, latent: Tensor) -> Tensor:
+        return super().decode(features, latent)[:, 1:]
+
+
+class Broken(Frozen):
+    """A policy that needs a feature that is not there."""
+
+    def observe(self, observations: Observations) -> Tensor:
+        return observations["camera"]
+
+
+class Late(Frozen):
+    """A policy that makes a network only when its weights are loaded."""
+
+    def load_pretrained(self) -> None:
+        self.late = nn.Linear(2, 2)
+
+
+def own(codec: str = "Frozen", target_kl: float | None = None, **options: object) -> SkillModel:
+    options = {"codec": f"{__name__}:{codec}", **options}
+    return SkillModel(toy_spec("own", decoder_options=options, target_kl=target_kl))
 
 
 def test_a_frozen_policy_takes_the_place_of_skills() -> None:
-    model = own(noise_dim=12)
-    model.load_pretrained()
+    model = own(noise_dim=12, path="weights")
+    try_out(model)
+    assert model.load_pretrained() == {"codec.weight": torch.tensor(0.25)}
     assert model.spec.latent_dim == 12
     noise = torch.randn(3, 12)
     torch.testing.assert_close(model.decode(random_observations(STATE, 3, 1), noise)[:, 0, 1], 0.25 * noise[:, 1])
     loss = model(random_observations(STATE, 3, 1), torch.zeros(3, HORIZON, ACTIONS), noise)["loss"]
     assert not loss.requires_grad
+    assert not hasattr(own(target_kl=0.5), "log_beta")
     assert own().spec.latent_dim == HORIZON * ACTIONS
     with pytest.raises(SpirlError, match=r"Frozen does not say.*train\.offline_fraction"):
         model.codec.encode(None, torch.zeros(3, HORIZON, ACTIONS))
 
 
 @pytest.mark.parametrize(
+    ("codec", "says"),
+    [
+        ("Short", r"Short decodes to \[1, 4, 2\], which must be finite actions of the shape \[1, 5, 2\]"),
+        ("Broken", r"codec: Broken cannot decode: KeyError: 'camera'"),
+        ("Late", r"codec\.late\.bias: make the networks of a codec in its constructor"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused_before_any_work(codec: str, says: str) -> None:
+    model = own(codec)
+    with pytest.raises(SpirlError, match=says):
+        (model.load_pretrained if codec == "Late" else partial(try_out, model))()
+
+
+def test_a_class_is_imported_where_a_config_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(TRUSTED, "")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "somebodys_policy.py").write_text(f"from {__name__} import Frozen\n")
+    spec = toy_spec("own", decoder_options={"codec": "somebodys_policy:Frozen"})
+    with pytest.raises(SpirlError, match=f"{TRUSTED}=somebodys_policy:Frozen"):
+        SkillModel(spec)
+    trust(spec.settings)
+    assert type(SkillModel(spec).codec).__name__ == "Frozen"
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"codec": None}, r"codec: name your class"),
-        ({"codec": "nowhere:Policy"}, r"codec: nowhere:Policy cannot be imported"),
+        ({"codec": "os:Policy"}, r"codec: os:Policy cannot be imported"),
         ({"codec": "builtins:dict"}, r"codec: builtins:dict is not a subclass"),
         ({"noise_dim": 0}, r"noise_dim: the size"),
     ],
 )
 def test_a_policy_that_cannot_be_used_is_named(options: dict[str, object], says: str) -> None:
     with pytest.raises(SpirlError, match=says):
-        own(**options)
+        SkillModel(toy_spec("own", decoder_options={"codec": f"{__name__}:Frozen", **options}))
