@@ -19,6 +19,7 @@ from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.files.atomic import write_json
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.provenance import hardware, versions
+from spirl_ray.pipeline.user_code import make_importable
 
 FOLDER = Path(__file__).parents[1] / "examples" / "ogbench"
 COLUMNS = ("env_steps", "mode", "evaluation", "success", "episodes", "wall_clock_s", "config_hash", "commit")
@@ -44,6 +45,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for task in options.tasks:
         chosen = experiment(options.environment, task, options)
+        make_importable(chosen.submit.ship)
         if options.run:
             api.run(chosen)
         rows += evaluation_rows(chosen, {"task": f"{options.environment} {task}"}, COLUMNS)
