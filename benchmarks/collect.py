@@ -70,6 +70,12 @@ def shared_settings(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json", exclude=places)
 
 
+def write_origin(name: str, experiment: Experiment) -> None:
+    """Writes ``NAME.json``: the exact config of results, versions and hardware."""
+    origin = {"config": shared_settings(experiment), "versions": versions(), "hardware": hardware()}
+    write_json(RESULTS / f"{name}.json", origin)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,14 +105,7 @@ def main() -> None:
     if priors:
         write_csv(RESULTS / f"{name}_prior.csv", priors)
     if not options.add:
-        write_json(
-            RESULTS / f"{name}.json",
-            {
-                "config": shared_settings(experiment),
-                "versions": versions(),
-                "hardware": hardware(),
-            },
-        )
+        write_origin(name, experiment)
     print(f"wrote {RESULTS / name}*")
 
 

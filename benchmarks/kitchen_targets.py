@@ -15,12 +15,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks.collect import RESULTS, evaluation_rows, shared_settings, with_others
+from benchmarks.collect import RESULTS, evaluation_rows, with_others, write_origin
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.files.atomic import write_json
 from spirl_ray.files.tables import write_csv
-from spirl_ray.pipeline.provenance import hardware, versions
 
 NAME = "kitchen_targets"
 TARGETS = (
@@ -80,8 +78,7 @@ def main() -> None:
     rows = with_others(path, rows, ("method", "target", "seed"))
     write_csv(path, rows)
     draw(rows, RESULTS.parents[1] / "docs" / f"{NAME}.png")
-    settings = shared_settings(experiment(TARGETS[0], options.changes))
-    write_json(RESULTS / f"{NAME}.json", {"config": settings, "versions": versions(), "hardware": hardware()})
+    write_origin(NAME, experiment(TARGETS[0], options.changes))
     print(f"wrote {path}: {len(rows)} rows")
 
 

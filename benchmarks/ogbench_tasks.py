@@ -13,12 +13,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.collect import RESULTS, evaluation_rows, shared_settings, with_others
+from benchmarks.collect import RESULTS, evaluation_rows, with_others, write_origin
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.files.atomic import write_json
 from spirl_ray.files.tables import write_csv
-from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.user_code import make_importable
 
 FOLDER = Path(__file__).parents[1] / "examples" / "ogbench"
@@ -51,9 +49,7 @@ def main() -> None:
         rows += evaluation_rows(chosen, {"task": f"{options.environment} {task}"}, COLUMNS)
     path = RESULTS / "ogbench.csv"
     write_csv(path, with_others(path, rows, ("task", "method", "seed")))
-    settings = shared_settings(experiment(options.environment, 1, options))
-    record = {"config": settings, "versions": versions(), "hardware": hardware()}
-    write_json(RESULTS / f"ogbench_{options.environment}.json", record)
+    write_origin(f"ogbench_{options.environment}", experiment(options.environment, 1, options))
     print(f"wrote {path}: {len(rows)} rows")
 
 

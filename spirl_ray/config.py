@@ -94,7 +94,7 @@ class SkillSettings(Settings):
     decoder_layers: int = Field(default=5, ge=1, le=64)
     """The number of hidden layers of the closed-loop decoder, and of a flow's velocity."""
     decoder_options: dict[str, Any] = Field(default_factory=dict)
-    """What a kind of skill decoder has of its own, such as ``steps`` of flow skills."""
+    """The options that a kind of skill decoder has of its own, such as ``steps`` of flow skills."""
     prior_layers: int = Field(default=6, ge=1, le=64)
     prior: str = "gaussian"
     """``gaussian`` (the paper's), ``mixture``, ``flow``, or one that a plugin has registered. A mixture suits

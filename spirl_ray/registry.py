@@ -21,6 +21,9 @@ Entry = TypeVar("Entry")
 PLUGINS = "spirl_ray.plugins"
 """The group of entry points that are imported once, before any table is read. A module calls ``register_…`` while it is
 imported; a function is called once and does the same."""
+TRUSTED_CODECS = "SPIRL_TRUSTED_CODECS"
+"""The environment variable with the classes that the card of skills may have imported, see
+`spirl_ray.skills.own_codec`; commas are between them."""
 _loaded_plugins: set[str] = set()
 
 
@@ -116,7 +119,7 @@ def _load(point: object, kind: str) -> object:
 
 
 def named_object(name: str, setting: str) -> Any:
-    """What a setting names as ``package.module:name``.
+    """Finds the object that a setting names as ``package.module:name``.
 
     Raises:
         SpirlError: it cannot be imported.
@@ -145,8 +148,8 @@ def named_function(name: str | None, setting: str) -> Callable[..., Any] | None:
 
 
 def source_of(name: str | None) -> str | None:
-    """The text of the file with what a setting names, by which a change is noticed; None where
-    there is no such file."""
+    """The text of the file with the object that a setting names, by which a change is noticed; None where there is no
+    such file."""
     if name is None:
         return None
     try:

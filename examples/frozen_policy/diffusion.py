@@ -92,7 +92,7 @@ class FrozenDiffusion(NoiseCodec):
         super().__init__()
         self.path = spec.settings.decoder_options["path"]
         self.shape = (spec.horizon, spec.action_dim)
-        self.policy = ChunkPolicy().requires_grad_(False)
+        self.policy = ChunkPolicy()  # frozen by spirl-ray, because this class has no loss
 
     def load_pretrained(self) -> None:
         # Called before stage 1; the skill artifact has the weights, too.

@@ -22,8 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def save_tensors(module: nn.Module, path: Path) -> str:
     """Writes a module's state as safetensors, atomically; returns the file's SHA-256."""
-    # Copies, because the format has no tensors that share memory, as those of a module with two names do.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     data = safetensors.torch.save(state)
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()

@@ -258,17 +258,12 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
     for experiment in experiments:
         make_importable(experiment.submit.ship)
         check_kinds(experiment)
-        for method in experiment.methods:
-            trust(experiment.for_method(method).skills)
-        if experiment.skills.decoder_options and not any(
-            DECODERS[METHODS[method].decoder].takes_options for method in experiment.methods
-        ):
-            raise SpirlError(
-                f"skills.decoder_options: the skills of {', '.join(experiment.methods)} have no options. Leave it out."
-            )
         check_trackers(experiment)
+        _check_options(experiment)
         for method in experiment.methods:
-            _check_files(experiment.for_method(method))
+            own = experiment.for_method(method)
+            trust(own.skills)
+            _check_files(own)
         if experiment.env.id is None:
             continue  # the data say what their features are
         env = experiment.environment
@@ -287,6 +282,14 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
         if (key := fingerprint(env)) not in made:
             made.add(key)
             envs.try_out(env)
+
+
+def _check_options(experiment: Experiment) -> None:
+    """Raises `SpirlError` where no method has skills for which there are options."""
+    kinds = [DECODERS[METHODS[method].decoder] for method in experiment.methods]
+    if experiment.skills.decoder_options and not any(kind.takes_options for kind in kinds):
+        names = ", ".join(experiment.methods)
+        raise SpirlError(f"skills.decoder_options: the skills of {names} have no options. Leave it out.")
 
 
 def _check_files(experiment: Experiment) -> None:

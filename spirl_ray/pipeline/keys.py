@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from spirl_ray.config import Experiment
+from spirl_ray.episodes.validation import file_digest
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.registry import source_of
 from spirl_ray.rl.methods import MethodConfig
@@ -35,23 +35,22 @@ def skills_key(spec: SkillSpec, pretrain: Mapping[str, Any], *rest: Any) -> str:
         rest: its data and seed, as plain data.
     """
     parts, options, kind = spec.model_dump(mode="json"), spec.settings.decoder_options, DECODERS[spec.decoder]
-    if not options:
+    own: list[Any] = []
+    if options:  # a codec of the user's: its code, and the files that its options name
+        codec = options.get("codec")
+        contents = [_content(value) for value in options.values() if isinstance(value, str)]
+        own = [contents, source_of(codec if isinstance(codec, str) else None)]
+    else:
         del parts["settings"]["decoder_options"]
     if not kind.closed_loop and not kind.flat and pretrain["augmentation"]["kind"] != "none":
         parts["relabelled"] = "the first action of a plan"  # until 0.2, none was
-    if not options:
-        return fingerprint(parts, pretrain, *rest)
-    # A codec of the user's: its code, and the files that its options name.
-    codec = options.get("codec")
-    contents = [_content(value) for value in options.values() if isinstance(value, str)]
-    return fingerprint(parts, pretrain, *rest, contents, source_of(codec if isinstance(codec, str) else None))
+    return fingerprint(parts, pretrain, *rest, *own)
 
 
 def _content(name: str) -> str | None:
     """The SHA-256 of a file; None where the name is not that of one."""
     try:
-        with expanded(name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(expanded(name))
     except (OSError, ValueError):
         return None
 

@@ -9,12 +9,11 @@ from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.exploration import check_floor_plan
 from spirl_ray.pipeline.scores import experiment_scores
-from spirl_ray.rl.methods import method_config, skill_spec
+from spirl_ray.rl.methods import MethodConfig, method_config, skill_spec
 from spirl_ray.rl.offline_decisions import check_judge
-from spirl_ray.rl.policy_network import PolicyNetwork, policy_spec
+from spirl_ray.rl.policy_network import PolicyNetwork, PolicySpec, policy_spec
 from spirl_ray.skills.augmentation import augmentation
 from spirl_ray.skills.decoders import NoiseCodec
-from spirl_ray.skills.encoders import ObservationEncoder
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.own_codec import try_out
 from spirl_ray.skills.spec import SkillSpec
@@ -43,22 +42,21 @@ def check_parts(experiment: Experiment, spec: EnvironmentSpec, given: SkillSpec 
                 try_out(skills)
                 augmentation(own.pretrain.augmentation, spec.position_target)
             chosen = method_config(method, own.train, skills.spec)
-            codec = skills.codec
-            if chosen.offline_fraction and isinstance(codec, NoiseCodec) and not codec.can_encode:
-                codec.encode(None, torch.empty(0))  # which says so
             if chosen.offline_fraction:
                 check_judge(spec, own.train.offline_labels)
             observed = policy_spec(skills, chosen, spec.features)
-            if (
-                observed.images
-                and isinstance(codec, NoiseCodec)
-                and not isinstance(getattr(codec, "observations", None), ObservationEncoder)
-            ):
-                raise SpirlError(
-                    f"train.features: a policy observes images as its skills encode them, and {type(codec).__name__} "
-                    "does not say how: give it `observations = spec.observation_encoder()`, or name features that are "
-                    "no images."
-                )
+            if isinstance(skills.codec, NoiseCodec):
+                _check_noise(skills.codec, chosen, observed)
             policy = PolicyNetwork(observed, skills)
             if chosen.policy_init == "prior":
                 policy.start_from(skills)
+
+
+def _check_noise(codec: NoiseCodec, method: MethodConfig, observed: PolicySpec) -> None:
+    if method.offline_fraction and not codec.can_encode:
+        raise codec.cannot_encode()
+    if observed.images and codec.shared_encoder() is None:
+        raise SpirlError(
+            f"train.features: a policy observes images as its skills encode them, and {type(codec).__name__} does not "
+            "say how: give it `observations = spec.observation_encoder()`, or name features that are no images."
+        )

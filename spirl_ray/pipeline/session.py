@@ -25,7 +25,7 @@ from spirl_ray.pipeline.ray_start import advice, check_address
 from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance
 from spirl_ray.pipeline.stopping import terminate
 from spirl_ray.pipeline.user_code import shipped_paths
-from spirl_ray.skills.own_codec import TRUSTED
+from spirl_ray.registry import TRUSTED_CODECS
 
 _MEGABYTE = 2**20
 _POLL_S = 0.1
@@ -70,8 +70,8 @@ def ray_session(settings: RaySettings, needs: Needs | None = None, ship: Sequenc
 
 def _start(settings: RaySettings, address: str | None, needs: Needs, ship: Sequence[Path]) -> None:
     travels: dict[str, Any] = {"py_modules": [str(path) for path in shipped_paths(ship)]} if ship else {}
-    if os.environ.get(TRUSTED):
-        travels["env_vars"] = {TRUSTED: os.environ[TRUSTED]}
+    if trusted := os.environ.get(TRUSTED_CODECS):
+        travels["env_vars"] = {TRUSTED_CODECS: trusted}
     code: dict[str, Any] = {"runtime_env": travels} if travels else {}
     if address:
         check_address(address, "ray.address" if settings.address else "RAY_ADDRESS")

@@ -153,7 +153,7 @@ class PolicySessions:
             one.plan = None if plans is None else plans[row]
 
     def _observed(self, requests: Sequence[ActRequest]) -> dict[str, Tensor] | None:
-        """What the decoder observes, [B, 1, *observed_shape] by name; None if it is nothing."""
+        """The observations for the decoder, [B, 1, *observed_shape] by name; None if it gets none."""
         if self._model.kind.observes == "nothing":
             return None
         return {name: value.unsqueeze(1) for name, value in self._stack(requests, self._model.spec.features).items()}

@@ -99,7 +99,7 @@ def _skills(trial: Trial) -> SkillRecord:
         "decoder": card.spec.decoder.replace("_", " "),
         "skill length": card.spec.horizon,
         "latent size": card.spec.latent_dim,
-        "prior": DECODERS[card.spec.decoder].prior or card.spec.settings.prior,
+        "prior": DECODERS[card.spec.decoder].prior(card.spec.settings),
         "augmentation": card.pretrain["augmentation"]["kind"].replace("_", "-"),
         "seed": card.seed,
         **{name: card.metrics[name] for name in sorted(card.metrics) if name.startswith("validation")},

@@ -68,8 +68,9 @@ class SkillPriorSACLearner(TorchLearner):
             self.rows = make_rows(self)
         elif method.offline_fraction:
             self.rows = OfflineRows(self.config, self.replay, module.policy, rank)
-        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._gradients = AveragedGradients(learned) if self.config.num_learners > 1 else None
+        self._gradients = None
+        if self.config.num_learners > 1:
+            self._gradients = AveragedGradients([each for each in module.parameters() if each.requires_grad])
         self._apply_own_settings()
 
     @property

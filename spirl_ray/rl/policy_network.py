@@ -63,10 +63,9 @@ def policy_features(named: Sequence[str] | None, features: Features, skills: Ski
         SpirlError: a feature does not exist, or is an image that the skills do not use.
     """
     if named is None:
-        numbers = [name for name, feature in features.items() if not feature.is_image]
-        # Prior parameters tell a policy what an image shows. Where there are none, it observes the image itself.
-        blind = not numbers or DECODERS[skills.decoder].prior == "standard"
-        named = [name for name in features if name in numbers or (blind and name in skills.observed)] or list(features)
+        # Prior parameters tell a policy what an image shows. N(0, I) has none, so it observes the image itself.
+        images = set(skills.observed) if DECODERS[skills.decoder].noise else ()
+        named = [name for name, feature in features.items() if not feature.is_image or name in images] or list(features)
     for name in named:
         if name not in features:
             raise SpirlError(f"train.features: {name!r} is not a feature; the environment has {', '.join(features)}.")

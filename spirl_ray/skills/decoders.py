@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spirl_ray.config import SkillSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
-from spirl_ray.skills.encoders import Observations
+from spirl_ray.skills.encoders import ObservationEncoder, Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import RecurrentActionDecoder, mlp
 from spirl_ray.skills.spec import SkillSpec
@@ -156,6 +156,11 @@ class NoiseCodec(SkillCodec):
         can be learned."""
         return self.reconstruction_loss(features, noise, actions)
 
+    def shared_encoder(self) -> ObservationEncoder | None:
+        """The encoder by which policies observe images, too: the attribute ``observations``, if the kind has one."""
+        found = getattr(self, "observations", None)
+        return found if isinstance(found, ObservationEncoder) else None
+
     @property
     def learns(self) -> bool:
         """True where the kind has a `noise_loss` of its own."""
@@ -172,7 +177,11 @@ class NoiseCodec(SkillCodec):
         Raises:
             SpirlError: this kind cannot invert its decoder.
         """
-        raise SpirlError(
+        raise self.cannot_encode()
+
+    def cannot_encode(self) -> SpirlError:
+        """Makes the error about a kind without an `encode` of its own."""
+        return SpirlError(
             f"{type(self).__name__} does not say which noise decodes to given actions, which offline decisions need. "
             "Set train.offline_fraction to 0, or write its `encode`."
         )
@@ -186,12 +195,12 @@ class DecoderKind:
     label: str
     """The name of skills of this kind in tables and figures."""
     observes: Literal["nothing", "start", "every_step"]
-    """What the decoder observes: nothing, the observation with which the skill starts, or that of every primitive
+    """The observations that the decoder gets: none, the one with which the skill starts, or that of every primitive
     step."""
     flat: bool = False
     """True where a skill is one primitive action."""
-    prior: str | None = None
-    """The name of the only skill prior that fits; None leaves the choice to ``skills.prior``."""
+    noise: bool = False
+    """True where the latent is noise (`NoiseCodec`): the skill prior is N(0, I), whatever ``skills.prior`` says."""
     latent_dim: Callable[[SkillSettings, int], int] | None = None
     """The size of a latent, from the settings and the width of an action; None is ``skills.latent_dim``."""
     takes_options: bool = False
@@ -201,6 +210,10 @@ class DecoderKind:
     def closed_loop(self) -> bool:
         """True where the decoder runs at every primitive step, on the current observation."""
         return self.observes == "every_step"
+
+    def prior(self, settings: SkillSettings) -> str:
+        """The name of the skill prior of such skills."""
+        return "standard" if self.noise else settings.prior
 
     def observed_steps(self, horizon: int) -> int:
         """The number of steps of a window that the model observes; a decoder that is not closed-loop needs only the

@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from spirl_ray.config import Settings
+from spirl_ray.config_file import readable_problems
 from spirl_ray.errors import SpirlError
-from spirl_ray.settings import in_words, key_of, problems_of
 from spirl_ray.skills.decoders import DecoderKind, NoiseCodec, register_decoder
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
@@ -105,10 +105,6 @@ class FlowCodec(NoiseCodec):
         time = torch.full_like(value[:, 0], step / self.steps)
         return self.velocity(features, value, time) / self.steps
 
-    def relabelled(self, actions: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the perturbed actions twice, because a plan from a displaced start has to begin with the way back."""
-        return perturbed, perturbed
-
 
 def flow_options(options: dict[str, object]) -> FlowOptions:
     """Reads the options of flow skills.
@@ -119,10 +115,7 @@ def flow_options(options: dict[str, object]) -> FlowOptions:
     try:
         return FlowOptions.model_validate(options)
     except ValidationError as error:
-        problem = problems_of(error)[0]
-        known = ", ".join(FlowOptions.model_fields)
-        wrong = f"is unknown; known here: {known}" if problem["type"] == "extra_forbidden" else in_words(problem)
-        raise SpirlError(f"skills.decoder_options.{key_of(problem)}: {wrong}") from error
+        raise readable_problems(error, "skills.decoder_options", FlowOptions) from error
 
 
 register_decoder(
@@ -131,7 +124,7 @@ register_decoder(
         FlowCodec,
         "flow skills",
         observes="start",
-        prior="standard",
+        noise=True,
         latent_dim=lambda settings, action_dim: settings.horizon * action_dim,
         takes_options=True,
     ),

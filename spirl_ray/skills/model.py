@@ -59,14 +59,13 @@ class SkillModel(nn.Module):
         self.observations: ObservationEncoder = spec.observation_encoder()
         if isinstance(self.codec, NoiseCodec):
             # N(0, I) trains no encoder, and the policy observes images as this one does.
-            shared = getattr(self.codec, "observations", None)
-            if isinstance(shared, ObservationEncoder):
-                self.observations = shared
-            else:
-                self.observations.requires_grad_(False)
+            self.observations.requires_grad_(False)
+            if (shared := self.codec.shared_encoder()) is not None:
+                del self.observations
+                self.__dict__["observations"] = shared  # not as a module of its own, whose tensors would be saved twice
             if not self.codec.learns:
                 self.codec.requires_grad_(False)
-        prior = PRIORS[self.kind.prior or spec.settings.prior]
+        prior = PRIORS[self.kind.prior(spec.settings)]
         self.prior: SkillPrior = prior(self.observations.outputs, spec.latent_dim, spec.settings)
         self.statistics = Statistics(spec)
         if spec.settings.target_kl is not None and not isinstance(self.codec, NoiseCodec):

@@ -17,13 +17,11 @@ import torch
 
 from spirl_ray.config import SkillSettings
 from spirl_ray.errors import SpirlError
-from spirl_ray.registry import named_object
+from spirl_ray.registry import TRUSTED_CODECS, named_object
 from spirl_ray.skills.decoders import DecoderKind, NoiseCodec, register_decoder
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.spec import SkillSpec
 
-TRUSTED = "SPIRL_TRUSTED_CODECS"
-"""The environment variable with the names of the classes that may be imported, with commas between them."""
 _SETTING = "skills.decoder_options.codec"
 
 
@@ -31,11 +29,11 @@ def trust(settings: SkillSettings) -> None:
     """Lets this process and those that it starts import the class that a config names."""
     name = settings.decoder_options.get("codec")
     if isinstance(name, str):
-        os.environ[TRUSTED] = ",".join(dict.fromkeys([*_trusted(), name]))
+        os.environ[TRUSTED_CODECS] = ",".join(dict.fromkeys([*_trusted(), name]))
 
 
 def _trusted() -> list[str]:
-    return [name for name in os.environ.get(TRUSTED, "").split(",") if name]
+    return [name for name in os.environ.get(TRUSTED_CODECS, "").split(",") if name]
 
 
 def try_out(model: SkillModel) -> None:
@@ -69,7 +67,7 @@ def _build(spec: SkillSpec) -> NoiseCodec:
     if name.partition(":")[0] not in sys.modules and name not in _trusted():
         raise SpirlError(
             f"The decoder of these skills is the class {name}, which is imported only if you trust it: set the "
-            f"environment variable {TRUSTED}={name}, or import its module before you load the skills."
+            f"environment variable {TRUSTED_CODECS}={name}, or import its module before you load the skills."
         )
     found = named_object(name, _SETTING)
     if not isinstance(found, type) or not issubclass(found, NoiseCodec):
@@ -90,5 +88,5 @@ def _noise_dim(settings: SkillSettings, action_dim: int) -> int:
 
 register_decoder(
     "own",
-    DecoderKind(_build, "frozen policy", observes="start", prior="standard", latent_dim=_noise_dim, takes_options=True),
+    DecoderKind(_build, "frozen policy", observes="start", noise=True, latent_dim=_noise_dim, takes_options=True),
 )

@@ -15,9 +15,8 @@ from spirl_ray.pipeline.keys import skills_key
 CODEC = "toy_policy:Mirror"
 
 
-def key(decoder: str, augmentation: str = "none", **options: Any) -> str:
-    pretrain = PretrainSettings.model_validate({"augmentation": {"kind": augmentation}}).model_dump(mode="json")
-    return skills_key(toy_spec(decoder, decoder_options=options), pretrain, "data", 0)
+def key(decoder: str, **options: Any) -> str:
+    return skills_key(toy_spec(decoder, decoder_options=options), PretrainSettings().model_dump(mode="json"), "data", 0)
 
 
 def test_options_change_the_skills_that_have_them_and_no_others() -> None:

@@ -142,6 +142,7 @@ def test_a_plan_from_a_displaced_start_is_the_relabelled_one(decoder: str) -> No
     noise = torch.randn(BATCH, model.noise_dim, generator=torch.Generator().manual_seed(2))
     shifted, relabelled = moved(states), actions - 0.05
     losses, expected = model(states, actions, noise, (shifted, relabelled)), model(shifted, relabelled, noise)
+    assert torch.equal(losses["prior"], expected["prior"])
     assert torch.equal(losses["loss"], expected["loss"])
     assert not torch.equal(losses["loss"], model(states, actions, noise)["loss"])
 
