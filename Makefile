@@ -19,8 +19,9 @@ quickstart: .venv/.installed
 check: .venv/.installed
 	$(MAKE) --no-print-directory --jobs=2 --keep-going style types fast
 
+# Two processes share the files of tests: most tests wait for Ray's processes, more than they compute.
 test: style types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The documentation as a site, in build/site; a warning stops it.
 site: .venv/.installed

@@ -10,12 +10,10 @@ policies, and what the latents carry), ``kitchen_targets.json`` (the exact confi
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from benchmarks.collect import RESULTS, evaluation_rows, with_others, write_origin
+from benchmarks.curves import draw_curves
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.files.tables import write_csv
@@ -39,29 +37,6 @@ def experiment(target: tuple[str, ...], changes: list[str]) -> Experiment:
     return load_experiment("kitchen_play", [f"name={NAME}", f"output=runs/{NAME}", tasks, *changes])
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws the evaluations during training, a panel for each target and a line for each seed and mode."""
-    figure, axes = plt.subplots(
-        1, len(TARGETS), figsize=(3.0 * len(TARGETS), 2.8), sharey=True, constrained_layout=True
-    )
-    for axis, target in zip(axes, TARGETS, strict=True):
-        name = " + ".join(target)
-        ours = [row for row in rows if row["target"] == name and row["evaluation"] == "training"]
-        for seed, mode in sorted({(str(row["seed"]), row["mode"]) for row in ours}):
-            points = [row for row in ours if (str(row["seed"]), row["mode"]) == (seed, mode)]
-            style, colour = ("-", "C0") if mode == "deterministic" else ("--", "C1")
-            steps = [float(row["env_steps"]) / 1000 for row in points]
-            label = mode if seed == "0" else None
-            axis.plot(steps, [float(row["subtasks"]) for row in points], style, color=colour, label=label)
-        axis.set_title(name.replace(" + ", "\n"), fontsize=8)
-        axis.set_xlabel("primitive steps, thousands")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("subtasks of 4")
-    axes[0].legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,7 +52,8 @@ def main() -> None:
     path = RESULTS / f"{NAME}.csv"
     rows = with_others(path, rows, ("method", "target", "seed"))
     write_csv(path, rows)
-    draw(rows, RESULTS.parents[1] / "docs" / f"{NAME}.png")
+    figure = RESULTS.parents[1] / "docs" / f"{NAME}.png"
+    draw_curves(rows, figure, panel="target", score="subtasks", label="subtasks of 4")
     write_origin(NAME, experiment(TARGETS[0], options.changes))
     print(f"wrote {path}: {len(rows)} rows")
 

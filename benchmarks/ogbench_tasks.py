@@ -2,8 +2,8 @@
 
 ``--run`` trains `examples/ogbench/NAME.yaml` for each task, one after another, in one folder, so that they share data
 and skills; it resumes where it was stopped. Without it, what is there so far is collected. Both write
-``benchmarks/results/ogbench.csv`` (every evaluation during training, then the final ones of the published policies) and
-``ogbench_NAME.json`` (the exact config, versions and hardware).
+``benchmarks/results/ogbench.csv`` (every evaluation during training, then the final ones of the published policies),
+``ogbench_NAME.json`` (the exact config, versions and hardware) and the figure ``docs/ogbench.png``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.collect import RESULTS, evaluation_rows, with_others, write_origin
+from benchmarks.curves import draw_curves
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.files.tables import write_csv
@@ -48,7 +49,10 @@ def main() -> None:
             api.run(chosen)
         rows += evaluation_rows(chosen, {"task": f"{options.environment} {task}"}, COLUMNS)
     path = RESULTS / "ogbench.csv"
-    write_csv(path, with_others(path, rows, ("task", "method", "seed")))
+    everything = with_others(path, rows, ("task", "method", "seed"))
+    write_csv(path, everything)
+    figure = RESULTS.parents[1] / "docs" / "ogbench.png"
+    draw_curves(everything, figure, panel="task", score="success", label="share with success")
     write_origin(f"ogbench_{options.environment}", experiment(options.environment, 1, options))
     print(f"wrote {path}: {len(rows)} rows")
 

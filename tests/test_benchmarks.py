@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ray import cloudpickle
 
 from benchmarks import experts, frame_storage, gpu, recovery_sweep, reward_scale, streaming
 from benchmarks.collect import shared_settings
+from benchmarks.curves import draw_curves
 from benchmarks.scale import captured_updates, predict
 from benchmarks.speed import append_row
 from spirl_ray.config import load_experiment
@@ -262,3 +264,26 @@ def test_a_sweep_has_recovered_when_every_stage_that_ran_is_further_or_complete(
     policy.mkdir(parents=True)
     (policy / "trained.json").touch()
     assert recovered(skills=600)
+
+
+def test_curves_have_a_panel_for_each_task_and_a_line_for_each_method_and_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[plt.Figure] = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    rows = [
+        {"task": task, "method": method, "seed": 0, "env_steps": steps, "mode": mode, "evaluation": which, "success": 1}
+        for task in ("a", "b")
+        for method in ("spirl", "flow")
+        for mode in ("deterministic", "sampled")
+        for steps, which in ((0, "training"), (1000, "training"), (1000, "final"))
+    ]
+    draw_curves(rows, tmp_path / "curves.png", panel="task", score="success", label="success")
+    monkeypatch.undo()
+    panels = drawn[0].axes
+    assert [axis.get_title() for axis in panels] == ["a", "b"]
+    assert [len(axis.lines) for axis in panels] == [4, 4]
+    assert all(list(np.asarray(line.get_xdata())) == [0.0, 1.0] for axis in panels for line in axis.lines)
+    assert len(drawn[0].legends[0].get_texts()) == 4  # each method and mode is named once
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    plt.close(drawn[0])
