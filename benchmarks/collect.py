@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.files.atomic import write_atomically, write_json
+from spirl_ray.files.atomic import read_json, write_atomically, write_json
 from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.workspace import Workspace
@@ -74,6 +74,23 @@ def write_origin(name: str, experiment: Experiment) -> None:
     """Writes ``NAME.json``: the exact config of results, versions and hardware."""
     origin = {"config": shared_settings(experiment), "versions": versions(), "hardware": hardware()}
     write_json(RESULTS / f"{name}.json", origin)
+
+
+def add_origin(name: str, experiment: Experiment, hashes: set[str], present: set[str]) -> None:
+    """Adds the config of some results to ``NAME.json``, which lists configs with the trainings that they were for.
+
+    Args:
+        name: the name of the file, without its ending.
+        experiment: the experiment of the new results.
+        hashes: the ``config_hash`` of the new results.
+        present: those of all results that are kept; configs of others are removed.
+    """
+    path = RESULTS / f"{name}.json"
+    before = read_json(path)["configs"] if path.exists() else []
+    entries = [{**one, "config_hashes": sorted((set(one["config_hashes"]) & present) - hashes)} for one in before]
+    origin = {"config": shared_settings(experiment), "versions": versions(), "hardware": hardware()}
+    kept = [one for one in entries if one["config_hashes"]]
+    write_json(path, {"configs": [*kept, {"config_hashes": sorted(hashes), **origin}]})
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 ``--run`` trains `examples/ogbench/NAME.yaml` for each task, one after another, in one folder, so that they share data
 and skills; it resumes where it was stopped. Without it, what is there so far is collected. Both write
 ``benchmarks/results/ogbench.csv`` (every evaluation during training, then the final ones of the published policies),
-``ogbench_NAME.json`` (the exact config, versions and hardware) and the figure ``docs/ogbench.png``.
+``ogbench_NAME.json`` (configs, versions and hardware, each with the `config_hash` of its results; their tasks differ in
+``reward_task_id`` alone) and the figure ``docs/ogbench.png``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.collect import RESULTS, evaluation_rows, with_others, write_origin
+from benchmarks.collect import RESULTS, add_origin, evaluation_rows, with_others
 from benchmarks.curves import draw_curves
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
@@ -53,7 +54,10 @@ def main() -> None:
     write_csv(path, everything)
     figure = RESULTS.parents[1] / "docs" / "ogbench.png"
     draw_curves(everything, figure, panel="task", score="success", label="share with success")
-    write_origin(f"ogbench_{options.environment}", experiment(options.environment, 1, options))
+    ours = [row for row in everything if row["task"].startswith(f"{options.environment} ")]
+    hashes, present = ({row["config_hash"] for row in some} for some in (rows, ours))
+    name, first = f"ogbench_{options.environment}", experiment(options.environment, options.tasks[0], options)
+    add_origin(name, first, hashes, present)
     print(f"wrote {path}: {len(rows)} rows")
 
 

@@ -65,8 +65,9 @@ class TrainSettings(Settings):
     novelty_bonus: float = Field(default=0.1, ge=0.0)
     """The most that a learned label adds to the reward of a decision that is unlike those of the agent."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Names of the features that policy and critics observe. None: all except images; of images alone, all. Images are
-    encoded by the image encoder of the frozen skill prior."""
+    """Names of the features that policy and critics observe. None: all except images; of images alone, all; with flow
+    skills or a frozen policy, also the images that these observe. Images are encoded as the frozen skills encode
+    them."""
     policy_head: str = "auto"
     """``gaussian``, ``mixture``, ``residual`` (on the prior), or one that a plugin has registered. ``auto`` takes
     gaussian where the policy starts from scratch, or as a Gaussian prior with the same features; else residual."""

@@ -20,16 +20,17 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from benchmarks import experts, frame_storage, gpu, recovery_sweep, reward_scale, streaming
+from benchmarks import collect, experts, frame_storage, gpu, recovery_sweep, reward_scale, streaming
 from benchmarks.collect import shared_settings
 from benchmarks.curves import draw_curves
 from benchmarks.scale import captured_updates, predict
 from benchmarks.speed import append_row
-from spirl_ray.config import load_experiment
+from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.datasets.preview import preview_data
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import Episode, read_episodes
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.atomic import read_json
 from spirl_ray.files.tables import write_csv
 
 ROOT = Path(__file__).parents[1]
@@ -287,3 +288,22 @@ def test_curves_have_a_panel_for_each_task_and_a_line_for_each_method_and_mode(
     assert len(drawn[0].legends[0].get_texts()) == 4  # each method and mode is named once
     assert (tmp_path / "curves.png").stat().st_size > 0
     plt.close(drawn[0])
+
+
+def test_a_result_file_keeps_the_config_of_every_training_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "RESULTS", tmp_path)
+
+    def found() -> list[tuple[list[str], int]]:
+        configs = read_json(tmp_path / "tasks.json")["configs"]
+        return [(one["config_hashes"], one["config"]["train"]["env_steps"]) for one in configs]
+
+    def shorter(steps: int) -> Experiment:
+        return load_experiment("quickstart", [f"train.env_steps={steps}"])
+
+    collect.add_origin("tasks", shorter(100), {"a", "b"}, {"a", "b"})
+    collect.add_origin("tasks", shorter(200), {"c"}, {"a", "b", "c"})
+    assert found() == [(["a", "b"], 100), (["c"], 200)]
+    collect.add_origin("tasks", shorter(300), {"b"}, {"b", "c"})  # b was made again, and a has been replaced
+    assert found() == [(["c"], 200), (["b"], 300)]

@@ -104,9 +104,9 @@ class FrozenDiffusion(NoiseCodec):
 
     def decode(self, features: Tensor | None, latent: Tensor) -> Tensor:
         assert features is not None
-        metres = self.policy.sample(features[:, 0], latent).unflatten(-1, self.shape)
+        scaled = self.policy.sample(features[:, 0], latent).unflatten(-1, self.shape)
         # The other program's gripper is in [0, 1], and spirl-ray's actions are in [-1, 1].
-        return metres * metres.new_tensor([1.0, 1.0, 2.0]) - metres.new_tensor([0.0, 0.0, 1.0])
+        return scaled * scaled.new_tensor([1.0, 1.0, 2.0]) - scaled.new_tensor([0.0, 0.0, 1.0])
 
 
 def main() -> None:

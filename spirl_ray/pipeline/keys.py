@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from spirl_ray.config import Experiment
+from spirl_ray.config import Experiment, SkillSettings
 from spirl_ray.episodes.validation import file_digest
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.registry import source_of
-from spirl_ray.rl.methods import MethodConfig
+from spirl_ray.rl.methods import METHODS, MethodConfig
 from spirl_ray.rl.offline_decisions import FORMAT_VERSION as OFFLINE_FORMAT
 from spirl_ray.settings import expanded
 from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.spec import SkillSpec
 
-_NOT_LEARNED_FROM = {
+NOT_LEARNED_FROM = {
     *("env_steps", "evaluate_every", "evaluate_episodes", "checkpoint_every", "keep_checkpoints", "publish"),
     *("cuda_graph", "compile"),
 }
@@ -34,25 +36,65 @@ def skills_key(spec: SkillSpec, pretrain: Mapping[str, Any], *rest: Any) -> str:
         pretrain: the settings of stage 1.
         rest: its data and seed, as plain data.
     """
-    parts, options, kind = spec.model_dump(mode="json"), spec.settings.decoder_options, DECODERS[spec.decoder]
-    own: list[Any] = []
-    if options:  # a codec of the user's: its code, and the files that its options name
-        codec = options.get("codec")
-        contents = [_content(value) for value in options.values() if isinstance(value, str)]
-        own = [contents, source_of(codec if isinstance(codec, str) else None)]
-    else:
+    parts, kind = spec.model_dump(mode="json"), DECODERS[spec.decoder]
+    if not spec.settings.decoder_options:
         del parts["settings"]["decoder_options"]
     if not kind.closed_loop and not kind.flat and pretrain["augmentation"]["kind"] != "none":
-        parts["relabelled"] = "the first action of a plan"  # until 0.2, none was
-    return fingerprint(parts, pretrain, *rest, *own)
+        parts["relabelled"] = 1  # the first action of a plan; until 0.2, none was
+    return fingerprint(parts, pretrain, *rest, *_named_by_skills(spec.settings, spec.decoder))
 
 
-def _content(name: str) -> str | None:
-    """The SHA-256 of a file; None where the name is not that of one."""
+def named_content(experiment: Experiment) -> list[Any]:
+    """What settings name but do not hold: the text of the user's code, and digests of files. It is empty where they
+    name nothing.
+    """
+    found = [source_of(experiment.interface.judge)]
+    for method in experiment.methods:
+        found += _named_by_skills(experiment.for_method(method).skills, METHODS[method].decoder)
+    return [one for one in found if one is not None]
+
+
+def _named_by_skills(settings: SkillSettings, decoder: str) -> list[Any]:
+    user_class = DECODERS[decoder].user_class
+    code = None if user_class is None else source_of(user_class(settings))
+    options = [settings.decoder_options, *(encoder.options for _, encoder in sorted(settings.encoders.items()))]
+    digests = [digest for text in _texts(options) if (digest := _digest(text)) is not None]
+    return [one for one in (code, digests) if one]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in lists and mappings, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _texts(value[key])
+    elif isinstance(value, Sequence):
+        for one in value:
+            yield from _texts(one)
+
+
+def _digest(name: str) -> str | None:
+    """The SHA-256 of a file, or of a folder's files with their names; None where the name is that of neither."""
     try:
-        return file_digest(expanded(name))
+        place = expanded(name)
+        if not place.is_dir():
+            return _file_digest(place)
+        files = sorted(file for file in place.rglob("*") if file.is_file())
+        return fingerprint([(file.relative_to(place).as_posix(), _file_digest(file)) for file in files])
     except (OSError, ValueError):
         return None
+
+
+def _file_digest(file: Path) -> str:
+    state = file.stat()
+    return _digest_of_state(file, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_of_state(file: Path, size: int, changed: int) -> str:
+    """The SHA-256 of a file, read once for each size and time of its last change; weights can have gigabytes."""
+    return file_digest(file)
 
 
 def offline_key(content: str, skills_key: str, seed: int, experiment: Experiment, method: MethodConfig) -> str:
@@ -83,7 +125,7 @@ def policy_key(skills_key: str, experiment: Experiment, method: MethodConfig, of
         offline: the name of the folder of its offline decisions; None where it has none.
     """
     train = experiment.train
-    settings = train.model_dump(mode="json", exclude=_NOT_LEARNED_FROM | _IN_THE_METHOD | _ONLY_SOMETIMES)
+    settings = train.model_dump(mode="json", exclude=NOT_LEARNED_FROM | _IN_THE_METHOD | _ONLY_SOMETIMES)
     if offline is not None:
         settings["offline"] = offline
         if train.offline_labels == "learned":

@@ -15,7 +15,6 @@ from spirl_ray.rl.policy_network import PolicyNetwork, PolicySpec, policy_spec
 from spirl_ray.skills.augmentation import augmentation
 from spirl_ray.skills.decoders import NoiseCodec
 from spirl_ray.skills.model import SkillModel
-from spirl_ray.skills.own_codec import try_out
 from spirl_ray.skills.spec import SkillSpec
 
 
@@ -39,7 +38,7 @@ def check_parts(experiment: Experiment, spec: EnvironmentSpec, given: SkillSpec 
             skills = SkillModel(given or skill_spec(own.skills, method, spec.features, spec.action_dim))
             if given is None:
                 skills.load_pretrained()
-                try_out(skills)
+                skills.try_out()
                 augmentation(own.pretrain.augmentation, spec.position_target)
             chosen = method_config(method, own.train, skills.spec)
             if chosen.offline_fraction:
@@ -58,5 +57,6 @@ def _check_noise(codec: NoiseCodec, method: MethodConfig, observed: PolicySpec) 
     if observed.images and codec.shared_encoder() is None:
         raise SpirlError(
             f"train.features: a policy observes images as its skills encode them, and {type(codec).__name__} does not "
-            "say how: give it `observations = spec.observation_encoder()`, or name features that are no images."
+            "say how: give it `observations = spec.observation_encoder()`, and load its weights in `load_pretrained`, "
+            "because nothing trains them; or name features that are no images."
         )

@@ -121,8 +121,7 @@ def _deciding(trial: Trial) -> DecidingRecord | None:
 
 
 def _label(trial: Trial) -> str:
-    decoder = METHODS[trial.method].decoder
-    return "action prior (flat)" if decoder == "identity" else f"{decoder.replace('_', '-')} skills"
+    return DECODERS[METHODS[trial.method].decoder].label
 
 
 def _priors(trial: Trial) -> list[PriorRecord]:

@@ -123,8 +123,10 @@ def _method_for(spec: SkillSpec) -> str:
         method = METHODS[name]
         if method.decoder == spec.decoder and method.regulariser == "prior" and not method.offline_fraction:
             return name
+    names = ", ".join(name for name in METHODS if METHODS[name].decoder == spec.decoder) or "none"
     raise SpirlError(
-        f"No method uses skills with the decoder {spec.decoder}. Name a method: .skills(FOLDER, method=…)."
+        f"Several methods, or none, fit skills with the decoder {spec.decoder}. Name one: .skills(FOLDER, method=…). "
+        f"Those with this decoder: {names}."
     )
 
 

@@ -71,7 +71,7 @@ class GaussianHead(PolicyHead):
         return DiagonalGaussian.from_parameters(parameters)
 
     def start_from(self, prior: SkillPrior) -> None:
-        if not isinstance(prior, GaussianPrior):
+        if type(prior) is not GaussianPrior:  # a subclass may change what its network says
             return super().start_from(prior)
         self.net.load_state_dict(prior.net.state_dict())
         return None

@@ -167,8 +167,8 @@ def _skill_features(settings: SkillSettings, features: Features) -> tuple[str, .
 def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodConfig:
     """Applies an experiment's settings to a method.
 
-    For a uniform distribution over the latent box, D(s) = Z log(2 l) - entropy, so SAC's rule
-    "entropy -> -Z" is the target divergence Z (1 + log 2) whatever the box's half-width l.
+    For a uniform distribution over the latent box, D(s) = Z log(2 l) - entropy of z. SAC's rule "entropy -> -Z" is for
+    z / l in [-1, 1]^Z, so it is the target divergence Z (1 + log 2) whatever the box's half-width l.
 
     Raises:
         SpirlError: the method is unknown or needs another kind of skills, or a setting does not fit it.

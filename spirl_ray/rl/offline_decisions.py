@@ -193,9 +193,9 @@ class _DecisionMaker:
         for first in range(0, count, _AT_A_TIME):
             observations = observe(np.arange(first, min(first + _AT_A_TIME, count)))
             policy.append(self.observer.batch(observations).numpy())
-            steps = {name: value.unsqueeze(0) for name, value in self.skills.select(observations).items()}
+            steps = {name: value.unsqueeze(1) for name, value in self.skills.select(observations).items()}
             if self.skills.kind.observes != "nothing" and (found := self.skills.codec.observe(steps)) is not None:
-                features.append(found.squeeze(0))
+                features.append(found.squeeze(1))
         return np.concatenate(policy), torch.cat(features) if features else None
 
     def _latents(

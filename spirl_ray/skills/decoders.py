@@ -205,6 +205,8 @@ class DecoderKind:
     """The size of a latent, from the settings and the width of an action; None is ``skills.latent_dim``."""
     takes_options: bool = False
     """True where ``skills.decoder_options`` has an effect."""
+    user_class: Callable[[SkillSettings], str | None] | None = None
+    """The ``module:Class`` of the user's of which such skills are made; None where the settings are all."""
 
     @property
     def closed_loop(self) -> bool:

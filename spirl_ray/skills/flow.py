@@ -66,8 +66,10 @@ class FlowCodec(NoiseCodec):
         return self.network(torch.cat([features, value, angles.sin(), angles.cos()], dim=-1))
 
     def noise_loss(self, features: Tensor | None, actions: Tensor, noise: Tensor) -> Tensor:
-        """The flow-matching loss, the mean of (v(x_t, t | s) - (a - w))^2 over batch and dimensions, at points
-        x_t = (1 - t) w + t a of the straight line from noise w to actions a.
+        """The flow-matching loss, Eq. (7) of docs/methods.md.
+
+        It is the mean of (v(x_t, t | s) - (a - w))^2 over batch and dimensions, at points x_t = (1 - t) w + t a of the
+        straight line from noise w to actions a.
 
         Args:
             features: [B, 1, F] of the skill's start.

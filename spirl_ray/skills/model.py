@@ -108,6 +108,31 @@ class SkillModel(nn.Module):
             raise SpirlError(f"{odd}: make the networks of a codec in its constructor, and load only their weights.")
         return {name: value for name, value in after.items() if not torch.equal(value, before[name])}
 
+    def try_out(self) -> None:
+        """Decodes one observation of zeros where the decoder is a frozen policy, and does nothing for other kinds.
+
+        Raises:
+            SpirlError: the codec raises, or does not give finite actions of the right shape.
+        """
+        if not isinstance(self.codec, NoiseCodec) or self.codec.learns:
+            return
+        spec, name = self.spec, type(self.codec).__name__
+        wanted = [1, spec.horizon, spec.action_dim]
+        seen = {
+            feature: torch.zeros(1, 1, *value.observed_shape, dtype=torch.uint8 if value.is_image else torch.float32)
+            for feature, value in spec.observed.items()
+        }
+        try:
+            with torch.no_grad():
+                actions = self.decode(seen, torch.zeros(1, spec.latent_dim))
+            shape, finite = list(actions.shape), bool(actions.isfinite().all())
+        except Exception as error:  # whatever a codec of the user's raises
+            raise SpirlError(f"The {self.kind.label} {name} cannot decode: {type(error).__name__}: {error}.") from error
+        if shape != wanted or not finite:
+            raise SpirlError(
+                f"The {self.kind.label} {name} decodes to {shape}, which must be finite actions of the shape {wanted}."
+            )
+
     @property
     def noise_dim(self) -> int:
         """The number of standard normal numbers that the loss of a window needs."""

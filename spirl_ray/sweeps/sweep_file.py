@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,11 @@ from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.fingerprint import fingerprint
+from spirl_ray.pipeline.keys import NOT_LEARNED_FROM, named_content
 from spirl_ray.pipeline.kinds import check_kinds
 from spirl_ray.pipeline.scores import experiment_scores
+from spirl_ray.pipeline.user_code import make_importable
+from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.settings import MANY, Name, Seed, Settings, expanded
 
 Parameters = dict[str, Any]
@@ -32,11 +36,8 @@ _NOT_SEARCHED = {
     "overrides": "search the key itself; it applies to every method of a trial",
     "explore": "no trial draws the exploration figure",
     "env.id": "a folder belongs to one environment; write a sweep for each",
+    **{f"train.{name}": "it does not change what is learned" for name in sorted(NOT_LEARNED_FROM)},
     "train.env_steps": f"a longer training resumes in the shorter one's folder; {layout.EVALUATIONS} has its curve",
-    "train.evaluate_every": "it does not change what is learned",
-    "train.evaluate_episodes": "it does not change what is learned",
-    "train.checkpoint_every": "it does not change what is learned",
-    "train.keep_checkpoints": "it does not change what is learned",
     "evaluate": "trials would be measured in different ways",
 }
 _WHILE_TRAINING = (
@@ -237,13 +238,22 @@ class Sweep:
         """The folder of the sweep's files, inside the folder of its experiment."""
         return self.base.folder.absolute() / layout.SWEEPS / f"{self.file.name}-{self.key}"
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
-        """The identity of space, search and trials, without the number of samples and where they run."""
+        """The identity of space, search and trials, without the number of samples and where they run.
+
+        Raises:
+            SpirlError: a source of the data cannot be opened.
+        """
         file, base = self.file, self.base.model_dump(mode="json", exclude={"output", "ray", "explore", "tracking"})
         population = file.samples if file.scheduler.kind == "pbt" else None
         space = {key: dimension.model_dump(mode="json", exclude_none=True) for key, dimension in self.space.items()}
-        return fingerprint(base, space, file.search, file.seed, file.scheduler, file.metric, file.mode, population)
+        searched = (space, file.search, file.seed, file.scheduler, file.metric, file.mode, population)
+        # What the settings name can change while they stay the same: code, weights, recordings.
+        named = named_content(self.base)
+        if any(source.type != "generated" for source in self.base.data.sources):
+            named.append(Workspace(self.base).dataset.name)
+        return fingerprint(base, *searched, *named)
 
     @property
     def metric(self) -> EpisodeMetric:
@@ -349,6 +359,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     except ValidationError as error:
         raise readable_problems(error, str(path), SweepFile) from error
     sweep = Sweep(file, _base(file, path, of_base), str(path))
+    make_importable(sweep.base.submit.ship)
     sweep.check()
     return sweep
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from spirl_ray.rl.offline_decisions import (
 from spirl_ray.rl.policy_network import PolicyObserver
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import limited
+from spirl_ray.skills.flow import FlowCodec
 
 PADS = "spirl/PointPads-v0"
 MakeSkills = Callable[..., Path]
@@ -81,6 +82,19 @@ def test_every_window_is_a_decision(make_skills: MakeSkills, decoder: str, metho
         mean, std = posterior(skills, first, start)
         deviations.append((torch.from_numpy(rows[Columns.ACTIONS][start]) - mean) / std)
     assert torch.stack(deviations).std() == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_codec_observes_one_step_of_many_windows(make_skills: MakeSkills, monkeypatch: pytest.MonkeyPatch) -> None:
+    skills, observe = make_skills("flow"), FlowCodec.observe
+    seen: set[int] = set()
+
+    def noted(codec: FlowCodec, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        seen.update(value.shape[1] for value in observations.values())
+        return observe(codec, observations)
+
+    monkeypatch.setattr(FlowCodec, "observe", noted)
+    make_decisions(encoding(skills, "flow_offline"), demonstrations(1), 0)
+    assert seen == {1}
 
 
 def test_other_files_have_other_samples_and_the_same_file_the_same(make_skills: MakeSkills) -> None:

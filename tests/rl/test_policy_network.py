@@ -19,6 +19,7 @@ from spirl_ray.rl.module import SkillPriorModule
 from spirl_ray.rl.policy_network import PolicyNetwork, PolicyObserver, PolicySpec, check_observation, policy_spec
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.model import SkillModel
+from spirl_ray.skills.priors import GaussianPrior, register_prior
 
 CAMERAS: Features = {
     "hand": Feature(shape=(3,)),
@@ -178,6 +179,29 @@ def test_a_policy_starts_as_the_prior_and_can_leave_it(features: Features, prior
     optimizer.step()
     for now, before in zip(spread(policy(inputs)), spread(start), strict=True):
         assert (now - before).abs().max() > 1e-3 or now.shape[-1] == 1  # a Gaussian's weight is one
+
+
+class Bounded(GaussianPrior):
+    """A Gaussian prior whose means stay within ±2, as in the documentation."""
+
+    def forward(self, encoded: torch.Tensor) -> torch.Tensor:
+        mean, log_std = self.net(encoded).chunk(2, dim=-1)
+        return torch.cat([2.0 * torch.tanh(mean), log_std], dim=-1)
+
+
+def test_a_policy_starts_as_a_prior_that_changes_what_its_network_says() -> None:
+    register_prior("bounded for a test", Bounded)
+    model, seen = toy_model(features=OBJECTS, prior="bounded for a test"), random_observations(OBJECTS, ROWS)
+    with torch.no_grad():
+        for parameter in model.prior.parameters():
+            parameter.mul_(3.0)  # means beyond the bound
+    spec = spec_for(model)
+    policy = PolicyNetwork(spec, model)
+    policy.start_from(model)
+    parameters = model.prior_parameters(seen)
+    assert_same(policy(observe(model, spec, seen)), model.prior.distribution(parameters))
+    with pytest.raises(SpirlError, match=r"train\.policy_head: a gaussian head"):
+        spec_for(model, policy_head="gaussian")
 
 
 @pytest.mark.parametrize("head", ["gaussian", "mixture", "residual"])

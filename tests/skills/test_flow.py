@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from spirl_ray.skills.decoders import NoiseCodec
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.flow import FlowCodec
 from spirl_ray.skills.model import SkillModel
-from spirl_ray.skills.own_codec import trust, try_out
+from spirl_ray.skills.own_codec import trust
 from spirl_ray.skills.spec import SkillSpec
 
 HORIZON, ACTIONS, BATCH = 5, 2, 16
@@ -139,7 +138,7 @@ def own(codec: str = "Frozen", target_kl: float | None = None, **options: object
 
 def test_a_frozen_policy_takes_the_place_of_skills() -> None:
     model = own(noise_dim=12, path="weights")
-    try_out(model)
+    model.try_out()
     assert model.load_pretrained() == {"codec.weight": torch.tensor(0.25)}
     assert model.spec.latent_dim == 12
     noise = torch.randn(3, 12)
@@ -156,14 +155,14 @@ def test_a_frozen_policy_takes_the_place_of_skills() -> None:
     ("codec", "says"),
     [
         ("Short", r"Short decodes to \[1, 4, 2\], which must be finite actions of the shape \[1, 5, 2\]"),
-        ("Broken", r"codec: Broken cannot decode: KeyError: 'camera'"),
+        ("Broken", r"The frozen policy Broken cannot decode: KeyError: 'camera'"),
         ("Late", r"codec\.late\.bias: make the networks of a codec in its constructor"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_refused_before_any_work(codec: str, says: str) -> None:
     model = own(codec)
     with pytest.raises(SpirlError, match=says):
-        (model.load_pretrained if codec == "Late" else partial(try_out, model))()
+        (model.load_pretrained if codec == "Late" else model.try_out)()
 
 
 def test_a_class_is_imported_where_a_config_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

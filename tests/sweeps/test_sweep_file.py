@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from sweep_files import RATES, sweep
 from toy import TOY
 
 from spirl_ray.errors import SpirlError
-from spirl_ray.sweeps.sweep_file import SweepFile, load_sweep
+from spirl_ray.sweeps.sweep_file import Sweep, SweepFile, load_sweep
 
 
 def refusal(folder: Path, space: dict[str, Any], *overrides: str, **changes: Any) -> str:
@@ -79,6 +81,7 @@ def test_a_sweep_may_change_its_base(tmp_path: Path) -> None:
         ({"output": {"grid": ["a", "b"]}}, "output cannot be searched: all trials share one folder"),
         ({"env.id": {"grid": ["spirl/Maze-v0"]}}, "env.id cannot be searched"),
         ({"train.env_steps": {"grid": [100, 200]}}, "train.env_steps cannot be searched"),
+        ({"train.publish": {"grid": ["best", "last"]}}, "train.publish cannot be searched"),
         ({"evaluate.episodes": {"grid": [1, 2]}}, "evaluate.episodes cannot be searched"),
         ({"ray.num_cpus": {"grid": [1, 2]}}, "ray.num_cpus cannot be searched"),
         (
@@ -137,6 +140,33 @@ def test_a_changed_file_is_another_sweep_but_not_one_that_goes_on_or_runs_elsewh
         sweep(tmp_path, RATES, base=longer, scheduler={"kind": "asha", "grace_steps": 399}),
     ]
     assert len({other.key for other in others} | {one.key}) == 7
+
+
+@pytest.fixture
+def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file of the user's own, in a folder where no process would look for it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "lab").mkdir()
+    file = tmp_path / "lab" / "lab_judge.py"
+    file.write_text("def judge(arguments, episode): return episode.rewards, [False] * episode.length\n")
+    yield file
+    sys.modules.pop("lab_judge", None)
+
+
+def judged(folder: Path, judge: Path) -> Sweep:
+    base = {**TOY, "env": {"id": "spirl/Maze-v0"}, "interface": {"judge": "lab_judge:judge"}}
+    return sweep(folder, RATES, base={**base, "submit": {"ship": [str(judge)]}})
+
+
+def test_the_base_may_name_code_of_the_users_that_it_ships(tmp_path: Path, own_judge: Path) -> None:
+    assert judged(tmp_path, own_judge).base.interface.judge == "lab_judge:judge"
+
+
+def test_another_text_of_the_judge_is_another_sweep(tmp_path: Path, own_judge: Path) -> None:
+    before = judged(tmp_path, own_judge).key
+    assert judged(tmp_path, own_judge).key == before
+    own_judge.write_text(own_judge.read_text().replace("False", "True"))
+    assert judged(tmp_path, own_judge).key != before
 
 
 def test_the_order_of_the_keys_changes_nothing(tmp_path: Path) -> None:
