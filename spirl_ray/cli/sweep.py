@@ -14,7 +14,7 @@ from spirl_ray.pipeline.experiment import ExperimentRun
 from spirl_ray.pipeline.resources import said_while_waiting
 from spirl_ray.pipeline.workspace import Workspace
 from spirl_ray.sweeps.ledger import Ledger, Status, TrialRecord
-from spirl_ray.sweeps.results import settings, write_best, write_figure, write_results
+from spirl_ray.sweeps.results import settings, write_best, write_evaluations, write_figure, write_results
 from spirl_ray.sweeps.search import remaining
 from spirl_ray.sweeps.status import SweepSigns
 from spirl_ray.sweeps.sweep_file import Sweep
@@ -85,7 +85,7 @@ def _say_room(text: str) -> None:
 
 
 def _show(sweep: Sweep, ledger: Ledger) -> None:
-    files = [write_results(sweep, ledger), write_figure(sweep, ledger)]
+    files = [write_results(sweep, ledger), write_evaluations(sweep, ledger), write_figure(sweep, ledger)]
     best = write_best(sweep, ledger)
     failed = ledger.with_status("failed")
     print_failures(failed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
 
 _MEASURED = ("env_steps", "wall_clock_s", "config_hash", "commit", "policy", "skills")
+_TEXTS = ("config_hash", "commit", "policy", "skills", "parent")
+"""What a report has besides numbers; the table of the trials has it."""
 _BINS = 6
 """The number of cells of a heat map along a range."""
 _COLOURS = "viridis"
@@ -46,15 +49,31 @@ def settings(sweep: Sweep, ledger: Ledger) -> list[Setting]:
 
     Points that lack a seed come last, whatever their mean, because a single lucky seed must not win.
     """
-    metric = sweep.file.metric
-    groups: dict[str, list[TrialRecord]] = {}
-    for record in ledger.with_status("finished"):
-        if record.result is not None and not math.isnan(record.result.get(metric, math.nan)):
-            groups.setdefault(json.dumps(_without_seeds(record.parameters), sort_keys=True), []).append(record)
-    found = [
-        Setting(_without_seeds(r[0].parameters), r, float(np.mean([record.newest[metric] for record in r])))
-        for r in groups.values()
-    ]
+    return _grouped(sweep, [(record, record.result or {}) for record in ledger.with_status("finished")])
+
+
+def compared(sweep: Sweep, ledger: Ledger) -> list[Setting]:
+    """The points of the space by the first evaluation at which ASHA compares all trials, after
+    ``scheduler.grace_steps``, also where the trial was stopped there."""
+    grace = sweep.file.scheduler.grace_steps
+    reached = (
+        (record, next((row for row in record.reports if row["env_steps"] >= grace), {}))
+        for record in ledger.with_status("finished", "stopped")
+    )
+    return _grouped(sweep, reached)
+
+
+def _grouped(sweep: Sweep, measured: Iterable[tuple[TrialRecord, Row]]) -> list[Setting]:
+    """The settings of trials with these metrics, the mean over seeds for each; those without the metric are left
+    out."""
+    groups: dict[str, list[tuple[TrialRecord, float]]] = {}
+    for record, row in measured:
+        if not math.isnan(value := row.get(sweep.file.metric, math.nan)):
+            groups.setdefault(json.dumps(_without_seeds(record.parameters), sort_keys=True), []).append((record, value))
+    found = []
+    for group in groups.values():
+        records, values = zip(*group, strict=True)
+        found.append(Setting(_without_seeds(records[0].parameters), list(records), float(np.mean(values))))
     sign = -1.0 if sweep.file.mode == "max" else 1.0
     return sorted(found, key=lambda setting: (-len(setting.records), sign * setting.score))
 
@@ -76,6 +95,17 @@ def write_results(sweep: Sweep, ledger: Ledger) -> Path:
         rows.append(row | {"error": " ".join((record.error or "").split())})
     write_csv(sweep.folder / layout.SWEEP_RESULTS, rows)
     return sweep.folder / layout.SWEEP_RESULTS
+
+
+def write_evaluations(sweep: Sweep, ledger: Ledger) -> Path:
+    """Writes ``evaluations.csv``: a row for each evaluation during a trial, by which schedulers compare."""
+    rows = [
+        {"trial": record.number, **{name: value for name, value in row.items() if name not in _TEXTS}}
+        for record in sorted(ledger.records, key=lambda record: record.number)
+        for row in record.reports
+    ]
+    write_csv(sweep.folder / layout.EVALUATIONS, rows)
+    return sweep.folder / layout.EVALUATIONS
 
 
 def write_best(sweep: Sweep, ledger: Ledger) -> Path | None:
@@ -117,7 +147,8 @@ def write_best(sweep: Sweep, ledger: Ledger) -> Path | None:
 def write_figure(sweep: Sweep, ledger: Ledger) -> Path | None:
     """Writes ``results.png``: a heat map for two keys, a curve for one, parallel coordinates for more.
 
-    Seeds are averaged over. It returns None when no trial has finished.
+    Seeds are averaged over. With ASHA, which stops most trials early, a heat map has a second one beside it, of all
+    trials where they are first compared. It returns None when no trial has finished.
     """
     found = settings(sweep, ledger)
     keys = [key for key in sweep.space if key != "seeds"] or ["seeds"]
@@ -125,17 +156,27 @@ def write_figure(sweep: Sweep, ledger: Ledger) -> Path | None:
         found = [Setting(r.parameters, [r], r.newest[sweep.file.metric]) for s in found for r in s.records]
     if not found:
         return None
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    if sweep.file.heat_map is not None:
-        _heat_map(axes, sweep, found, *sweep.file.heat_map)
-    elif len(keys) == 2:
-        _heat_map(axes, sweep, found, *keys)
+    mapped = sweep.file.heat_map or (keys if len(keys) == 2 else None)
+    first = compared(sweep, ledger) if mapped and sweep.file.scheduler.kind == "asha" else []
+    figure = Figure(figsize=(11.0 if first else 7.0, 4.6), layout="constrained")
+    *before, axes = figure.subplots(1, 2 if first else 1, squeeze=False)[0]
+    if mapped:
+        across, up = mapped
+        for panel in before:
+            _heat_map(panel, sweep, first, across, up)
+            steps = f"{sweep.file.scheduler.grace_steps:,} steps"
+            panel.set_title(f"after {steps}, {_counted(first)}", fontsize=10, loc="left")
+        _heat_map(axes, sweep, found, across, up)
     elif len(keys) == 1:
         _curve(axes, sweep, found, keys[0])
     else:
         _parallel(axes, sweep, found, keys)
-    axes.set_title(f"{sweep.file.name}: {_metric(sweep)}, {_counted(found)}", fontsize=10, loc="left")
+    title = f"{sweep.file.name}: {_metric(sweep)}"
+    if before:
+        figure.suptitle(title, fontsize=10)
+        axes.set_title(f"at the end, {_counted(found)}", fontsize=10, loc="left")
+    else:
+        axes.set_title(f"{title}, {_counted(found)}", fontsize=10, loc="left")
     image = io.BytesIO()
     figure.savefig(image, dpi=150, format="png")
     write_atomically(sweep.folder / layout.SWEEP_FIGURE, image.getvalue())
@@ -194,17 +235,20 @@ def _heat_map(axes: Axes, sweep: Sweep, found: Sequence[Setting], across: str, u
     columns = _Scale(sweep.space[across])
     rows = _Scale(sweep.space[up])
     cells: dict[tuple[int, int], list[float]] = {}
+    trials: Counter[tuple[int, int]] = Counter()
     for setting in found:
         cell = (rows.place(setting.parameters[up]), columns.place(setting.parameters[across]))
         cells.setdefault(cell, []).append(setting.score)
+        trials[cell] += len(setting.records)
     values = np.full((len(rows.labels), len(columns.labels)), np.nan)
     for cell, scores in cells.items():
         values[cell] = np.mean(scores)
     image = axes.imshow(np.ma.masked_invalid(values), origin="lower", aspect="auto", cmap=_COLOURS)
     low, high = image.get_clim()
-    for (row, column), scores in cells.items():
+    for row, column in cells:
         bright = high > low and (values[row, column] - low) / (high - low) > 0.6
-        text = f"{values[row, column]:.3g}" + (f"\nn = {len(scores)}" if len(scores) > 1 else "")
+        count = trials[row, column]
+        text = f"{values[row, column]:.3g}" + (f"\nn = {count}" if count > 1 else "")
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="black" if bright else "white")
     axes.set_xticks(range(len(columns.labels)), columns.labels, rotation=20 if len(columns.labels) > 4 else 0)
     axes.set_yticks(range(len(rows.labels)), rows.labels)

@@ -16,7 +16,17 @@ from sweep_files import RATES, sweep
 from spirl_ray.config import load_experiment
 from spirl_ray.files import layout
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
-from spirl_ray.sweeps.results import _curve, _Scale, settings, write_best, write_figure, write_results
+from spirl_ray.sweeps.results import (
+    _curve,
+    _Scale,
+    compared,
+    settings,
+    write_best,
+    write_evaluations,
+    write_figure,
+    write_results,
+)
+from spirl_ray.sweeps.search import planned
 
 GRID = {"skills.horizon": {"grid": [3, 10]}, "train.target_divergence": {"grid": [1.0, 5.0]}}
 
@@ -105,8 +115,6 @@ def test_without_a_finished_trial_there_is_no_best_and_no_figure(tmp_path: Path)
     ids=["two grids", "one grid", "two ranges", "four", "seeds", "two and seeds"],
 )
 def test_every_kind_of_space_has_a_figure(tmp_path: Path, space: dict[str, Any]) -> None:
-    from spirl_ray.sweeps.search import planned
-
     chosen = sweep(tmp_path, space, samples=1 if all("grid" in kind for kind in space.values()) else 5)
     trials = [(parameters, float(i)) for i, parameters in enumerate(planned(chosen))]
     path = write_figure(chosen, ledger_of(tmp_path, *trials))
@@ -114,6 +122,45 @@ def test_every_kind_of_space_has_a_figure(tmp_path: Path, space: dict[str, Any])
     with Image.open(path) as image:
         assert image.size[0] > 600
         assert len(image.convert("RGB").getcolors(10**6) or ()) > 50
+
+
+def test_beside_the_few_trials_that_asha_lets_finish_is_a_map_of_all_where_they_were_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = sweep(
+        tmp_path,
+        {**GRID, "seeds": {"grid": [0, 1]}},
+        "train.env_steps=900",
+        scheduler={"kind": "asha", "grace_steps": 400},
+    )
+    ledger = Ledger(tmp_path / "none")
+    for number, parameters in enumerate(planned(chosen)):
+        rows = [
+            {"env_steps": steps, "deterministic_score": number + steps / 1000, "skills": "s"} for steps in (0, 410, 800)
+        ]
+        ended = number >= 6
+        result = {"env_steps": 900, "deterministic_score": 40.0} if ended else None
+        status = "finished" if ended else "stopped"
+        ledger.records.append(TrialRecord(number, parameters, status, rows, result))  # type: ignore[arg-type]
+    scores = sorted((one.score, len(one.records)) for one in compared(chosen, ledger))
+    assert [count for _, count in scores] == [2, 2, 2, 2]
+    assert [score for score, _ in scores] == pytest.approx([0.91, 2.91, 4.91, 6.91])  # trials 0 and 1, 2 and 3, …
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    assert write_figure(chosen, ledger) is not None
+    before, after = drawn[0].axes[:2]
+    assert before.get_title(loc="left") == "after 400 steps, 8 trials"
+    assert after.get_title(loc="left") == "at the end, 2 trials"
+    assert len(before.texts) == 4
+    with write_evaluations(chosen, ledger).open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["trial"], row["env_steps"]) for row in table[:4]] == [
+        ("0", "0"),
+        ("0", "410"),
+        ("0", "800"),
+        ("1", "0"),
+    ]
+    assert "skills" not in table[0]
 
 
 def test_a_curve_of_subtasks_starts_at_none(tmp_path: Path) -> None:
