@@ -162,11 +162,13 @@ def write_figure(sweep: Sweep, ledger: Ledger) -> Path | None:
     *before, axes = figure.subplots(1, 2 if first else 1, squeeze=False)[0]
     if mapped:
         across, up = mapped
+        drawn = [setting.score for setting in [*first, *found]]
+        limits = (min(drawn), max(drawn)) if first else None  # one scale of colours for both
         for panel in before:
-            _heat_map(panel, sweep, first, across, up)
+            _heat_map(panel, sweep, first, across, up, limits)
             steps = f"{sweep.file.scheduler.grace_steps:,} steps"
             panel.set_title(f"after {steps}, {_counted(first)}", fontsize=10, loc="left")
-        _heat_map(axes, sweep, found, across, up)
+        _heat_map(axes, sweep, found, across, up, limits)
     elif len(keys) == 1:
         _curve(axes, sweep, found, keys[0])
     else:
@@ -230,8 +232,18 @@ class _Scale:
         return (value - low) / (high - low)
 
 
-def _heat_map(axes: Axes, sweep: Sweep, found: Sequence[Setting], across: str, up: str) -> None:
-    """Draws the mean of the metric in each cell; other keys are averaged over, and cells without a trial stay blank."""
+def _heat_map(
+    axes: Axes,
+    sweep: Sweep,
+    found: Sequence[Setting],
+    across: str,
+    up: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Draws the mean of the metric in each cell; other keys are averaged over, and cells without a trial stay blank.
+
+    ``limits`` are the values of the first and the last colour; None takes the least and the largest of the cells.
+    """
     columns = _Scale(sweep.space[across])
     rows = _Scale(sweep.space[up])
     cells: dict[tuple[int, int], list[float]] = {}
@@ -243,7 +255,9 @@ def _heat_map(axes: Axes, sweep: Sweep, found: Sequence[Setting], across: str, u
     values = np.full((len(rows.labels), len(columns.labels)), np.nan)
     for cell, scores in cells.items():
         values[cell] = np.mean(scores)
-    image = axes.imshow(np.ma.masked_invalid(values), origin="lower", aspect="auto", cmap=_COLOURS)
+    least, most = limits or (None, None)
+    shown = np.ma.masked_invalid(values)
+    image = axes.imshow(shown, origin="lower", aspect="auto", cmap=_COLOURS, vmin=least, vmax=most)
     low, high = image.get_clim()
     for row, column in cells:
         bright = high > low and (values[row, column] - low) / (high - low) > 0.6

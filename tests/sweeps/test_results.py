@@ -152,6 +152,7 @@ def test_beside_the_few_trials_that_asha_lets_finish_is_a_map_of_all_where_they_
     assert before.get_title(loc="left") == "after 400 steps, 8 trials"
     assert after.get_title(loc="left") == "at the end, 2 trials"
     assert len(before.texts) == 4
+    assert before.images[0].get_clim() == after.images[0].get_clim() == pytest.approx((0.91, 40.0))
     with write_evaluations(chosen, ledger).open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [(row["trial"], row["env_steps"]) for row in table[:4]] == [
