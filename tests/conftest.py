@@ -13,6 +13,8 @@ import pytest
 import torch
 from toy_skills import save_toy_skills, toy_model
 
+from spirl_ray.pipeline import stopping
+
 POINT_PADS = "spirl/PointPads-v0"
 HORIZON, LATENT_DIM = 4, 3
 torch.set_num_threads(1)
@@ -21,6 +23,12 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Ray's workers and subprocesses find what stands beside this file, too: `toy_environments` and what it registers.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(autouse=True)
+def not_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test may call the handler of SIGTERM; the tests after it are not of a process that is to end."""
+    monkeypatch.setattr(stopping, "_received", [])
 
 
 @pytest.fixture(scope="session")
