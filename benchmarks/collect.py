@@ -72,8 +72,11 @@ def shared_settings(experiment: Experiment) -> dict[str, Any]:
 
 def write_origin(name: str, experiment: Experiment) -> None:
     """Writes ``NAME.json``: the exact config of results, versions and hardware."""
-    origin = {"config": shared_settings(experiment), "versions": versions(), "hardware": hardware()}
-    write_json(RESULTS / f"{name}.json", origin)
+    write_json(RESULTS / f"{name}.json", _origin(experiment))
+
+
+def _origin(experiment: Experiment) -> dict[str, Any]:
+    return {"config": shared_settings(experiment), "versions": versions(), "hardware": hardware()}
 
 
 def add_origin(name: str, experiment: Experiment, hashes: set[str], present: set[str]) -> None:
@@ -88,9 +91,8 @@ def add_origin(name: str, experiment: Experiment, hashes: set[str], present: set
     path = RESULTS / f"{name}.json"
     before = read_json(path)["configs"] if path.exists() else []
     entries = [{**one, "config_hashes": sorted((set(one["config_hashes"]) & present) - hashes)} for one in before]
-    origin = {"config": shared_settings(experiment), "versions": versions(), "hardware": hardware()}
     kept = [one for one in entries if one["config_hashes"]]
-    write_json(path, {"configs": [*kept, {"config_hashes": sorted(hashes), **origin}]})
+    write_json(path, {"configs": [*kept, {"config_hashes": sorted(hashes), **_origin(experiment)}]})
 
 
 def main() -> None:

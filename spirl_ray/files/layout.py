@@ -15,7 +15,8 @@
       SNAPSHOTS/step-N/               the policy after N steps, with its evaluations
     EVALUATION/method-key/          EPISODES, SUMMARY, VIDEOS/
     EXPLORATION/key/                EXPLORATION_FIGURE, EXPLORATION_TABLE, SUMMARY
-    SWEEPS/name-key/                SWEEP, SWEEP_SIGN, TRIALS/, SWEEP_RESULTS, SWEEP_FIGURE, BEST
+    SWEEPS/name-key/                SWEEP, SWEEP_SIGN, TRIALS/, SWEEP_RESULTS, EVALUATIONS,
+                                    SWEEP_FIGURE, BEST
     REPORTS/                        REPORT, REPORT_TABLE, REPORT_NUMBERS
     STATUS/                         PLAN, and how far each stage is
 

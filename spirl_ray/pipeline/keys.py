@@ -45,9 +45,8 @@ def skills_key(spec: SkillSpec, pretrain: Mapping[str, Any], *rest: Any) -> str:
 
 
 def named_content(experiment: Experiment) -> list[Any]:
-    """What settings name but do not hold: the text of the user's code, and digests of files. It is empty where they
-    name nothing.
-    """
+    """Lists what settings name but do not hold: the text of the user's code, and digests of files. The list is empty
+    where they name nothing."""
     found = [source_of(experiment.interface.judge)]
     for method in experiment.methods:
         found += _named_by_skills(experiment.for_method(method).skills, METHODS[method].decoder)

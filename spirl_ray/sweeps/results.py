@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ from spirl_ray.files.tables import write_csv
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.sweep_file import Dimension, Parameters, Sweep
 
-_MEASURED = ("env_steps", "wall_clock_s", "config_hash", "commit", "policy", "skills")
-_TEXTS = ("config_hash", "commit", "policy", "skills", "parent")
-"""What a report has besides numbers; the table of the trials has it."""
+_ORIGIN = ("config_hash", "commit", "policy", "skills")
+"""The columns that say where the numbers of a trial come from."""
+_MEASURED = ("env_steps", "wall_clock_s", *_ORIGIN)
 _BINS = 6
 """The number of cells of a heat map along a range."""
 _COLOURS = "viridis"
@@ -100,7 +99,7 @@ def write_results(sweep: Sweep, ledger: Ledger) -> Path:
 def write_evaluations(sweep: Sweep, ledger: Ledger) -> Path:
     """Writes ``evaluations.csv``: a row for each evaluation during a trial, by which schedulers compare."""
     rows = [
-        {"trial": record.number, **{name: value for name, value in row.items() if name not in _TEXTS}}
+        {"trial": record.number, **{name: value for name, value in row.items() if name not in (*_ORIGIN, "parent")}}
         for record in sorted(ledger.records, key=lambda record: record.number)
         for row in record.reports
     ]
@@ -246,22 +245,20 @@ def _heat_map(
     """
     columns = _Scale(sweep.space[across])
     rows = _Scale(sweep.space[up])
-    cells: dict[tuple[int, int], list[float]] = {}
-    trials: Counter[tuple[int, int]] = Counter()
+    cells: dict[tuple[int, int], list[Setting]] = {}
     for setting in found:
         cell = (rows.place(setting.parameters[up]), columns.place(setting.parameters[across]))
-        cells.setdefault(cell, []).append(setting.score)
-        trials[cell] += len(setting.records)
+        cells.setdefault(cell, []).append(setting)
     values = np.full((len(rows.labels), len(columns.labels)), np.nan)
-    for cell, scores in cells.items():
-        values[cell] = np.mean(scores)
+    for cell, ours in cells.items():
+        values[cell] = np.mean([setting.score for setting in ours])
     least, most = limits or (None, None)
     shown = np.ma.masked_invalid(values)
     image = axes.imshow(shown, origin="lower", aspect="auto", cmap=_COLOURS, vmin=least, vmax=most)
     low, high = image.get_clim()
-    for row, column in cells:
+    for (row, column), ours in cells.items():
         bright = high > low and (values[row, column] - low) / (high - low) > 0.6
-        count = trials[row, column]
+        count = sum(len(setting.records) for setting in ours)
         text = f"{values[row, column]:.3g}" + (f"\nn = {count}" if count > 1 else "")
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="black" if bright else "white")
     axes.set_xticks(range(len(columns.labels)), columns.labels, rotation=20 if len(columns.labels) > 4 else 0)
