@@ -17,7 +17,14 @@ from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.spec import SkillSpec
 
 STATE: Features = {"state": Feature(shape=(4,))}
-METHODS = {"open_loop": "spirl", "closed_loop": "spirl_cl", "identity": "flat_prior", "flow": "flow", "own": "dsrl"}
+METHODS = {
+    "open_loop": "spirl",
+    "closed_loop": "spirl_cl",
+    "identity": "flat_prior",
+    "plan": "spirl_plan",
+    "flow": "flow",
+    "own": "dsrl",
+}
 """A method for each kind of decoder."""
 SMALL: dict[str, Any] = {
     "horizon": 5,

@@ -85,6 +85,7 @@ register_method(
     "spirl_offline", Method("closed_loop", "prior", "prior", "SPiRL, offline decisions too", offline_fraction=0.5)
 )
 register_method("supe", Method("closed_loop", "none", "scratch", "SUPE: skills, no prior", offline_fraction=0.5))
+register_method("spirl_plan", Method("plan", "prior", "prior", "SPiRL, plans from the first observation"))
 register_method("flow", Method("flow", "prior", "prior", "flow skills, policy over their noise"))
 register_method("flow_offline", Method("flow", "prior", "prior", "flow skills, offline too", offline_fraction=0.5))
 register_method("dsrl", Method("own", "none", "scratch", "DSRL: the noise of a frozen policy"))

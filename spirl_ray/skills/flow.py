@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from spirl_ray.config import Settings
-from spirl_ray.config_file import readable_problems
 from spirl_ray.errors import SpirlError
-from spirl_ray.skills.decoders import DecoderKind, NoiseCodec, register_decoder
+from spirl_ray.skills.decoders import DecoderKind, NoiseCodec, read_options, register_decoder
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp
@@ -52,7 +51,7 @@ class FlowCodec(NoiseCodec):
             raise SpirlError(
                 f"The noise of flow skills has {spec.horizon * spec.action_dim} entries, not {spec.latent_dim}."
             )
-        self.steps = flow_options(settings.decoder_options).steps
+        self.steps = read_options(settings, FlowOptions).steps
         self.observations = spec.observation_encoder()
         inputs = self.observations.outputs + spec.latent_dim + 2 * _WAVES
         self.network = mlp(inputs, spec.latent_dim, width=settings.width, layers=settings.decoder_layers)
@@ -106,18 +105,6 @@ class FlowCodec(NoiseCodec):
     def _change(self, features: Tensor, value: Tensor, step: int) -> Tensor:
         time = torch.full_like(value[:, 0], step / self.steps)
         return self.velocity(features, value, time) / self.steps
-
-
-def flow_options(options: dict[str, object]) -> FlowOptions:
-    """Reads the options of flow skills.
-
-    Raises:
-        SpirlError: an option does not exist or has a value that it cannot have.
-    """
-    try:
-        return FlowOptions.model_validate(options)
-    except ValidationError as error:
-        raise readable_problems(error, "skills.decoder_options", FlowOptions) from error
 
 
 register_decoder(

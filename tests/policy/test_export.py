@@ -34,6 +34,7 @@ IMAGES: Features = {
 CASES: dict[str, tuple[str, Features, dict[str, Any], dict[str, Any], float | None]] = {
     "recurrent": ("open_loop", NUMBERS, {}, {}, None),
     "closed loop with a limit": ("closed_loop", NUMBERS, {}, {}, 2.0),
+    "plan skills": ("plan", NUMBERS, {}, {}, None),
     "flow skills, residual on N(0, I)": ("flow", NUMBERS, {}, {"policy_head": "residual"}, None),
     "flat": ("identity", NUMBERS, {}, {}, None),
     "mixture head": ("closed_loop", NUMBERS, {}, {"policy_head": "mixture"}, None),

@@ -58,7 +58,7 @@ def actions(policy: Any, count: int = 3 * HORIZON) -> np.ndarray:
 
 
 @pytest.mark.parametrize("limit", [None, 2.0])
-@pytest.mark.parametrize("decoder", ["closed_loop", "open_loop", "identity", "flow"])
+@pytest.mark.parametrize("decoder", ["closed_loop", "open_loop", "identity", "plan", "flow"])
 def test_loaded_policy_acts_like_network_and_decoder(
     make_skills: MakeSkills, tmp_path: Path, decoder: str, limit: float | None
 ) -> None:

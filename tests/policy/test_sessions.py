@@ -45,7 +45,7 @@ def acted(sessions: PolicySessions, *requests: ActRequest) -> list[Act]:
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("decoder", ["closed_loop", "open_loop", "identity", "flow"])
+@pytest.mark.parametrize("decoder", ["closed_loop", "open_loop", "identity", "plan", "flow"])
 def test_sessions_act_as_policies_of_their_own(tmp_path: Path, decoder: str, deterministic: bool) -> None:
     folder = made(tmp_path, decoder, IMAGES, latent_limit=2.0)
     seen = {name: observations(IMAGES, number) for number, name in enumerate(NAMES)}

@@ -34,6 +34,7 @@ def configured(name: str, latent_dim: int = 10, **train: Any) -> MethodConfig:
         ("supe", "closed_loop", "none", "scratch"),
         ("rlpd", "identity", "none", "scratch"),
         ("dsrl", "own", "none", "scratch"),
+        ("spirl_plan", "plan", "prior", "prior"),
         ("flow", "flow", "prior", "prior"),
         ("flow_offline", "flow", "prior", "prior"),
     ],

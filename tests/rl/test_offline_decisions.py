@@ -57,7 +57,8 @@ def posterior(skills: Path, episode: Episode, first: int) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize(
-    ("decoder", "method"), [("closed_loop", "spirl_offline"), ("open_loop", "spirl"), ("flow", "flow_offline")]
+    ("decoder", "method"),
+    [("closed_loop", "spirl_offline"), ("open_loop", "spirl"), ("plan", "spirl_plan"), ("flow", "flow_offline")],
 )
 def test_every_window_is_a_decision(make_skills: MakeSkills, decoder: str, method: str) -> None:
     skills = make_skills(decoder)

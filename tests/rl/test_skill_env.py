@@ -82,7 +82,7 @@ def test_skill_sums_its_rewards_and_is_cut_by_the_end_of_the_episode(
 
 
 @pytest.mark.parametrize("limit", [None, 2.0])
-@pytest.mark.parametrize("decoder", ["closed_loop", "open_loop", "identity", "flow"])
+@pytest.mark.parametrize("decoder", ["closed_loop", "open_loop", "identity", "plan", "flow"])
 def test_skill_is_its_primitive_actions_executed_one_by_one(
     make_skills: MakeSkills, decoder: str, limit: float | None
 ) -> None:

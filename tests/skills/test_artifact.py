@@ -45,7 +45,7 @@ def edit_card(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "mixture", "flow"])
-@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop", "identity", "flow"])
+@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop", "identity", "plan", "flow"])
 def test_round_trip_is_bit_equal(tmp_path: Path, decoder: str, prior: str) -> None:
     model = make_model(decoder, prior=prior, target_kl=0.5 if prior == "flow" else None)
     save(tmp_path, model)

@@ -72,7 +72,7 @@ def test_a_closed_loop_skill_decodes_the_current_state_at_every_step() -> None:
     assert np.ptp(together, axis=0).min() > 1e-3
 
 
-@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop", "flow"])
+@pytest.mark.parametrize("decoder", ["open_loop", "closed_loop", "plan", "flow"])
 def test_a_skill_is_finished_after_its_horizon_and_the_next_one_starts_anew(decoder: str) -> None:
     execution, states = SkillExecution(make_model(decoder)), states_on_the_way()
     size = execution.model.spec.latent_dim
