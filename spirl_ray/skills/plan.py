@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spirl_ray.config import Settings
-from spirl_ray.skills.decoders import DecoderKind, RecurrentEncoder, SkillCodec, read_options, register_decoder
+from spirl_ray.skills.decoders import DecoderKind, SkillCodec, read_options, register_decoder
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp
@@ -26,7 +26,7 @@ class PlanOptions(Settings):
 
 
 class PlanCodec(SkillCodec):
-    """A codec whose decoder is an MLP from the first observation and a latent to H actions."""
+    """A codec of two MLPs: q(z | s_t, H actions), and H actions from s_t and z."""
 
     def __init__(self, spec: SkillSpec) -> None:
         super().__init__()
@@ -34,17 +34,17 @@ class PlanCodec(SkillCodec):
         self.shape = (spec.horizon, spec.action_dim)
         self.displacement_weight = read_options(settings, PlanOptions).displacement_weight
         self.observations = spec.observation_encoder()
-        inputs, outputs = self.observations.outputs, spec.horizon * spec.action_dim
-        self.encoder = RecurrentEncoder(spec.action_dim + inputs, spec.latent_dim, settings.width)
-        self.decoder = mlp(inputs + spec.latent_dim, outputs, width=settings.width, layers=settings.decoder_layers)
+        seen, plan = self.observations.outputs, spec.horizon * spec.action_dim
+        width, layers = settings.width, settings.decoder_layers
+        self.encoder = mlp(seen + plan, 2 * spec.latent_dim, width=width, layers=layers)
+        self.decoder = mlp(seen + spec.latent_dim, plan, width=width, layers=layers)
 
     def observe(self, observations: Observations) -> Tensor:
         return self.observations(observations)
 
     def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
         assert features is not None
-        start = features.expand(-1, actions.shape[1], -1)
-        return self.encoder(torch.cat([actions, start], dim=-1))
+        return DiagonalGaussian.from_parameters(self.encoder(torch.cat([features[:, 0], actions.flatten(1)], dim=-1)))
 
     def decode(self, features: Tensor | None, latent: Tensor) -> Tensor:
         """Decodes latents [B, Z] as actions [B, H, A], given features [B, 1, F] of the skill's start."""
