@@ -92,7 +92,7 @@ class SkillSettings(Settings):
     latent_dim: int = Field(default=10, ge=1, le=10_000)
     width: int = Field(default=128, ge=1, le=65_536)
     decoder_layers: int = Field(default=5, ge=1, le=64)
-    """The number of hidden layers of the closed-loop decoder, of the two networks of a plan, and of a flow's velocity."""
+    """The number of hidden layers of the closed-loop decoder, of both networks of a plan, and of a flow's velocity."""
     decoder_options: dict[str, Any] = Field(default_factory=dict)
     """The options that a kind of skill decoder has of its own, such as ``steps`` of flow skills."""
     prior_layers: int = Field(default=6, ge=1, le=64)
