@@ -144,6 +144,8 @@ def _drop(changes: dict[str, Any], dotted: str, value: Any) -> None:
             del changes[name]
         elif dotted.startswith(f"{name}.") and isinstance(inner, dict):
             _drop(inner, dotted.removeprefix(f"{name}."), value)
+            if not inner:  # an empty mapping would set all of them
+                del changes[name]
 
 
 def _index(values: list[Any], text: str, origin: str) -> int:

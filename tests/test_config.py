@@ -203,6 +203,12 @@ def test_what_the_command_line_says_holds_for_every_method(tmp_path: Path, text:
     assert later.for_method("sac").train.batch_size == 5
 
 
+def test_a_set_option_of_a_decoder_holds_where_the_file_names_the_same_one_for_a_method(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: test\noverrides: {spirl_plan: {skills.decoder_options: {displacement_weight: 1}}}\n")
+    found = load_experiment(path, ["skills.decoder_options.displacement_weight=0.5"]).for_method("spirl_plan")
+    assert found.skills.decoder_options == {"displacement_weight": 0.5}
+
+
 @pytest.mark.parametrize(
     ("text", "overrides"),
     [
