@@ -108,7 +108,7 @@ def train_policy(
         "updates": counters["updates"],
         "wall_clock_s": round(counters["wall_clock_s"], 1),
         "config_hash": run.config_hash,
-        "commit": "+".join(dict.fromkeys(entry["commit"] for entry in history)),
+        "commit": joined_commits(history),
     }
     return _publish_and_note(run, attempt, result)
 
@@ -301,6 +301,11 @@ def read_provenance(out: Path) -> list[Row]:
     """The processes that trained a policy, in order; empty for one that has not started."""
     path = out / layout.PROVENANCE
     return list(read_json(path)["processes"]) if path.exists() else []
+
+
+def joined_commits(processes: list[Row]) -> str:
+    """The commits of such processes, joined with ``+``."""
+    return "+".join(dict.fromkeys(process["commit"] for process in processes))
 
 
 # --- checkpoints ---

@@ -16,7 +16,7 @@ from spirl_ray.pipeline.findings import skill_findings
 from spirl_ray.pipeline.offline import noted_offline
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.scores import experiment_scores
-from spirl_ray.pipeline.training import noted_findings, noted_rewards, read_provenance
+from spirl_ray.pipeline.training import joined_commits, noted_findings, noted_rewards, read_provenance
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.reports.records import (
     DecidingRecord,
@@ -143,8 +143,8 @@ def _priors(trial: Trial) -> list[PriorRecord]:
 def _trial(trial: Trial) -> TrialRecord:
     """The record of a finished training, or of an unfinished one by its metrics so far."""
     done, metrics = trial.policy / layout.TRAINED, trial.policy / layout.METRICS
-    commits = dict.fromkeys(process["commit"] for process in read_provenance(trial.policy))
-    result: dict[str, Any] = {"commit": "+".join(commits) or "unknown", "env_steps": 0, "wall_clock_s": 0.0}
+    commits = joined_commits(read_provenance(trial.policy))
+    result: dict[str, Any] = {"commit": commits or "unknown", "env_steps": 0, "wall_clock_s": 0.0}
     if done.exists():
         result |= read_json(done)
     elif metrics.exists():

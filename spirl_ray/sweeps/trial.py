@@ -31,7 +31,7 @@ from spirl_ray.pipeline.events import Progress
 from spirl_ray.pipeline.results import EvaluationResult, TrainingResult
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import readable_cause
-from spirl_ray.pipeline.training import checkpoints
+from spirl_ray.pipeline.training import checkpoints, joined_commits, read_provenance
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.sweeps.sweep_file import TrialResources
 
@@ -235,10 +235,9 @@ def _result(results: list[tuple[Trial, TrainingResult, EvaluationResult]]) -> Ro
         means = scores.mean(found.modes[mode] for _, _, found in results)
         row |= {f"{mode}_{name}": value for name, value in scores.with_score(means).items()}
     everywhere = [_where(trial) for trial, _, _ in results]
-    for key in ("policy", "config_hash", "skills"):
+    for key in ("policy", "config_hash", "commit", "skills"):
         row[key] = "+".join(dict.fromkeys(str(where[key]) for where in everywhere))
     row["parent"] = everywhere[0]["parent"]
-    row["commit"] = "+".join(dict.fromkeys(trained.commit for _, trained, _ in results))
     return row
 
 
@@ -246,6 +245,7 @@ def _where(trial: Trial) -> Row:
     return {
         "policy": trial.policy.name,
         "config_hash": trial.config_hash,
+        "commit": joined_commits(read_provenance(trial.policy)),
         "skills": trial.skills.name,
         "parent": trial.parent,
     }
