@@ -70,6 +70,11 @@ def average(file: str, column: str, mode: str, **cells: Any) -> float:
     return mean(value(file, column, mode=mode, seed=seed, **cells) for seed in range(3))
 
 
+def least(file: str, column: str, **cells: Any) -> float:
+    """The lowest number of the rows with these values."""
+    return min(row.number(column) for row in read_csv(RESULTS / f"{file}.csv") if _fits(row, None, cells))
+
+
 def latest(file: str, column: str) -> float:
     """The number in the last row, in files to which every measurement adds a row."""
     return read_csv(RESULTS / f"{file}.csv")[-1].number(column)
@@ -79,7 +84,14 @@ def _render(template: str) -> str:
     pages = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    pages.globals |= {"value": value, "both": both, "seeds": seeds, "average": average, "latest": latest}
+    pages.globals |= {
+        "value": value,
+        "both": both,
+        "seeds": seeds,
+        "average": average,
+        "least": least,
+        "latest": latest,
+    }
     return pages.get_template(template).render() + "\n"
 
 
