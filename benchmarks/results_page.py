@@ -75,6 +75,11 @@ def least(file: str, column: str, **cells: Any) -> float:
     return min(row.number(column) for row in read_csv(RESULTS / f"{file}.csv") if _fits(row, None, cells))
 
 
+def distinct(file: str, column: str) -> list[str]:
+    """The values of a column, each once, in order of appearance."""
+    return list(dict.fromkeys(row.cells[column] for row in read_csv(RESULTS / f"{file}.csv")))
+
+
 def latest(file: str, column: str) -> float:
     """The number in the last row, in files to which every measurement adds a row."""
     return read_csv(RESULTS / f"{file}.csv")[-1].number(column)
@@ -90,6 +95,7 @@ def _render(template: str) -> str:
         "seeds": seeds,
         "average": average,
         "least": least,
+        "distinct": distinct,
         "latest": latest,
     }
     return pages.get_template(template).render() + "\n"
