@@ -30,6 +30,10 @@ def results(tmp_path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def records(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((sweep_folder(tmp_path) / "trials").iterdir())]
+
+
 def files(folder: Path) -> dict[Path, int]:
     """When everything below a folder was written last."""
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -80,12 +84,11 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_trial_again(tmp_path: Path)
     path = write_sweep(tmp_path, GRID, concurrency=1)
     policies = tmp_path / "out" / "policy"
     process = start("sweep", path)
-    until(process, lambda: len(list(policies.glob("*/trained.json"))) == 1 and len(list(policies.iterdir())) > 1)
+    until(process, lambda: len([path for path in policies.glob("*") if path.is_dir()]) == 2)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert_nothing_is_left(process)
-    ended = [json.loads(file.read_text()) for file in (sweep_folder(tmp_path) / "trials").iterdir()]
-    [done] = [record for record in ended if record["status"] == "finished"]
+    [done] = [record for record in records(tmp_path) if record["status"] == "finished"]
     before = files(policies / done["result"]["policy"])
 
     process = start("sweep", path)
@@ -114,18 +117,14 @@ def test_a_population_clones_checkpoints_and_changes_settings(tmp_path: Path) ->
         metric="sampled_return",
     )
     finish(start("sweep", path))
-    records: list[dict[str, Any]] = [
-        json.loads(file.read_text()) for file in sorted((sweep_folder(tmp_path) / "trials").iterdir())
-    ]
-    assert [record["status"] for record in records] == ["finished", "finished"]
-    clones = sorted((tmp_path / "out" / "policy").glob("*-from-*"))
-    assert clones
-    for clone in clones:
-        origin = json.loads((clone / "origin.json").read_text())
+    members = records(tmp_path)
+    assert [record["status"] for record in members] == ["finished", "finished"]
+    origins = sorted((tmp_path / "out" / "policy").glob("*-from-*/origin.json"))
+    assert origins
+    for path in origins:
+        origin = json.loads(path.read_text())
         assert (tmp_path / "out" / "policy" / origin["policy"]).exists()
-    changed = [record for record in records if record["changes"]]
-    assert changed
-    change = changed[0]["changes"][0]
+    [change, *_] = [change for record in members for change in record["changes"]]
     assert change["before"] != change["after"]
-    history = yaml.safe_load((clones[0] / "provenance.json").read_text())["processes"]
+    history = yaml.safe_load(origins[0].with_name("provenance.json").read_text())["processes"]
     assert history[0]["from_env_steps"] >= 600
