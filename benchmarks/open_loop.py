@@ -28,11 +28,14 @@ from spirl_ray.envs.kitchen import experts
 from spirl_ray.envs.kitchen.env import GOALS, SPEC, KitchenEnv
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.files.tables import write_csv
-from spirl_ray.skills.artifact import load_skills
+from spirl_ray.pipeline.provenance import commit, hardware
+from spirl_ray.skills.artifact import load_skills, read_skill_card
 from spirl_ray.skills.execution import SkillExecution
 from spirl_ray.skills.model import SkillModel
 
 HORIZONS = (1, 5, 10, 20, 280)
+IDENTITY = ("control", "horizon", "decoder", "latent_dim", "width", "beta", "options", "updates", "seed")
+"""The columns of which a new row replaces the old one with the same values."""
 Observed = Mapping[str, NDArray[np.float32]]
 Act = Callable[[int, Observed], NDArray[np.float32]]
 """A function from the step and the present observation to an action."""
@@ -88,21 +91,27 @@ def decoded(episode: Episode, model: SkillModel) -> Act:
     return act
 
 
-def described(model: SkillModel) -> dict[str, Any]:
-    """The settings in which the skills that are compared differ."""
-    settings = model.spec.settings
-    sizes = {"latent_dim": model.spec.latent_dim, "width": settings.width, "beta": settings.beta}
-    return {"decoder": model.spec.decoder, **sizes, "options": json.dumps(settings.decoder_options)}
+def described(folder: Path) -> dict[str, Any]:
+    """What may differ in the skills that are compared."""
+    card = read_skill_card(folder)
+    settings = card.spec.settings
+    return {
+        "decoder": card.spec.decoder,
+        "latent_dim": card.spec.latent_dim,
+        "width": settings.width,
+        "beta": settings.beta,
+        "options": json.dumps(settings.decoder_options),
+        "updates": card.pretrain["updates"],
+        "seed": card.seed,
+    }
 
 
-def row(named: dict[str, Any], acts: list[Act], episodes: list[Episode]) -> dict[str, Any]:
-    """The mean over episodes; only whole plans are carried out."""
-    horizon = named["horizon"] if named["control"] == "latents" else 1
-    steps = [len(episode.actions) // horizon * horizon for episode in episodes]
+def row(named: dict[str, Any], acts: list[Act], steps: list[int]) -> dict[str, Any]:
+    """The mean over episodes, of which ``steps`` steps each are followed."""
     scores = [completed(act, length, seed) for seed, (act, length) in enumerate(zip(acts, steps, strict=True))]
-    found = {**named, "subtasks": round(float(np.mean(scores)), 2), "episodes": len(episodes)}
+    found = {**named, "subtasks": round(float(np.mean(scores)), 2), "episodes": len(acts)}
     print(found, flush=True)
-    return found
+    return {**found, "commit": commit(), **hardware()}
 
 
 def main() -> None:
@@ -112,18 +121,19 @@ def main() -> None:
     parser.add_argument("--skills", type=Path, nargs="*", default=[], help="folders of trained skills")
     options = parser.parse_args()
     episodes = demonstrations(options.episodes)
+    lengths = [len(episode.actions) for episode in episodes]
     rows = []
     for folder in options.skills:
         model = load_skills(folder)
-        named = {"control": "latents", "horizon": model.spec.horizon, **described(model)}
-        rows.append(row(named, [decoded(episode, model) for episode in episodes], episodes))
+        horizon = model.spec.horizon
+        whole_plans = [length // horizon * horizon for length in lengths]
+        named = {"control": "latents", "horizon": horizon, **described(folder)}
+        rows.append(row(named, [decoded(episode, model) for episode in episodes], whole_plans))
     for horizon in HORIZONS:
         acts = [replayed(episode, horizon) for episode in episodes]
-        rows.append(row({"control": "replay", "horizon": horizon}, acts, episodes))
+        rows.append(row({"control": "replay", "horizon": horizon}, acts, lengths))
     path = RESULTS / "kitchen_open_loop.csv"
-    write_csv(
-        path, with_others(path, rows, ("control", "horizon", "decoder", "latent_dim", "width", "beta", "options"))
-    )
+    write_csv(path, with_others(path, rows, IDENTITY))
     print(f"wrote {path}")
 
 

@@ -54,3 +54,5 @@ def test_a_table_compares_replays_and_the_latents_of_skills(
         ("replay", "", "280"),
     ]
     assert all(0 <= float(row["subtasks"]) <= 4 for row in rows)
+    assert [(row["updates"], row["seed"]) for row in rows] == [("3", "7")] * 3 + [("", "")]
+    assert all(row["commit"] and row["cpu"] for row in rows)
