@@ -8,8 +8,9 @@ makes three files in ``benchmarks/results/``: ``<name>.csv`` has every evaluatio
 of the config; ``<name>.json`` has the exact config, versions and hardware. An exploration also gives
 ``<name>_exploration.csv`` and ``<name>_exploration.png``. Metrics have the names that the environment declares.
 
-``--add`` keeps the rows of methods that the given config does not have, so that trials with another budget can be
-added: ``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
+``--add`` keeps the rows of methods and seeds that the given config does not have, and their config in the JSON file, so
+that trials with another budget can be added:
+``--add --set 'methods=[ssp]' --set 'seeds=[0]' --set train.env_steps=20000``.
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ def add_origin(name: str, experiment: Experiment, hashes: set[str], present: set
         present: those of all results that are kept; configs of others are removed.
     """
     path = RESULTS / f"{name}.json"
-    before = read_json(path)["configs"] if path.exists() else []
-    entries = [{**one, "config_hashes": sorted((set(one["config_hashes"]) & present) - hashes)} for one in before]
+    before = read_json(path) if path.exists() else {"configs": []}
+    configs = before.get("configs", [{"config_hashes": present, **before}])  # or that of a single call
+    entries = [{**one, "config_hashes": sorted((set(one["config_hashes"]) & present) - hashes)} for one in configs]
     kept = [one for one in entries if one["config_hashes"]]
     write_json(path, {"configs": [*kept, {"config_hashes": sorted(hashes), **_origin(experiment)}]})
 
@@ -106,7 +108,7 @@ def main() -> None:
     experiment = load_experiment(options.config, options.set)
     name = experiment.name
     record = gather(Workspace(experiment), "")
-    trials = result_rows(load_trials(record.trials, record.scores), record.scores)
+    trials = new = result_rows(load_trials(record.trials, record.scores), record.scores)
     priors = prior_rows(experiment)
     for variant in options.variant:
         rows = prior_rows(load_experiment(options.config, [*options.set, variant]))
@@ -123,7 +125,9 @@ def main() -> None:
     write_csv(RESULTS / f"{name}.csv", trials)
     if priors:
         write_csv(RESULTS / f"{name}_prior.csv", priors)
-    if not options.add:
+    if options.add:
+        add_origin(name, experiment, {row["config_hash"] for row in new}, {row["config_hash"] for row in trials})
+    else:
         write_origin(name, experiment)
     print(f"wrote {RESULTS / name}*")
 

@@ -3,7 +3,8 @@
 ``--run`` trains ``tune_configs/kitchen_play.yaml`` for each target, one after another, in one folder, so that they
 share demonstrations and skills; it resumes where it was stopped. Without it, what is there so far is collected. Both
 write ``benchmarks/results/kitchen_targets.csv`` (every evaluation during training, then the final ones of the published
-policies, and what the latents carry), ``kitchen_targets.json`` (the exact config, versions and hardware) and the figure
+policies, and what the latents carry), ``kitchen_targets.json`` (configs, versions and hardware, each with the
+``config_hash`` of its results; their targets differ in ``env.tasks`` alone) and the figure
 ``docs/kitchen_targets.png``.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.collect import RESULTS, evaluation_rows, with_others, write_origin
+from benchmarks.collect import RESULTS, add_origin, evaluation_rows, with_others
 from benchmarks.curves import draw_curves
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
@@ -50,11 +51,12 @@ def main() -> None:
             api.run(chosen)
         rows += evaluation_rows(chosen, {"target": " + ".join(target)}, COLUMNS)
     path = RESULTS / f"{NAME}.csv"
-    rows = with_others(path, rows, ("method", "target", "seed"))
-    write_csv(path, rows)
+    everything = with_others(path, rows, ("method", "target", "seed"))
+    write_csv(path, everything)
     figure = RESULTS.parents[1] / "docs" / f"{NAME}.png"
-    draw_curves(rows, figure, panel="target", score="subtasks", label="subtasks of 4")
-    write_origin(NAME, experiment(TARGETS[0], options.changes))
+    draw_curves(everything, figure, panel="target", score="subtasks", label="subtasks of 4")
+    hashes, present = ({row["config_hash"] for row in some} for some in (rows, everything))
+    add_origin(NAME, experiment(TARGETS[0], options.changes), hashes, present)
     print(f"wrote {path}: {len(rows)} rows")
 
 

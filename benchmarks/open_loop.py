@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,14 @@ def demonstrations(count: int) -> list[Episode]:
     return [episode for episode in found if episode is not None]
 
 
-def completed(act: Act, steps: int, seed: int) -> int:
-    """The number of subtasks, of all seven, that actions complete."""
+def completed(act: Act, episode: Episode, steps: int, seed: int) -> int:
+    """The number of the subtasks of an episode that actions complete."""
     env = KitchenEnv(tasks=tuple(GOALS))
     observation, info = env.reset(seed=seed)
     for step in range(steps):
         observation, _, _, _, info = env.step(act(step, observation))
     env.close()
-    return len(info["completed"])
+    return len({*info["completed"]} & {*episode.metadata["tasks"]})
 
 
 def replayed(episode: Episode, horizon: int) -> Act:
@@ -106,10 +107,13 @@ def described(folder: Path) -> dict[str, Any]:
     }
 
 
-def row(named: dict[str, Any], acts: list[Act], steps: list[int]) -> dict[str, Any]:
-    """The mean over episodes, of which ``steps`` steps each are followed."""
-    scores = [completed(act, length, seed) for seed, (act, length) in enumerate(zip(acts, steps, strict=True))]
-    found = {**named, "subtasks": round(float(np.mean(scores)), 2), "episodes": len(acts)}
+def row(named: dict[str, Any], follow: Callable[[Episode], Act], episodes: list[Episode], plan: int) -> dict[str, Any]:
+    """The mean over episodes, which are followed as far as whole plans of ``plan`` steps go."""
+    scores = [
+        completed(follow(episode), episode, len(episode.actions) // plan * plan, seed)
+        for seed, episode in enumerate(episodes)
+    ]
+    found = {**named, "subtasks": round(float(np.mean(scores)), 2), "episodes": len(episodes)}
     print(found, flush=True)
     return {**found, "commit": commit(), **hardware()}
 
@@ -121,17 +125,13 @@ def main() -> None:
     parser.add_argument("--skills", type=Path, nargs="*", default=[], help="folders of trained skills")
     options = parser.parse_args()
     episodes = demonstrations(options.episodes)
-    lengths = [len(episode.actions) for episode in episodes]
     rows = []
     for folder in options.skills:
         model = load_skills(folder)
-        horizon = model.spec.horizon
-        whole_plans = [length // horizon * horizon for length in lengths]
-        named = {"control": "latents", "horizon": horizon, **described(folder)}
-        rows.append(row(named, [decoded(episode, model) for episode in episodes], whole_plans))
+        named = {"control": "latents", "horizon": model.spec.horizon, **described(folder)}
+        rows.append(row(named, partial(decoded, model=model), episodes, model.spec.horizon))
     for horizon in HORIZONS:
-        acts = [replayed(episode, horizon) for episode in episodes]
-        rows.append(row({"control": "replay", "horizon": horizon}, acts, lengths))
+        rows.append(row({"control": "replay", "horizon": horizon}, partial(replayed, horizon=horizon), episodes, 1))
     path = RESULTS / "kitchen_open_loop.csv"
     write_csv(path, with_others(path, rows, IDENTITY))
     print(f"wrote {path}")

@@ -302,8 +302,9 @@ def test_a_result_file_keeps_the_config_of_every_training_it_has(
     def shorter(steps: int) -> Experiment:
         return load_experiment("quickstart", [f"train.env_steps={steps}"])
 
-    collect.add_origin("tasks", shorter(100), {"a", "b"}, {"a", "b"})
+    collect.write_origin("tasks", shorter(100))  # of a single call
     collect.add_origin("tasks", shorter(200), {"c"}, {"a", "b", "c"})
     assert found() == [(["a", "b"], 100), (["c"], 200)]
+    collect.add_origin("tasks", shorter(200), {"c"}, {"a", "b", "c"})
     collect.add_origin("tasks", shorter(300), {"b"}, {"b", "c"})  # b was made again, and a has been replaced
     assert found() == [(["c"], 200), (["b"], 300)]

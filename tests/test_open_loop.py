@@ -30,7 +30,7 @@ def test_the_first_action_of_a_plan_moves_the_arm_back_and_the_others_are_as_rec
 
 def test_a_demonstration_that_is_put_right_every_step_does_what_it_did(demonstration: Episode) -> None:
     act = open_loop.replayed(demonstration, 1)
-    assert open_loop.completed(act, len(demonstration.actions), seed=0) == 4
+    assert open_loop.completed(act, demonstration, len(demonstration.actions), seed=0) == 4
 
 
 def test_a_table_compares_replays_and_the_latents_of_skills(

@@ -285,11 +285,16 @@ def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -
 
 
 def _check_options(experiment: Experiment) -> None:
-    """Raises `SpirlError` where no method has skills for which there are options."""
-    kinds = [DECODERS[METHODS[method].decoder] for method in experiment.methods]
-    if experiment.skills.decoder_options and not any(kind.takes_options for kind in kinds):
-        names = ", ".join(experiment.methods)
+    """Raises `SpirlError` for options that no method has, or that are given to one whose skills have none."""
+    without = [method for method in experiment.methods if not DECODERS[METHODS[method].decoder].takes_options]
+    if experiment.skills.decoder_options and len(without) == len(experiment.methods):
+        names = ", ".join(without)
         raise SpirlError(f"skills.decoder_options: the skills of {names} have no options. Leave it out.")
+    for method in without:
+        if experiment.for_method(method).skills.decoder_options != experiment.skills.decoder_options:
+            raise SpirlError(
+                f"overrides.{method}: skills.decoder_options: the skills of {method} have no options. Leave it out."
+            )
 
 
 def _check_files(experiment: Experiment) -> None:

@@ -6,7 +6,7 @@ The limits of the warnings are from experience with Gaussian priors and closed-l
 |---|---|---|---|---|
 | OGBench cube, beta 0.008 | 0.7 | 2 | 14 to 42 % | does not learn |
 | kitchen, beta 0.008, 10 dimensions | 2.1 | 2 | 51 % | learns |
-| kitchen, beta 0.008, 4 dimensions | 0.9 | 2 | 35 % | learns, more steadily |
+| kitchen, beta 0.008, 4 dimensions | 0.79 to 0.9 | 2 | 33 to 36 % | learns, more steadily |
 | OGBench cube, beta 0.002 | 3 | 4 | not recorded | learns |
 | quickstart's maze (open loop), beta 0.01 | 6.1 | 4 | 92 % | learns |
 | OGBench cube, beta 5e-4 | 11 | 4 | not recorded | sampled latents fail |
@@ -27,9 +27,9 @@ from spirl_ray.skills.spec import SkillSpec
 LEAST_UPDATES = 1000
 """After fewer updates, latents are not yet what they will be, so nothing is warned of. In PointMaze_UMaze they removed
 36 % of the error after 100 updates and 54 % after 8000."""
-LEAST_NATS = 0.4
+LEAST_NATS = 0.37
 """A latent that carries less than this part of the target divergence hardly steers."""
-LEAST_REMOVED = 0.33
+LEAST_REMOVED = 0.3
 """A latent that removes a smaller share of the error that the prior's mean leaves hardly steers."""
 MOST_LEFT = 0.25
 """The noise of a window decodes to other actions where it leaves more than this share of the error of noise 0."""

@@ -39,7 +39,7 @@ def check_parts(experiment: Experiment, spec: EnvironmentSpec, given: SkillSpec 
             if given is None:
                 skills.load_pretrained()
                 skills.try_out()
-                augmentation(own.pretrain.augmentation, spec.position_target)
+                augmentation(own.pretrain.augmentation, spec.position_target, skills.spec.observed)
             chosen = method_config(method, own.train, skills.spec)
             if chosen.offline_fraction:
                 check_judge(spec, own.train.offline_labels)

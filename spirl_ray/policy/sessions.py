@@ -112,6 +112,7 @@ class PolicySessions:
             if len(self._sessions) >= self.most:
                 raise TooManySessions(f"there are {self.most} sessions already: end one, or ask again later")
             session = self._sessions[request.session] = _Session(torch.Generator(), clock)
+            session.generator.seed()  # torch begins every generator with the same seed
         if request.seed is not None:
             session.generator.manual_seed(request.seed)
         if request.reset:

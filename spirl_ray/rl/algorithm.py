@@ -125,7 +125,9 @@ class SkillPriorSACConfig(AlgorithmConfig):
 
         Args:
             folder: folder of the skill artifact; every node must be able to read it.
-            method: the method that uses them; None is the first in the table with skills of this kind and a prior.
+            method: the method that uses them; None is the first in the table with skills of this kind and a prior. A
+                `MethodConfig` holds its target divergence, regulariser and the like itself; those of `training` fill in
+                a method that is named.
             dataset: folder of the demonstrations, for methods that also learn from them.
             offline: folder of the demonstrations as decisions, for methods with offline decisions; ``spirl train`` and
                 `spirl_ray.pipeline.offline.label_decisions` make it.
@@ -150,6 +152,11 @@ class SkillPriorSACConfig(AlgorithmConfig):
                 and ``batch_size`` here.
         """
         given: dict[str, Any] = dict(settings)
+        if "lr" in given:
+            raise SpirlError(
+                "SkillPriorSACConfig.training: there is no lr. Policy, critics and temperature have rates of their "
+                "own: actor_lr, critic_lr and alpha_lr."
+            )
         for theirs, ours in (("gamma", "discount"), ("train_batch_size_per_learner", "batch_size")):
             if theirs in given:
                 given[ours] = given.pop(theirs)

@@ -125,8 +125,8 @@ def _method_for(spec: SkillSpec) -> str:
             return name
     names = ", ".join(name for name in METHODS if METHODS[name].decoder == spec.decoder) or "none"
     raise SpirlError(
-        f"Several methods, or none, fit skills with the decoder {spec.decoder}. Name one: .skills(FOLDER, method=…). "
-        f"Those with this decoder: {names}."
+        f"No method with the decoder {spec.decoder} is kept close to a prior by online decisions alone. Name the one "
+        f"that you want: .skills(FOLDER, method=…). Those with this decoder: {names}."
     )
 
 

@@ -1,6 +1,7 @@
 """The methods: one algorithm with four switches, and the settings of each.
 
-The paper compares the first six. The others keep the demonstrations as off-policy data of the high-level policy.
+The paper compares the first six. Some of the others keep the demonstrations as off-policy data of the high-level
+policy.
 
 Any other method is one more row of `METHODS`, added by `register_method` or an entry point of the group
 ``spirl_ray.methods``.

@@ -4,7 +4,7 @@ With ``train.reward_scale: auto`` the factor comes from the *expected value* V, 
 is the largest of three:
 
 - the largest discounted sum of rewards from a decision to the end of its episode, in the episodes so far;
-- the same in the demonstrations, if these are of the same environment and have rewards;
+- the same in the demonstrations, if these have rewards that count (`RewardScale.end_warm_up`);
 - the mean reward of a decision times the discounted number of decisions in an episode, 1 + gamma + … + gamma^(N - 1).
 
 The factor is the largest of 1, 2 and 5 times a power of ten by which V becomes at most `TARGET_VALUE`. It is settled
@@ -25,7 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from spirl_ray.config import TrainSettings
+from spirl_ray import envs
+from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.episodes.dataset import dataset_files, read_card, read_tables
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.execution import decision_discount
@@ -177,6 +178,9 @@ class RewardScale:
     def end_warm_up(self, starting_divergence: float, config: Any) -> None:
         """Looks at what is there before the first update: the policy's divergence, the rewards of the demonstrations.
 
+        Recorded rewards count where the data are of this environment and it does not judge recorded states. One that
+        does has several tasks, and the recorded rewards may be those of another one.
+
         Args:
             starting_divergence: mean divergence (nats) of the policy at the decisions of the warm-up.
             config: the `SkillPriorSACConfig`, with its environment wrapped.
@@ -185,7 +189,9 @@ class RewardScale:
             SpirlError: a file of the dataset is missing or damaged.
         """
         self.starting_divergence = starting_divergence
-        self.recorded = self.read_rewards(config.dataset, config.env_config["environment"]["id"])
+        spec = envs.environment(EnvironmentSettings.model_validate(config.env_config["environment"]))
+        if spec.judge is None:
+            self.recorded = self.read_rewards(config.dataset, spec.id)
         self.warmed_up = True
         self._settle()
 

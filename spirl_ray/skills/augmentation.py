@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -32,8 +34,8 @@ class TargetPreserving:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Perturbs observations by name, [B, T, ...] with T <= H, and actions [B, H, A]; the results have their shapes.
 
-        Where a window holds observations of its first T steps, the first T actions are relabelled. Features that the
-        window does not hold are skipped, and without the positions no action is relabelled.
+        Where a window holds observations of its first T steps, the first T actions are relabelled. Features of objects
+        that the window does not hold are skipped.
         """
         s = self.settings
         steps = next(iter(observations.values())).shape[1]
@@ -54,15 +56,19 @@ class TargetPreserving:
         return perturbed, relabelled
 
 
-def augmentation(settings: AugmentationSettings, target: PositionTarget | None) -> TargetPreserving | None:
+def augmentation(
+    settings: AugmentationSettings, target: PositionTarget | None, observed: Collection[str]
+) -> TargetPreserving | None:
     """The augmentation that the settings choose; None where they choose none.
 
     Args:
         settings: choice of the augmentation.
         target: what the environment, or the config, declares about its position targets.
+        observed: names of the features that the skills observe.
 
     Raises:
-        SpirlError: nothing declares position targets, and the augmentation needs them.
+        SpirlError: nothing declares position targets, or the skills do not observe the positions, and the augmentation
+            needs them.
     """
     if settings.kind == "none":
         return None
@@ -70,5 +76,10 @@ def augmentation(settings: AugmentationSettings, target: PositionTarget | None) 
         raise SpirlError(
             "pretrain.augmentation.kind: target_preserving needs actions that are position targets, which nothing "
             "declares here. Declare them in interface.position_target, or use none."
+        )
+    if target.feature not in observed:
+        raise SpirlError(
+            f"pretrain.augmentation.kind: target_preserving moves the positions in the feature {target.feature!r}, "
+            f"which the skills do not observe ({', '.join(observed)}). Add it to skills.features, or use none."
         )
     return TargetPreserving(target, settings)

@@ -54,11 +54,20 @@ class FeatureEncoder(nn.Module):
         context: the feature and its settings; an encoder with its own options reads them here.
     """
 
+    images: bool | None = None
+    """True for encoders of images, False for those of numbers, None for those of both."""
     outputs: int
     """F, the number of outputs for one value."""
 
     def __init__(self, context: EncoderContext) -> None:
         super().__init__()
+        if self.images is not None and self.images != context.feature.is_image:
+            kinds = ("numbers", "images")
+            raise SpirlError(
+                f"skills.encoders.{context.name}.kind: {type(self).__name__} encodes {kinds[self.images]}, and the "
+                f"feature {context.name!r} is {kinds[context.feature.is_image]}. Leave the encoder out, or choose one "
+                "for them."
+            )
         self.name, self.shape = context.name, context.feature.shape
 
     def forward(self, observations: Observations) -> Tensor:
@@ -75,6 +84,7 @@ class FeatureEncoder(nn.Module):
 class VectorEncoder(FeatureEncoder):
     """An encoder that standardises numbers by the data's statistics."""
 
+    images = False
     mean: Tensor
     std: Tensor
 
@@ -103,6 +113,8 @@ class ImageEncoder(FeatureEncoder):
     [-1, 1].
     """
 
+    images = True
+
     def __init__(self, context: EncoderContext) -> None:
         super().__init__(context)
         feature, first = context.feature, context.image_channels
@@ -125,6 +137,8 @@ class PretrainedImageEncoder(FeatureEncoder):
     ``net.0.weight``, ``net.0.bias``, ``net.2.weight``, …, as `ImageEncoder` has them, so a trained skill artifact can
     be reduced to such a file. The weights become part of the skill artifact, which then no longer needs the file.
     """
+
+    images = True
 
     def __init__(self, context: EncoderContext) -> None:
         super().__init__(context)
@@ -169,6 +183,8 @@ class ObjectsEncoder(FeatureEncoder):
     of the `HIGHEST` highest objects: [..., N d + HIGHEST (d + 1)]. An offset o is given as asinh(o / size) / 2: in
     detail where it is small, and roughly where it is large.
     """
+
+    images = False
 
     def __init__(self, context: EncoderContext) -> None:
         super().__init__(context)

@@ -87,7 +87,7 @@ def pretrain(
     card = read_card(job.dataset)
     # Impossible settings raise here, because a worker that raises is restarted ``max_failures`` times.
     _check_shares(job)
-    augmentation(job.settings.augmentation, job.position_target)
+    augmentation(job.settings.augmentation, job.position_target, job.spec.observed)
     model = SkillModel(job.spec)
     weights = model.load_pretrained()  # here, because other nodes need not have the files
     if in_memory is None:
@@ -159,7 +159,7 @@ def _train(job: PretrainJob, in_memory: bool, queue: Queue, weights: dict[str, T
     device = ray.train.torch.get_device()
     batch_size = math.ceil(settings.batch_size / world)
     batches = Batches(job, _share(job.dataset, rank, world), batch_size, in_memory=in_memory)
-    augment = augmentation(job.settings.augmentation, job.position_target)
+    augment = augmentation(job.settings.augmentation, job.position_target, job.spec.observed)
     torch.manual_seed(job.seed)
     model = SkillModel(spec)
     model.load_state_dict(weights, strict=False)

@@ -7,6 +7,7 @@ import copy
 import functools
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,6 @@ _WHILE_TRAINING = (
     "train.alpha_min",
     "train.target_divergence",
     "train.polyak",
-    "train.discount",
     "train.batch_size",
     "train.updates_per_decision",
 )
@@ -330,10 +330,11 @@ class Sweep:
         steps, every = experiment.train.env_steps, experiment.train.evaluate_every
         first = scheduler.grace_steps if scheduler.kind == "asha" else scheduler.perturb_every
         name = "grace_steps" if scheduler.kind == "asha" else "perturb_every"
-        if not every <= first < steps:
+        compared = math.ceil(first / every) * every
+        if not every <= first <= compared < steps:
             raise SpirlError(
                 f"{self.origin}: scheduler.{name} {first} must be at least train.evaluate_every ({every}), where "
-                f"trials are compared, and below train.env_steps ({steps})."
+                f"trials are compared, and the first comparison ({compared}) below train.env_steps ({steps})."
             )
 
 

@@ -53,9 +53,10 @@ def warnings(findings: tuple[Finding, ...]) -> str:
     [
         (0.7, 2.0, 0.42, "Lower skills.beta"),
         (0.7, 2.0, 0.6, "Lower skills.beta"),
-        (3.0, 4.0, 0.3, "Lower skills.beta"),
+        (3.0, 4.0, 0.29, "Lower skills.beta"),
         (2.1, 2.0, 0.51, ""),
         (0.9, 2.0, 0.355, ""),
+        (0.788, 2.0, 0.326, ""),
         (3.0, 4.0, 0.5, ""),
         (6.1, 4.0, 0.92, ""),
         (11.0, 4.0, 0.6, "raise train.target_divergence to 5.5"),

@@ -24,6 +24,13 @@ from spirl_ray.pipeline.experiment import check_experiments
         (GOAL, {"skills.decoder_options": {"steps": 4}}, "skills.decoder_options: the skills of spirl have no options"),
         (
             GOAL,
+            {"overrides": {"spirl": {"skills.decoder_options": {"steps": 4}}}},
+            "overrides.spirl: skills.decoder_options: the skills of spirl have no options",
+        ),
+        (CAMERAS, {"skills.encoders": {"front": {"kind": "vector"}}}, "skills.encoders.front.kind: VectorEncoder"),
+        (CAMERAS, {"skills.encoders": {"arm": {"kind": "image"}}}, "ImageEncoder encodes images"),
+        (
+            GOAL,
             {
                 **{"methods": ["dsrl"], "train.offline_fraction": 0.5, "train.offline_labels": "learned"},
                 "skills.decoder_options": {"codec": "toy_policy:Mirror"},

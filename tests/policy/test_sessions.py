@@ -67,6 +67,13 @@ def test_sessions_act_as_policies_of_their_own(tmp_path: Path, decoder: str, det
         np.testing.assert_allclose(np.stack(found[name]), np.stack(expected), atol=1e-6)
 
 
+def test_sessions_without_a_seed_draw_their_own_latents(tmp_path: Path) -> None:
+    sessions = PolicySessions(load_policy(made(tmp_path), deterministic=False))
+    seen = observations(STATE, 0)[0]
+    one, other = acted(sessions, ActRequest("a", seen), ActRequest("b", seen))
+    assert not np.allclose(one.action, other.action)
+
+
 def test_two_observations_of_one_session_in_a_batch_follow_each_other(tmp_path: Path) -> None:
     folder, seen = made(tmp_path), observations(STATE, 0)
     first, second, other = acted(

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from stored import ACTION_DIM, FEATURES, make_episode, write_dataset
 
+from spirl_ray import envs
+from spirl_ray.config import EnvironmentSettings
 from spirl_ray.envs import declared_scores
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl import checkpoint
@@ -219,17 +222,21 @@ def test_the_learner_gets_scaled_rewards_and_the_replay_keeps_them_as_they_are(
     assert set(rewards.tolist()) == {-10.0}
 
 
-def test_the_scale_knows_the_rewards_of_demonstrations_of_the_same_environment(
-    build: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize(("judges", "counted"), [(False, 4.0), (True, 0.0)])
+def test_the_scale_knows_the_rewards_of_demonstrations_unless_the_environment_judges_what_this_task_rewards(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judges: bool, counted: float
 ) -> None:
+    spec = envs.environment(EnvironmentSettings(id="spirl/PointPads-v0"))
+    assert spec.judge is not None
+    monkeypatch.setattr(envs, "environment", lambda _: spec if judges else replace(spec, judge=None))
     demonstration = make_episode(0, length=8)
     demonstration.rewards[:] = 0.5
     card = {"environment": "spirl/PointPads-v0"}
     dataset = write_dataset(tmp_path / "d", [[demonstration]], FEATURES, ACTION_DIM, **card)
     algorithm = build(reward_scale="auto", warmup_decisions=DECISIONS, dataset=dataset)
     algorithm.train()
-    assert algorithm.rewards.recorded.total == 4.0
-    assert algorithm.rewards.settled
+    assert algorithm.rewards.warmed_up
+    assert algorithm.rewards.recorded.total == counted
 
 
 def test_running_algorithm_goes_back_to_a_checkpoint(build: Callable[..., Any], tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def test_rllibs_own_names_mean_the_same_settings() -> None:
     assert (config.settings.discount, config.settings.batch_size, config.grad_clip) == (0.9, 64, 1.0)
 
 
+def test_one_learning_rate_for_everything_is_refused() -> None:
+    with pytest.raises(SpirlError, match="actor_lr, critic_lr and alpha_lr"):
+        SkillPriorSACConfig().training(lr=1e-4)  # type: ignore[call-arg]
+
+
 def test_the_environment_is_wrapped_once(make_skills: MakeSkills) -> None:
     skills = make_skills("open_loop")
     config = SkillPriorSACConfig().skills(skills).environment(PADS, env_config={"tasks": ["north"]})

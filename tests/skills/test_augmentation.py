@@ -8,7 +8,8 @@ from torch import Tensor
 
 from spirl_ray.config import AugmentationSettings
 from spirl_ray.envs.spec import PositionTarget
-from spirl_ray.skills.augmentation import TargetPreserving
+from spirl_ray.errors import SpirlError
+from spirl_ray.skills.augmentation import TargetPreserving, augmentation
 
 TARGET = PositionTarget(feature="robot", positions=(3, 1), gain=(0.2, 0.5), objects=("things", "unseen"))
 POSITIONS, UNTOUCHED = [3, 1], [0, 2]
@@ -29,6 +30,13 @@ def augment(
     chosen = AugmentationSettings(kind="target_preserving", **settings)
     after = TargetPreserving(target, chosen)(observations, actions, torch.Generator().manual_seed(seed))
     return (observations, actions), after
+
+
+def test_positions_that_skills_do_not_observe_cannot_be_moved() -> None:
+    settings = AugmentationSettings(kind="target_preserving")
+    assert augmentation(settings, TARGET, ("robot", "things")) is not None
+    with pytest.raises(SpirlError, match=r"'robot', which the skills do not observe \(things, camera\)"):
+        augmentation(settings, TARGET, ("things", "camera"))
 
 
 def test_targets_stay_where_they_were() -> None:

@@ -112,6 +112,7 @@ def test_a_space_that_makes_no_sense_is_refused_before_anything_runs(
         ({"scheduler": {"kind": "pbt"}, "samples": 4, "concurrency": 2}, "train at the same time"),
         ({"scheduler": {"kind": "asha", "grace_steps": 1}}, "scheduler.grace_steps 1 must be at least"),
         ({"scheduler": {"kind": "asha", "grace_steps": 400}}, "below train.env_steps (400)"),
+        ({"scheduler": {"kind": "asha", "grace_steps": 201}}, "the first comparison (400) below train.env_steps (400)"),
         ({"metric": "sampled_subtasks", "base": {**TOY, "evaluate": {"modes": ["deterministic"]}}}, "evaluate.modes"),
         ({"metric": "deterministic_tower_height"}, ": deterministic_score, deterministic_return"),
         ({"metric": "subtasks"}, "unknown metric 'subtasks'"),
