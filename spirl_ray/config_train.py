@@ -51,8 +51,8 @@ class TrainSettings(Settings):
     critics_in_minimum: int | None = Field(default=None, ge=1, le=100)
     """The number of random critics whose minimum is the value, in the target and for the policy; None is all."""
     latent_limit: float | None = Field(default=None, gt=0.0)
-    """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded. A divergence to a learned prior is
-    that of the distribution of u."""
+    """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded. A divergence to a learned prior
+    is that of the distribution of u."""
     policy_init: Literal["preset", "prior", "scratch"] = "preset"
     """Ablation of the preset's starting point."""
     regulariser: Literal["preset", "prior", "uniform", "none"] = "preset"
