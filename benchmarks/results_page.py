@@ -75,9 +75,10 @@ def least(file: str, column: str, **cells: Any) -> float:
     return min(row.number(column) for row in read_csv(RESULTS / f"{file}.csv") if _fits(row, None, cells))
 
 
-def distinct(file: str, column: str) -> list[str]:
-    """The values of a column, each once, in order of appearance."""
-    return list(dict.fromkeys(row.cells[column] for row in read_csv(RESULTS / f"{file}.csv")))
+def distinct(file: str, column: str, **cells: Any) -> list[str]:
+    """The values of a column in the rows with some values, each once, in order of appearance."""
+    rows = read_csv(RESULTS / f"{file}.csv")
+    return list(dict.fromkeys(row.cells[column] for row in rows if _fits(row, None, cells)))
 
 
 def latest(file: str, column: str) -> float:
