@@ -80,15 +80,16 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
     return {"config": shared_settings(experiment), "versions": versions(), "hardware": hardware()}
 
 
-def add_origin(name: str, experiment: Experiment, hashes: set[str], present: set[str]) -> None:
+def add_origin(name: str, experiment: Experiment, rows: list[dict[str, Any]], everything: list[dict[str, Any]]) -> None:
     """Adds the config of some results to ``NAME.json``, which lists configs with the trainings that they were for.
 
     Args:
         name: the name of the file, without its ending.
         experiment: the experiment of the new results.
-        hashes: the ``config_hash`` of the new results.
-        present: those of all results that are kept; configs of others are removed.
+        rows: the new results.
+        everything: all results that are kept; configs of others are removed.
     """
+    hashes, present = ({row["config_hash"] for row in some} for some in (rows, everything))
     path = RESULTS / f"{name}.json"
     before = read_json(path) if path.exists() else {"configs": []}
     configs = before.get("configs", [{"config_hashes": present, **before}])  # or that of a single call
@@ -108,7 +109,7 @@ def main() -> None:
     experiment = load_experiment(options.config, options.set)
     name = experiment.name
     record = gather(Workspace(experiment), "")
-    trials = new = result_rows(load_trials(record.trials, record.scores), record.scores)
+    trials = new = result_rows(load_trials(record.trials, record.scores), record.scores, record.deciding)
     priors = prior_rows(experiment)
     for variant in options.variant:
         rows = prior_rows(load_experiment(options.config, [*options.set, variant]))
@@ -126,7 +127,7 @@ def main() -> None:
     if priors:
         write_csv(RESULTS / f"{name}_prior.csv", priors)
     if options.add:
-        add_origin(name, experiment, {row["config_hash"] for row in new}, {row["config_hash"] for row in trials})
+        add_origin(name, experiment, new, trials)
     else:
         write_origin(name, experiment)
     print(f"wrote {RESULTS / name}*")

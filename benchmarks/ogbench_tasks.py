@@ -55,9 +55,8 @@ def main() -> None:
     figure = RESULTS.parents[1] / "docs" / "ogbench.png"
     draw_curves(everything, figure, panel="task", score="success", label="share with success")
     ours = [row for row in everything if row["task"].startswith(f"{options.environment} ")]
-    hashes, present = ({row["config_hash"] for row in some} for some in (rows, ours))
     name, first = f"ogbench_{options.environment}", experiment(options.environment, options.tasks[0], options)
-    add_origin(name, first, hashes, present)
+    add_origin(name, first, rows, ours)
     print(f"wrote {path}: {len(rows)} rows")
 
 

@@ -41,12 +41,16 @@ def value(file: str, column: str, *, steps: float | None = None, **cells: Any) -
     Raises:
         SpirlError: no row of the file has these values, or more than one has them.
     """
-    path = RESULTS / f"{file}.csv"
-    rows = [row for row in read_csv(path) if _fits(row, steps, cells)]
+    rows = _rows(file, steps, cells)
     if len(rows) != 1:
         asked = ", ".join(f"{name}={wanted}" for name, wanted in {"steps": steps, **cells}.items())
+        path = RESULTS / f"{file}.csv"
         raise SpirlError(f"{path}: {len(rows)} rows have {asked}, and one is needed. Mend {path.name} or the template.")
     return rows[0].number(column)
+
+
+def _rows(file: str, steps: float | None, cells: dict[str, Any]) -> list[CsvRow]:
+    return [row for row in read_csv(RESULTS / f"{file}.csv") if _fits(row, steps, cells)]
 
 
 def _fits(row: CsvRow, steps: float | None, cells: dict[str, Any]) -> bool:
@@ -72,13 +76,12 @@ def average(file: str, column: str, mode: str, **cells: Any) -> float:
 
 def least(file: str, column: str, **cells: Any) -> float:
     """The lowest number of the rows with these values."""
-    return min(row.number(column) for row in read_csv(RESULTS / f"{file}.csv") if _fits(row, None, cells))
+    return min(row.number(column) for row in _rows(file, None, cells))
 
 
 def distinct(file: str, column: str, **cells: Any) -> list[str]:
     """The values of a column in the rows with some values, each once, in order of appearance."""
-    rows = read_csv(RESULTS / f"{file}.csv")
-    return list(dict.fromkeys(row.cells[column] for row in rows if _fits(row, None, cells)))
+    return list(dict.fromkeys(row.cells[column] for row in _rows(file, None, cells)))
 
 
 def latest(file: str, column: str) -> float:

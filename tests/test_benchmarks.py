@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -302,9 +303,14 @@ def test_a_result_file_keeps_the_config_of_every_training_it_has(
     def shorter(steps: int) -> Experiment:
         return load_experiment("quickstart", [f"train.env_steps={steps}"])
 
-    collect.write_origin("tasks", shorter(100))  # of a single call
-    collect.add_origin("tasks", shorter(200), {"c"}, {"a", "b", "c"})
+    def rows(hashes: str) -> list[dict[str, Any]]:
+        return [{"config_hash": one} for one in hashes]
+
+    collect.add_origin("tasks", shorter(100), rows("ab"), rows("ab"))
+    collect.add_origin("tasks", shorter(200), rows("c"), rows("abc"))
     assert found() == [(["a", "b"], 100), (["c"], 200)]
-    collect.add_origin("tasks", shorter(200), {"c"}, {"a", "b", "c"})
-    collect.add_origin("tasks", shorter(300), {"b"}, {"b", "c"})  # b was made again, and a has been replaced
+    collect.add_origin("tasks", shorter(300), rows("b"), rows("bc"))  # b was made again, and a has been replaced
     assert found() == [(["c"], 200), (["b"], 300)]
+    collect.write_origin("tasks", shorter(100))  # a file of one call
+    collect.add_origin("tasks", shorter(200), rows("c"), rows("abc"))
+    assert found() == [(["a", "b"], 100), (["c"], 200)]
