@@ -60,11 +60,10 @@ class DataSettings(Settings):
     """The share of the episodes that is held out of stage 1."""
     in_memory_limit_mb: float = Field(default=2048.0, ge=0.0)
     """The memory in MB (2**20 bytes) of the training data in each training worker: their observed features, actions
-    and order. Where the largest share of a worker fits, it is read once. Otherwise it is streamed through two
-    buffers that share seven eighths of this less 80 MB, but at least half of it; an episode that is larger than a
-    buffer has one to itself. The rest, and what comes on top, does not grow with the number of steps: held-out
-    windows (at most 1024, and an eighth of this), some row groups of 8 MB while a file is read, the model, and 17
-    bytes for each episode."""
+    and order. Where the largest share of a worker fits, it is read once. Otherwise it is streamed through two buffers
+    that share seven eighths of this less 80 MB, but at least half of it; an episode that is larger than a buffer has
+    one to itself. The rest is for what does not grow with the number of steps: held-out windows (at most 1024, and an
+    eighth of this), some row groups of 8 MB while a file is read, the model, and 17 bytes for each episode."""
 
     @model_validator(mode="before")
     @classmethod

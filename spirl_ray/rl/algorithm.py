@@ -236,7 +236,9 @@ class SkillPriorSAC(Algorithm):
         self.learners = Learners(self.learner_group)
         self.rewards = RewardScale(self.settings, read_skill_card(Path(self.config.env_config["skills"])).spec.horizon)
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
-        self.scores = envs.declared_scores(EnvironmentSettings.model_validate(self.config.env_config["environment"]))
+        environment = EnvironmentSettings.model_validate(self.config.env_config["environment"])
+        self.environment = envs.environment(environment)
+        self.scores = envs.declared_scores(environment)
         """The metrics of the training episodes; a driver may set others before it trains."""
         self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
         """The metrics of the newest training episodes, by name."""
@@ -319,7 +321,7 @@ class SkillPriorSAC(Algorithm):
             self._owed_updates = 0.0
             return
         if not self.rewards.warmed_up:
-            self.rewards.end_warm_up(self.learners.mean_divergence(), self.config)
+            self.rewards.end_warm_up(self.learners.mean_divergence(), self.config.dataset, self.environment)
         updates = int(self._owed_updates)
         if not updates:
             return

@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from spirl_ray import envs
-from spirl_ray.config import EnvironmentSettings, TrainSettings
+from spirl_ray.config import TrainSettings
+from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.dataset import dataset_files, read_card, read_tables
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.execution import decision_discount
@@ -175,23 +175,23 @@ class RewardScale:
                 del self._running[episode.id_]
         self._settle()
 
-    def end_warm_up(self, starting_divergence: float, config: Any) -> None:
+    def end_warm_up(self, starting_divergence: float, dataset: str | None, environment: EnvironmentSpec) -> None:
         """Looks at what is there before the first update: the policy's divergence, the rewards of the demonstrations.
 
         Recorded rewards count where the data are of this environment and it does not judge recorded states. One that
-        does has several tasks, and the recorded rewards may be those of another one.
+        does may have several tasks, and the recorded rewards may be those of another one.
 
         Args:
             starting_divergence: mean divergence (nats) of the policy at the decisions of the warm-up.
-            config: the `SkillPriorSACConfig`, with its environment wrapped.
+            dataset: the folder of the demonstrations; None is no demonstrations.
+            environment: the description of the environment.
 
         Raises:
             SpirlError: a file of the dataset is missing or damaged.
         """
         self.starting_divergence = starting_divergence
-        spec = envs.environment(EnvironmentSettings.model_validate(config.env_config["environment"]))
-        if spec.judge is None:
-            self.recorded = self.read_rewards(config.dataset, spec.id)
+        if environment.judge is None:
+            self.recorded = self.read_rewards(dataset, environment.id)
         self.warmed_up = True
         self._settle()
 

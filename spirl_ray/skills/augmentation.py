@@ -43,12 +43,11 @@ class TargetPreserving:
         displacement = s.position_normal * torch.randn(shape, generator=generator)
         displacement += s.position_uniform * (2.0 * torch.rand(shape, generator=generator) - 1.0)
         perturbed, relabelled = dict(observations), actions.clone()
-        if self.feature in perturbed:
-            moved = perturbed[self.feature].clone()
-            moved[..., self.positions] += displacement
-            perturbed[self.feature] = moved
-            demonstrated = actions[:, :steps, self.actions]
-            relabelled[:, :steps, self.actions] = (demonstrated - displacement / self.gain).clamp(-1.0, 1.0)
+        moved = perturbed[self.feature].clone()
+        moved[..., self.positions] += displacement
+        perturbed[self.feature] = moved
+        demonstrated = actions[:, :steps, self.actions]
+        relabelled[:, :steps, self.actions] = (demonstrated - displacement / self.gain).clamp(-1.0, 1.0)
         for name in self.objects:
             if name in perturbed:
                 noise = torch.randn(perturbed[name].shape, generator=generator)

@@ -331,7 +331,7 @@ class Sweep:
         first = scheduler.grace_steps if scheduler.kind == "asha" else scheduler.perturb_every
         name = "grace_steps" if scheduler.kind == "asha" else "perturb_every"
         compared = math.ceil(first / every) * every
-        if not every <= first <= compared < steps:
+        if first < every or compared >= steps:
             raise SpirlError(
                 f"{self.origin}: scheduler.{name} {first} must be at least train.evaluate_every ({every}), where "
                 f"trials are compared, and the first comparison ({compared}) below train.env_steps ({steps})."

@@ -237,6 +237,7 @@ def test_the_scale_knows_the_rewards_of_demonstrations_unless_the_environment_ju
     algorithm.train()
     assert algorithm.rewards.warmed_up
     assert algorithm.rewards.recorded.total == counted
+    assert algorithm.rewards.settled == bool(counted or algorithm.rewards.seen.rewarded)
 
 
 def test_running_algorithm_goes_back_to_a_checkpoint(build: Callable[..., Any], tmp_path: Path) -> None:
