@@ -19,6 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from benchmarks.curves import draw_curves
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.files.atomic import read_json, write_atomically, write_json
 from spirl_ray.files.tables import read_csv, write_csv
@@ -96,6 +97,36 @@ def add_origin(name: str, experiment: Experiment, rows: list[dict[str, Any]], ev
     entries = [{**one, "config_hashes": sorted((set(one["config_hashes"]) & present) - hashes)} for one in configs]
     kept = [one for one in entries if one["config_hashes"]]
     write_json(path, {"configs": [*kept, {"config_hashes": sorted(hashes), **_origin(experiment)}]})
+
+
+def collect_tasks(
+    csv: str,
+    origin: str,
+    tasks: list[tuple[str, Experiment]],
+    columns: tuple[str, ...],
+    *,
+    panel: str,
+    score: str,
+    label: str,
+) -> None:
+    """Writes the results of one config on several tasks, as far as they are there, and their figure.
+
+    Args:
+        csv: the name of the CSV file and of the figure in ``docs/``, without their endings.
+        origin: the name of the JSON file with the configs, without its ending.
+        tasks: the name and the experiment of each task; the configs differ in the task alone.
+        columns: the columns of `results.csv` to keep.
+        panel: the column with the name of the task; the figure has a panel for each.
+        score: the column that is drawn.
+        label: the label of its axis.
+    """
+    rows = [row for name, one in tasks for row in evaluation_rows(one, {panel: name}, columns)]
+    path = RESULTS / f"{csv}.csv"
+    everything = with_others(path, rows, ("method", panel, "seed"))
+    write_csv(path, everything)
+    draw_curves(everything, RESULTS.parents[1] / "docs" / f"{csv}.png", panel=panel, score=score, label=label)
+    add_origin(origin, tasks[0][1], rows, everything)
+    print(f"wrote {path}: {len(rows)} rows")
 
 
 def main() -> None:

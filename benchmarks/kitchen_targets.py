@@ -11,13 +11,10 @@ policies, and what the latents carry), ``kitchen_targets.json`` (configs, versio
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from benchmarks.collect import RESULTS, add_origin, evaluation_rows, with_others
-from benchmarks.curves import draw_curves
+from benchmarks.collect import collect_tasks
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.files.tables import write_csv
 
 NAME = "kitchen_targets"
 TARGETS = (
@@ -44,19 +41,11 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="train what is not trained yet")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for target in TARGETS:
-        chosen = experiment(target, options.changes)
-        if options.run:
+    tasks = [(" + ".join(target), experiment(target, options.changes)) for target in TARGETS]
+    if options.run:
+        for _, chosen in tasks:
             api.run(chosen)
-        rows += evaluation_rows(chosen, {"target": " + ".join(target)}, COLUMNS)
-    path = RESULTS / f"{NAME}.csv"
-    everything = with_others(path, rows, ("method", "target", "seed"))
-    write_csv(path, everything)
-    figure = RESULTS.parents[1] / "docs" / f"{NAME}.png"
-    draw_curves(everything, figure, panel="target", score="subtasks", label="subtasks of 4")
-    add_origin(NAME, experiment(TARGETS[0], options.changes), rows, everything)
-    print(f"wrote {path}: {len(rows)} rows")
+    collect_tasks(NAME, NAME, tasks, COLUMNS, panel="target", score="subtasks", label="subtasks of 4")
 
 
 if __name__ == "__main__":

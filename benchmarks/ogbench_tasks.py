@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
-from benchmarks.collect import RESULTS, add_origin, evaluation_rows, with_others
-from benchmarks.curves import draw_curves
+from benchmarks.collect import collect_tasks
 from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
-from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline.user_code import make_importable
 
 FOLDER = Path(__file__).parents[1] / "examples" / "ogbench"
@@ -42,22 +39,14 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     options = parser.parse_args()
     os.chdir(FOLDER)  # the configs ship the file beside them
-    rows: list[dict[str, Any]] = []
-    for task in options.tasks:
-        chosen = experiment(options.environment, task, options)
-        make_importable(chosen.submit.ship)
-        if options.run:
+    named = options.environment
+    tasks = [(f"{named} {task}", experiment(named, task, options)) for task in options.tasks]
+    make_importable(tasks[0][1].submit.ship)
+    if options.run:
+        for _, chosen in tasks:
             api.run(chosen)
-        rows += evaluation_rows(chosen, {"task": f"{options.environment} {task}"}, COLUMNS)
-    path = RESULTS / "ogbench.csv"
-    everything = with_others(path, rows, ("task", "method", "seed"))
-    write_csv(path, everything)
-    figure = RESULTS.parents[1] / "docs" / "ogbench.png"
-    draw_curves(everything, figure, panel="task", score="success", label="share with success")
-    ours = [row for row in everything if row["task"].startswith(f"{options.environment} ")]
-    name, first = f"ogbench_{options.environment}", experiment(options.environment, options.tasks[0], options)
-    add_origin(name, first, rows, ours)
-    print(f"wrote {path}: {len(rows)} rows")
+    origin = f"ogbench_{named}"
+    collect_tasks("ogbench", origin, tasks, COLUMNS, panel="task", score="success", label="share with success")
 
 
 if __name__ == "__main__":
