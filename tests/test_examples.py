@@ -31,6 +31,7 @@ from spirl_ray.config import EnvironmentSettings, Experiment, TrainSettings, loa
 from spirl_ray.datasets.opened import open_data
 from spirl_ray.datasets.sources import source_options
 from spirl_ray.episodes.dataset import read_card
+from spirl_ray.errors import SpirlError
 from spirl_ray.files.tensors import read_tensors
 from spirl_ray.policy.policy import save_policy
 from spirl_ray.rl.methods import METHODS, method_config, skill_spec
@@ -261,6 +262,25 @@ def test_the_judge_of_ogbench_gives_the_rewards_of_its_environments(
     assert found == given
     assert 0.0 in found
     assert len(set(found)) >= {"cube-single": 2, "cube-double": 3, "scene": 4}[environment]
+    for wrong in ({"reward_task_id": 0}, {"reward_task_id": 6}, {}):
+        with pytest.raises(SpirlError, match=r"env\.kwargs\.reward_task_id"):
+            play.judge(wrong, episode)
+
+
+@needs_ogbench
+def test_play_of_the_scene_leaves_out_cubes_that_are_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "ogbench")
+    play = importlib.import_module("ogbench_play")
+
+    def sound(*place: float) -> bool:
+        recorded = np.zeros((5, 40), np.float32)
+        recorded[3, play.ROBOT : play.ROBOT + 3] = (np.array(place) - play.CENTRE) * play.SCALE
+        return bool(play._is_sound(recorded))
+
+    assert sound(0.4, 0.0, 0.02)
+    assert sound(0.4, -0.35, 0.07)  # in the drawer
+    for place in ((0.4, 0.3, 0.02), (0.4, -0.35, 0.02), (0.4, 0.0, 0.9), (np.nan, 0.0, 0.02)):
+        assert not sound(*place)
 
 
 def saved_policy(make_skills: MakeSkills, tmp_path: Path) -> Path:

@@ -23,6 +23,8 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
+from spirl_ray.errors import SpirlError
+
 ORACLES = {
     "cube": CubePlanOracle,
     "button": ButtonPlanOracle,
@@ -37,8 +39,13 @@ CENTRE, SCALE, DRAWER_SCALE, WINDOW_SCALE = np.array([0.425, 0.0, 0.0]), 10.0, 1
 """How an observation holds places: (place - CENTRE) * SCALE, and the drawer's and the window's (m) times theirs."""
 TOLERANCE = 0.04
 """The distance (m) from its target at which a cube, the drawer or the window has arrived."""
+MOST_STACKED = 0.25
+"""The largest share of moves that put a cube onto another one; each episode has its own, as in OGBench's data."""
 BOUNDS = np.array([[0.05, -0.55, -0.18], [0.8, 0.55, 0.55]])
 """Where a cube can be (m). Outside, the simulation has become unstable."""
+OUT_OF_SIGHT, BEHIND, IN_DRAWER = 0.29, -0.3, (0.06, 0.08)
+"""In the scene, a cube is out of sight at y (m) above the first, and below the second unless its height is that of the
+drawer. OGBench leaves out such episodes."""
 
 
 # --- play ---
@@ -72,8 +79,9 @@ def episodes(
 def _play(
     env: gymnasium.Env[Any, Any], oracles: Mapping[str, Any], rows: int, seed: int
 ) -> dict[str, NDArray[np.float32]] | None:
-    """One episode; None where the simulation becomes unstable."""
+    """One episode; None where the simulation becomes unstable, or a cube of the scene gets out of sight."""
     np.random.seed(seed)  # the environment and the oracles draw from the global generator
+    stacks = np.random.uniform(0.0, MOST_STACKED)
     observation, info = env.reset(seed=seed)
     oracle = oracles[info["privileged/target_task"]]
     oracle.reset(observation, info)
@@ -84,14 +92,26 @@ def _play(
         observations.append(observation)
         actions.append(action)
         if oracle.done:
-            observation, info = env.unwrapped.set_new_target()  # type: ignore[attr-defined]
+            observation, info = env.unwrapped.set_new_target(p_stack=stacks)  # type: ignore[attr-defined]
             oracle = oracles[info["privileged/target_task"]]
             oracle.reset(observation, info)
     recorded = np.asarray(observations, np.float32)
-    places = _cubes(recorded, env.unwrapped._num_cubes)  # type: ignore[attr-defined]
-    if not (np.isfinite(recorded).all() and (places > BOUNDS[0]).all() and (places < BOUNDS[1]).all()):
+    if not _is_sound(recorded):
         return None
     return {"observations": recorded, "actions": np.asarray(actions, np.float32)}
+
+
+def _is_sound(recorded: NDArray[np.float32]) -> bool:
+    """False where the simulation has become unstable, or a cube of the scene has got out of sight."""
+    environment = ENVIRONMENTS[recorded.shape[1]]
+    places = _cubes(recorded, 2 if environment == "cube-double-v0" else 1)
+    if not (np.isfinite(recorded).all() and (places > BOUNDS[0]).all() and (places < BOUNDS[1]).all()):
+        return False
+    if environment != "scene-v0":
+        return True
+    side, height = places[..., 1], places[..., 2]
+    in_drawer = (height >= IN_DRAWER[0]) & (height <= IN_DRAWER[1])
+    return not bool(((side >= OUT_OF_SIGHT) | ((side <= BEHIND) & ~in_drawer)).any())
 
 
 # --- judgement ---
@@ -107,13 +127,16 @@ def judge(arguments: Mapping[str, Any], episode: Any) -> tuple[NDArray[np.float3
         episode: the recorded episode.
     """
     [observations] = episode.observations.values()
-    done = successes(np.asarray(observations)[:-1], arguments["reward_task_id"])
+    done = successes(np.asarray(observations)[:-1], arguments.get("reward_task_id"))
     return (done.sum(-1) - done.shape[-1]).astype(np.float32), np.asarray(done.all(-1))
 
 
-def successes(observations: NDArray[np.floating[Any]], task: int) -> NDArray[np.bool_]:
+def successes(observations: NDArray[np.floating[Any]], task: int | None) -> NDArray[np.bool_]:
     """Whether each cube, button, the drawer and the window are as a task wants them, [N, number of things]."""
-    goal = _goals(ENVIRONMENTS[observations.shape[1]])[task - 1]
+    goals = _goals(ENVIRONMENTS[observations.shape[1]])
+    if task is None or not 1 <= task <= len(goals):
+        raise SpirlError(f"env.kwargs.reward_task_id is {task!r}; the tasks are 1 to {len(goals)}.")
+    goal = goals[task - 1]
     wanted = goal["block_xyzs"]
     cubes = _cubes(observations, len(wanted))
     found = [np.linalg.norm(cubes - wanted, axis=-1) <= TOLERANCE]

@@ -33,6 +33,8 @@ LEAST_REMOVED = 0.3
 """A latent that removes a smaller share of the error that the prior's mean leaves hardly steers."""
 MOST_LEFT = 0.25
 """The noise of a window decodes to other actions where it leaves more than this share of the error of noise 0."""
+LEAST_SPREAD = 1.1
+"""Noise hardly steers where drawn noise has less than this many times the error of noise 0."""
 MOST_NATS = 2.0
 """A prior cannot follow latents that carry more than this many times the target divergence."""
 MOST_SAMPLE_ERROR = 2.5
@@ -76,6 +78,9 @@ def skill_findings(
             f"The latent is noise. The squared error of decoded actions is {inverted}{number(mean)} with noise 0, "
             f"and {number(sample)} with noise drawn from N(0, I)."
         )
+        if metrics.get("update", LEAST_UPDATES) >= LEAST_UPDATES and sample < LEAST_SPREAD * mean:
+            text = "The noise hardly steers: drawn noise has the error of noise 0, so a policy has little to choose."
+            return (told, Finding(f"{text} Raise skills.decoder_options.steps, or pretrain.updates.", True))
         if own is None or not method.offline_fraction or own < MOST_LEFT * mean:
             return (told,)
         text = "Offline decisions are only roughly what was demonstrated, because the flow cannot be inverted well."

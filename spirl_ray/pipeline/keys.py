@@ -24,7 +24,7 @@ NOT_LEARNED_FROM = {
 """The settings of stage 2 that do not change what a policy learns."""
 _IN_THE_METHOD = {"target_divergence", "latent_limit", "policy_init", "regulariser", "offline_fraction"}
 """The settings that `MethodConfig` holds."""
-_ONLY_SOMETIMES = {"offline_labels", "novelty_bonus", "policy_polyak"}
+_ONLY_SOMETIMES = {"offline_labels", "novelty_bonus", "policy_polyak", "policy_value"}
 """The settings that have no effect with some methods or values, and must not lead to another policy then."""
 
 
@@ -131,4 +131,6 @@ def policy_key(skills_key: str, experiment: Experiment, method: MethodConfig, of
             settings["novelty_bonus"] = train.novelty_bonus
     if train.policy_polyak < 1.0:
         settings["policy_polyak"] = train.policy_polyak
+    if train.policy_value != "minimum" and train.critics > 1:
+        settings["policy_value"] = train.policy_value
     return fingerprint(skills_key, experiment.environment, settings, method)

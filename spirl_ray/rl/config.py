@@ -50,6 +50,7 @@ class TrainingArguments(TypedDict, total=False):
     critic_layer_norm: bool
     critics: int
     critics_in_minimum: int | None
+    policy_value: Literal["minimum", "mean"]
     cuda_graph: bool
     compile: bool
     latent_limit: float | None

@@ -1,8 +1,9 @@
-"""Labels of offline decisions where nothing says what the task is: a learned reward, and a bonus for novelty.
+"""Labels of offline decisions where nothing says what the task is: learned rewards and ends, and a bonus for novelty.
 
-A network learns the rewards of the decisions of the online replay. The bonus makes decisions that are unlike these look
-good, so that the policy tries them (Burda et al. 2018, random network distillation; Li et al. 2023, ExPLORe): a second
-network learns, on the online decisions, what a third, fixed network gives, and fails on what it has not seen.
+Two networks learn the rewards of the decisions of the online replay, and which of these end the task. The bonus makes
+decisions that are unlike them look good, so that the policy tries them (Burda et al. 2018, random network distillation;
+Li et al. 2023, ExPLORe): a third network learns, on the online decisions, what a fourth, fixed one gives, and fails on
+what it has not seen.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _AVERAGE = 0.99
 
 
 class LearnedLabels(nn.Module):
-    """The rewards that offline decisions get: r(s, z) as learned, plus at most ``train.novelty_bonus``.
+    """What offline decisions get: r(s, z) as learned, plus at most ``train.novelty_bonus``, and the learned probability
+    that the task ends in them.
 
     The bonus grows with the error of the distillation from 0, where the error is that of online decisions or less, to
     the whole, where it is twice that or more.
@@ -56,8 +58,9 @@ class LearnedLabels(nn.Module):
             self.reward = mlp(inputs, 1, width=width, layers=layers, layer_norm=True)
             self.fixed = mlp(inputs, _FEATURES, width=width, layers=layers).requires_grad_(False)
             self.distilled = mlp(inputs, _FEATURES, width=width, layers=layers, layer_norm=True)
+            self.end = mlp(inputs, 1, width=width, layers=layers, layer_norm=True)
         self.register_buffer("error", torch.zeros(()))
-        learned = [*self.reward.parameters(), *self.distilled.parameters()]
+        learned = [*self.reward.parameters(), *self.distilled.parameters(), *self.end.parameters()]
         self.optimizer = torch.optim.Adam(learned, lr=_LEARNING_RATE)
 
     def learn(self, online: dict[str, Tensor], updates: int) -> None:
@@ -73,19 +76,24 @@ class LearnedLabels(nn.Module):
         for some in torch.arange(len(inputs), device=inputs.device).chunk(updates):
             error = F.mse_loss(self.distilled(inputs[some]), wanted[some])
             reward = F.mse_loss(self.reward(inputs[some]).squeeze(-1), online[Columns.REWARDS][some])
+            ends = online[Columns.TERMINATEDS][some]
+            end = F.binary_cross_entropy_with_logits(self.end(inputs[some]).squeeze(-1), ends)
             self.optimizer.zero_grad(set_to_none=True)
-            (error + reward).backward()
+            (error + reward + end).backward()
             self.optimizer.step()
             with torch.no_grad():
                 self.error.copy_(torch.where(self.error > 0, self.error.lerp(error, 1.0 - _AVERAGE), error))
 
     @torch.no_grad()
-    def forward(self, offline: dict[str, Tensor]) -> Tensor:
-        """The rewards [B] of offline decisions."""
+    def forward(self, offline: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns "rewards" and "terminateds" [B] of offline decisions."""
         inputs = self._inputs(offline)
         error = (self.distilled(inputs) - self.fixed(inputs)).square().mean(-1)
         bonus = self._bonus * (error / self.error.clamp_min(1e-12) - 1.0).clamp(0.0, 1.0)
-        return self.reward(inputs).squeeze(-1) + bonus
+        return {
+            Columns.REWARDS: self.reward(inputs).squeeze(-1) + bonus,
+            Columns.TERMINATEDS: self.end(inputs).squeeze(-1).sigmoid(),
+        }
 
     @torch.no_grad()
     def _inputs(self, rows: dict[str, Tensor]) -> Tensor:

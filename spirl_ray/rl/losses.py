@@ -55,7 +55,8 @@ def critic_loss(values: Tensor, target: Tensor) -> Tensor:
 
 
 def policy_loss(divergence: Tensor, value: Tensor, alpha: Tensor | float) -> Tensor:
-    """The loss E[alpha D(s) - min_i Q_i(s, z)], z reparametrised (paper, Eq. 5)."""
+    """The loss E[alpha D(s) - min_i Q_i(s, z)], z reparametrised (paper, Eq. 5); ``train.policy_value: mean`` takes the
+    mean of Q_i."""
     return (alpha * divergence - value).mean()
 
 

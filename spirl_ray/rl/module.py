@@ -44,6 +44,7 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         skills = load_skills(self.model_config["skills"])
         self.latent_dim = skills.spec.latent_dim
         self.in_minimum = settings.critics_in_minimum or settings.critics
+        self.follows_mean = settings.policy_value == "mean"
         spec = PolicySpec.model_validate(self.model_config["policy"])
         self.policy = PolicyNetwork(spec, skills)
         if method.policy_init == "prior":
@@ -117,8 +118,8 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
 
         The critics' parameters take no gradient from the policy's loss, so that pass computes only the gradient with
         respect to the latent. For a mixture policy, a sample of every component counts by the component's weight, which
-        is thereby learned, too. Of more than two critics, ``critics_in_minimum`` random ones may give the values of the
-        target and of the policy (Chen et al. 2021, REDQ).
+        is thereby learned, too. Of more than two critics, ``critics_in_minimum`` random ones may give the value of the
+        target (Chen et al. 2021, REDQ). The policy follows the minimum of the same ones, or the mean of all, as there.
         """
         head, rows = self.policy.head, batch[Columns.OBS].shape[0]
         both, both_priors = self.policy.encode(torch.cat([batch[Columns.OBS], batch[Columns.NEXT_OBS]]))
@@ -140,7 +141,9 @@ class SkillPriorModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI):
         divergence = self._divergence(
             head.distribution(_repeated(parameters, count)), latents, None if prior is None else _repeated(prior, count)
         )
-        policy_value = self.critics(_repeated(encoded, count), latents, chosen=chosen, learn=False).min(0).values
+        asked = None if self.follows_mean else chosen
+        policy_values = self.critics(_repeated(encoded, count), latents, chosen=asked, learn=False)
+        policy_value = policy_values.mean(0) if self.follows_mean else policy_values.min(0).values
         return {
             "values": values,
             "next_value": next_value,

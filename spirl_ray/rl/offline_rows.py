@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from spirl_ray.errors import SpirlError
@@ -73,7 +72,7 @@ class OfflineRows:
         offline = self.offline.sample(batches * self.share)
         if self.labels is not None:
             self.labels.learn(online, batches)
-            offline[Columns.REWARDS] = self.labels(offline)
+            offline.update(self.labels(offline))
         return {
             name: torch.cat([_batches(online[name], batches), _batches(offline[name], batches)], dim=1).flatten(0, 1)
             for name in online

@@ -34,8 +34,8 @@ _WAVES = 4
 class FlowOptions(Settings):
     """The settings that `skills.decoder_options` may hold for flow skills."""
 
-    steps: int = Field(default=10, ge=1, le=1000)
-    """The number of Euler steps from noise to actions."""
+    steps: int = Field(default=10, ge=2, le=1000)
+    """The number of Euler steps from noise to actions. One step would decode any noise to the mean of the actions."""
 
 
 class FlowCodec(NoiseCodec):

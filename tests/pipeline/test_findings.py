@@ -44,6 +44,16 @@ def test_noise_has_errors_and_offline_decisions_need_an_inverse(left: float, met
     assert not warnings(skill_findings(metrics, spec, method_config("flow", train, spec), train))
 
 
+@pytest.mark.parametrize(("sample", "warned"), [(0.1, True), (0.13, False)])
+def test_noise_that_does_not_change_the_actions_is_warned_of(sample: float, warned: bool) -> None:
+    train, spec = TrainSettings(), toy_spec("flow")
+    metrics = {"error_prior_mean": 0.1, "error_prior_sample": sample}
+    found = warnings(skill_findings(metrics, spec, method_config("flow", train, spec), train))
+    assert ("The noise hardly steers" in found) == warned
+    short = {**metrics, "update": 100.0}
+    assert not warnings(skill_findings(short, spec, method_config("flow", train, spec), train))
+
+
 def warnings(findings: tuple[Finding, ...]) -> str:
     return " ".join(finding.text for finding in findings if finding.warning)
 

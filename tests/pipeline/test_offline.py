@@ -146,6 +146,11 @@ def test_settings_without_an_effect_are_in_no_key(tmp_path: Path) -> None:
         plain = toy_trial(tmp_path, method).policy
         assert toy_trial(tmp_path, method, train={"novelty_bonus": 3.0}).policy == plain
         assert toy_trial(tmp_path, method, train={"policy_polyak": 0.01}).policy != plain
+        assert toy_trial(tmp_path, method, train={"policy_value": "minimum"}).policy == plain
+        assert toy_trial(tmp_path, method, train={"policy_value": "mean"}).policy != plain
+        assert toy_trial(tmp_path, method, train={"policy_value": "mean", "critics": 1}).policy == (
+            toy_trial(tmp_path, method, train={"critics": 1}).policy
+        )
     assert toy_trial(tmp_path, train={"offline_labels": "recorded"}).policy == toy_trial(tmp_path).policy
     bonus = [toy_trial(tmp_path, "supe", train={"offline_labels": "learned", "novelty_bonus": n}) for n in (0.1, 3.0)]
     assert bonus[0].offline == bonus[1].offline

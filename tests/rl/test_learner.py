@@ -107,6 +107,27 @@ def test_policy_from_scratch_differs_from_the_prior(make_config: MakeConfig) -> 
 
 
 @pytest.mark.parametrize(
+    ("asked", "value", "expected"),
+    [(4, "minimum", {0.0}), (4, "mean", {1.5}), (2, "minimum", {0.0, 1.0, 2.0}), (2, "mean", {1.5})],
+)
+def test_the_policy_follows_the_minimum_or_the_mean_of_the_critics(
+    make_config: MakeConfig, asked: int, value: str, expected: set[float]
+) -> None:
+    """Critic i says i, whatever it is asked; the target takes the minimum in any case."""
+    built = Built(make_config(critics=4, critics_in_minimum=asked, policy_value=value))
+    with torch.no_grad():
+        for critics in (built.module.critics, built.module.target_critics):
+            for parameter in critics.parameters():
+                parameter.zero_()
+            critics.linear[-1][:] = torch.arange(4.0)[:, None, None]
+    torch.manual_seed(0)
+    found = [built.module.forward_train(built.rows()) for _ in range(20)]
+    assert set(torch.cat([one["policy_value"] for one in found]).tolist()) == expected
+    minima = {0.0} if asked == 4 else {0.0, 1.0, 2.0}
+    assert set(torch.cat([one["next_value"] for one in found]).tolist()) == minima
+
+
+@pytest.mark.parametrize(
     ("prior", "regulariser", "policy_init"),
     [
         ("gaussian", "prior", "prior"),

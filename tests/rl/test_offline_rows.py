@@ -113,10 +113,10 @@ def test_labels_learn_rewards_and_reward_what_is_new(make_learner: MakeLearner) 
     known[Columns.REWARDS] = known[Columns.ACTIONS][:, 0].sign()
     for _ in range(150):
         labels.learn(known, 4)
-    found = labels(known)
+    found = labels(known)[Columns.REWARDS]
     assert (found - known[Columns.REWARDS]).abs().mean() < 0.4
     new = {**known, Columns.ACTIONS: 10.0 + known[Columns.ACTIONS]}
-    bonus = labels(new) - labels.reward(labels._inputs(new)).squeeze(-1)
+    bonus = labels(new)[Columns.REWARDS] - labels.reward(labels._inputs(new)).squeeze(-1)
     assert bonus.tolist() == [pytest.approx(0.5)] * 256
     of_known = found - labels.reward(labels._inputs(known)).squeeze(-1)
     assert of_known.mean() < 0.15
@@ -124,14 +124,30 @@ def test_labels_learn_rewards_and_reward_what_is_new(make_learner: MakeLearner) 
     assert of_known.max() <= 0.5001
 
 
+def test_labels_learn_which_decisions_end_the_task(make_learner: MakeLearner) -> None:
+    learner = make_learner(critic_width=32, critic_layers=2)
+    policy, latent_dim = learner.networks.policy, learner.networks.latent_dim
+    labels = LearnedLabels(policy, latent_dim, None, learner.config.settings, 0)
+    known = {name: torch.from_numpy(v) for name, v in made_decisions(policy.observation_dim, latent_dim, 256).items()}
+    ends = known[Columns.ACTIONS][:, 0] > 0.5
+    known[Columns.TERMINATEDS] = ends.float()
+    for _ in range(150):
+        labels.learn(known, 4)
+    found = labels(known)[Columns.TERMINATEDS]
+    assert ((found >= 0.0) & (found <= 1.0)).all()
+    assert ((found > 0.5) == ends).float().mean() > 0.95
+
+
 def test_learned_labels_change_what_is_drawn_offline_alone(make_offline_learner: MakeLearner) -> None:
     learner = make_offline_learner("learned", offline_fraction=0.5)
-    before = learner.rows.offline.columns[Columns.REWARDS].clone()
+    columns = (Columns.REWARDS, Columns.TERMINATEDS)
+    before = {name: learner.rows.offline.columns[name].clone() for name in columns}
     drawn = learner.rows.sample(64)
     offline = drawn[PHASE] == OFFLINE
-    assert not torch.isin(drawn[Columns.REWARDS][offline], before).any()
-    assert torch.isin(drawn[Columns.REWARDS][~offline], learner.replay.columns[Columns.REWARDS]).all()
-    assert torch.equal(before, learner.rows.offline.columns[Columns.REWARDS])
+    for name in columns:
+        assert not torch.isin(drawn[name][offline], before[name]).any()
+        assert torch.isin(drawn[name][~offline], learner.replay.columns[name]).all()
+        assert torch.equal(before[name], learner.rows.offline.columns[name])
 
 
 def test_labels_stay_while_only_the_policys_encoder_learns(make_learner: MakeLearner) -> None:
@@ -139,13 +155,13 @@ def test_labels_stay_while_only_the_policys_encoder_learns(make_learner: MakeLea
     policy, latent_dim = learner.networks.policy, learner.networks.latent_dim
     labels = LearnedLabels(policy, latent_dim, 1.0, learner.config.settings, 0)
     rows = {name: torch.from_numpy(v) for name, v in made_decisions(policy.observation_dim, latent_dim, 16).items()}
-    before = labels(rows)
+    before = labels(rows)[Columns.REWARDS]
     for value in policy.state_dict().values():
         value += 1.0
-    assert torch.equal(labels(rows), before)
+    assert torch.equal(labels(rows)[Columns.REWARDS], before)
     far = {**rows, Columns.ACTIONS: 50.0 * rows[Columns.ACTIONS].sign()}
     farther = {**rows, Columns.ACTIONS: 90.0 * rows[Columns.ACTIONS].sign()}
-    assert torch.equal(labels(far), labels(farther))  # the decoder gets the same
+    assert torch.equal(labels(far)[Columns.REWARDS], labels(farther)[Columns.REWARDS])  # the decoder gets the same
 
 
 def test_alpha_does_not_count_the_demonstrations(make_learner: MakeLearner) -> None:

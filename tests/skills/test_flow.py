@@ -85,7 +85,7 @@ def test_two_ways_stay_two_and_noise_chooses_between_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"steps": 0}, "steps: .*1"), ({"step": 4}, "step: unknown key. Known here: steps")]
+    ("options", "says"), [({"steps": 1}, "steps: .*2"), ({"step": 4}, "step: unknown key. Known here: steps")]
 )
 def test_wrong_options_are_named(options: dict[str, int], says: str) -> None:
     with pytest.raises(SpirlError, match=rf"skills\.decoder_options is not valid:\n  {says}"):
