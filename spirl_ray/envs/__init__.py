@@ -49,6 +49,7 @@ __all__ = [
     "EnvironmentSpec",
     "FloorPlan",
     "PositionTarget",
+    "constructor_arguments",
     "declared_scores",
     "environment",
     "make",
@@ -130,8 +131,17 @@ def declared_scores(env: EnvironmentSettings | str) -> Scores:
     metrics = environment(settings).metrics
     if metrics is None:
         return undeclared()
-    declared, create = _registered(settings)
-    return metrics(settings.kwargs if declared is None or create is None else _arguments(settings, create))
+    return metrics(constructor_arguments(settings))
+
+
+def constructor_arguments(env: EnvironmentSettings) -> dict[str, Any]:
+    """The arguments of an environment's constructor; one that is registered with its features has checked them.
+
+    Raises:
+        SpirlError: the environment refuses an argument.
+    """
+    declared, create = _registered(env)
+    return dict(env.kwargs) if declared is None or create is None else _arguments(env, create)
 
 
 def _declared(spec: EnvironmentSpec, settings: EnvironmentSettings) -> EnvironmentSpec:

@@ -20,6 +20,7 @@ from spirl_ray.pipeline import stages
 from spirl_ray.pipeline.events import Event, Listener, Progress, Stage, ignore
 from spirl_ray.pipeline.exploration import exploring_trials, run_exploration
 from spirl_ray.pipeline.kinds import check_kinds
+from spirl_ray.pipeline.offline import check_labels
 from spirl_ray.pipeline.parts import check_parts
 from spirl_ray.pipeline.resources import needs_of, said_while_waiting
 from spirl_ray.pipeline.results import (
@@ -131,7 +132,11 @@ class ExperimentRun:
         """Imports or generates the dataset; None where there are skills already, and no data."""
         if not self.workspace.has_data:
             return None
-        return self.stage("data", lambda progress: stages.prepare_data(self.workspace, progress))
+        found = self.stage("data", lambda progress: stages.prepare_data(self.workspace, progress))
+        if self.experiment.env.id is not None:
+            for trial in self.trials:
+                check_labels(trial)
+        return found
 
     def require_data(self) -> None:
         """Raises `SpirlError` unless there is a dataset, or none is needed."""

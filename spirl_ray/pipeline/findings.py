@@ -35,6 +35,8 @@ MOST_LEFT = 0.25
 """The noise of a window decodes to other actions where it leaves more than this share of the error of noise 0."""
 LEAST_SPREAD = 1.1
 """Noise hardly steers where drawn noise has less than this many times the error of noise 0."""
+MOST_CUT = 0.05
+"""The box of latents is too small where it cuts more than this share of the offline decisions."""
 MOST_NATS = 2.0
 """A prior cannot follow latents that carry more than this many times the target divergence."""
 MOST_SAMPLE_ERROR = 2.5
@@ -150,12 +152,24 @@ def offline_findings(card: OfflineCard) -> tuple[Finding, ...]:
     """Says what the demonstrations are as decisions of stage 2."""
     text = f"The demonstrations make {card.decisions:,} offline decisions"
     if card.labels == "learned":
-        return (Finding(f"{text}, whose rewards are learned during training (train.offline_labels: learned)."),)
+        return (
+            Finding(f"{text}, whose rewards are learned during training (train.offline_labels: learned)."),
+            *_cut(card),
+        )
     says = "the environment's judgement of" if card.labels == "environment" else "the rewards recorded with"
     text += f". By {says} the recorded steps, {card.rewarded:,} have a reward and {card.terminated:,} end the task"
     if card.rewarded:
-        return (Finding(f"{text}."),)
-    return (Finding(f"{text}: they say nothing of how to solve it. See train.offline_labels.", True),)
+        return (Finding(f"{text}."), *_cut(card))
+    return (Finding(f"{text}: they say nothing of how to solve it. See train.offline_labels.", True), *_cut(card))
+
+
+def _cut(card: OfflineCard) -> tuple[Finding, ...]:
+    """Says that many latents of the demonstrations are beyond the box, which the policy cannot choose."""
+    if card.latent_limit is None or card.cut <= MOST_CUT * card.decisions:
+        return ()
+    share, limit = 100.0 * card.cut / card.decisions, number(card.latent_limit)
+    text = f"{share:.0f} % of the offline decisions have a latent beyond the box of ±{limit}, and got one within it"
+    return (Finding(f"{text}. Raise train.latent_limit, for example to {number(2.0 * card.latent_limit)}.", True),)
 
 
 def reward_numbers(rewards: Mapping[str, float], train: TrainSettings, method: MethodConfig) -> dict[str, float]:

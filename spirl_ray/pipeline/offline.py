@@ -24,6 +24,7 @@ from spirl_ray.rl.offline_decisions import (
     write_card,
     write_part,
 )
+from spirl_ray.rl.offline_labels import Labeller
 
 
 def offline_decisions(trial: Trial, progress: Progress = silent) -> Path | None:
@@ -57,6 +58,17 @@ def _encoding(trial: Trial) -> Encoding:
     )
 
 
+def check_labels(trial: Trial) -> None:
+    """Labels one demonstration where a trial is going to learn from them a second time.
+
+    Raises:
+        SpirlError: the judge fails, or labels are not those of this task; see `Labeller.check`.
+    """
+    experiment = trial.experiment
+    if trial.method_config.offline_fraction:
+        Labeller(experiment.environment, experiment.train.offline_labels).check(trial.workspace.dataset)
+
+
 def noted_offline(trial: Trial) -> tuple[Finding, ...]:
     """Says what is known of a trial's offline decisions; nothing where there are none."""
     out = trial.offline
@@ -81,7 +93,7 @@ def label_decisions(
     """
     if (out / layout.OFFLINE_CARD).exists():
         return read_offline_card(out)
-    encoding.spec()  # before any work
+    Labeller(encoding.environment, encoding.labels).check(dataset)  # before any work
     files = dataset_files(dataset)
     with partial_folder(out) as folder:
         parts: dict[int, dict[str, int]] = {}
@@ -98,4 +110,4 @@ def _label_file(encoding: Encoding, files: list[str], out: Path, number: int) ->
     require_seen(out)
     file = files[number]
     episodes = read_file(file, read_card(Path(file).parent))
-    return write_part(out, number, make_decisions(encoding, episodes, number))
+    return write_part(out, number, make_decisions(encoding, episodes, number), encoding.latent_limit)

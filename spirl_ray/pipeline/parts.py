@@ -10,7 +10,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.exploration import check_floor_plan
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.rl.methods import MethodConfig, method_config, skill_spec
-from spirl_ray.rl.offline_decisions import check_judge
+from spirl_ray.rl.offline_labels import check_judge
 from spirl_ray.rl.policy_network import PolicyNetwork, PolicySpec, policy_spec
 from spirl_ray.skills.augmentation import augmentation
 from spirl_ray.skills.decoders import NoiseCodec

@@ -39,7 +39,7 @@ from spirl_ray.rl.methods import MethodConfig
 from spirl_ray.rl.module import SkillPriorModule
 from spirl_ray.rl.policy_network import PolicySpec
 from spirl_ray.rl.replay import decisions
-from spirl_ray.rl.rewards import RewardScale
+from spirl_ray.rl.rewards import RewardScale, rewards_of_demonstrations
 from spirl_ray.rl.sampling import Sampler
 from spirl_ray.skills.artifact import read_skill_card
 
@@ -321,7 +321,9 @@ class SkillPriorSAC(Algorithm):
             self._owed_updates = 0.0
             return
         if not self.rewards.warmed_up:
-            self.rewards.end_warm_up(self.learners.mean_divergence(), self.config.dataset, self.environment)
+            offline = None if self.config.offline is None else Path(self.config.offline)
+            known = rewards_of_demonstrations(self.config.dataset, self.environment, offline)
+            self.rewards.end_warm_up(self.learners.mean_divergence(), known)
         updates = int(self._owed_updates)
         if not updates:
             return

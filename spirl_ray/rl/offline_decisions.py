@@ -8,10 +8,9 @@ Windows begin at every offset of an episode, up to the step that ends the task.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import safetensors.numpy
@@ -22,27 +21,28 @@ from ray.rllib.core.columns import Columns
 from safetensors import SafetensorError
 from torch import Tensor
 
-import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, Settings
 from spirl_ray.datasets.observed import RecordedObservations
-from spirl_ray.envs.judgement import Judgement, judged, recorded_judgement
-from spirl_ray.envs.spec import EnvironmentSpec, MakeRenderer
+from spirl_ray.envs.judgement import Judgement
+from spirl_ray.envs.spec import MakeRenderer
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically, write_json
 from spirl_ray.files.untrusted import read_artifact_card
+from spirl_ray.rl.offline_labels import Labeller, Labels
 from spirl_ray.rl.policy_network import PolicyObserver, PolicySpec
 from spirl_ray.skills.artifact import load_skills, read_skill_card
-from spirl_ray.skills.execution import unlimited
+from spirl_ray.skills.execution import at_limit, unlimited
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STEPS = "primitive_steps"
 """The column with the length of each decision in primitive steps."""
 _AT_A_TIME = 256
 """The observations that are encoded at once, which bounds the memory of images."""
-Labels = Literal["environment", "recorded", "learned"]
+_JUDGED, _LENGTHS = "judged_rewards", "judged_lengths"
+"""The arrays of a file with the rewards of all steps that count, and their number in each episode."""
 Rows = dict[str, NDArray[np.float32]]
 
 
@@ -64,16 +64,14 @@ class OfflineCard(Settings):
     """The number of decisions with a reward other than 0."""
     terminated: int
     """The number of decisions that end the task."""
+    cut: int
+    """The number of decisions with a latent beyond the box of ``latent_limit``."""
     labels: Labels
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What makes decisions of episodes; plain values that travel to Ray tasks.
-
-    A judge makes the rewards and ends: the environment's own, or the recording. Labels that are learned during training
-    begin as zeros, and end no task.
-    """
+    """What makes decisions of episodes; plain values that travel to Ray tasks."""
 
     skills: str
     """The folder of the skill artifact."""
@@ -82,26 +80,6 @@ class Encoding:
     latent_limit: float | None
     labels: Labels
     seed: int
-
-    def spec(self) -> EnvironmentSpec:
-        """The description of the environment.
-
-        Raises:
-            SpirlError: it is to judge the recorded states, and cannot.
-        """
-        spec = envs.environment(self.environment)
-        check_judge(spec, self.labels)
-        return spec
-
-
-def check_judge(spec: EnvironmentSpec, labels: Labels) -> None:
-    """Raises `SpirlError` where the environment is to judge the recorded states, and cannot."""
-    if labels == "environment" and spec.judge is None:
-        raise SpirlError(
-            f"train.offline_labels: {spec.id} does not judge recorded states. Name a function in interface.judge "
-            "that does, or set train.offline_labels to recorded (the rewards in the data are those of this task) "
-            "or learned."
-        )
 
 
 def make_decisions(encoding: Encoding, episodes: Iterable[Episode], number: int) -> Rows:
@@ -114,28 +92,22 @@ def make_decisions(encoding: Encoding, episodes: Iterable[Episode], number: int)
 
     Returns:
         float32 arrays of one length by column: policy observations "obs" and "new_obs" [n, D], latents "actions"
-        [n, Z], and [n] "rewards", "terminateds" and `STEPS`.
+        [n, Z], and [n] "rewards", "terminateds" and `STEPS`; besides, the labels of all steps, see `judged_rewards`.
 
     Raises:
         SpirlError: episodes do not hold what the skills or the policy observe, or the judge fails.
     """
     torch.set_num_threads(1)
-    spec, make = encoding.spec(), _DecisionMaker(encoding)
+    label, make = Labeller(encoding.environment, encoding.labels), _DecisionMaker(encoding)
     generator = torch.Generator().manual_seed((encoding.seed * 1_000_003 + number) % 2**63)
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in make.empty}
     for episode in episodes:
-        for name, values in make(episode, _judgement(encoding, spec, episode), spec.renderers, generator).items():
+        judgement = label(episode)
+        for name, values in make(episode, judgement, label.spec.renderers, generator).items():
             parts[name].append(values)
+        parts[_JUDGED].append(judgement.rewards[: judgement.end + 1])
+        parts[_LENGTHS].append(np.array([len(parts[_JUDGED][-1])], np.float32))
     return {name: np.concatenate([make.empty[name], *values]) for name, values in parts.items()}
-
-
-def _judgement(encoding: Encoding, spec: EnvironmentSpec, episode: Episode) -> Judgement:
-    if encoding.labels == "environment":
-        assert spec.judge is not None
-        return judged(spec.judge, encoding.environment.kwargs, episode)
-    if encoding.labels == "recorded":
-        return recorded_judgement(episode)
-    return Judgement(np.zeros(episode.length, np.float32), np.zeros(episode.length, np.bool_))
 
 
 class _DecisionMaker:
@@ -150,7 +122,10 @@ class _DecisionMaker:
         widths = {Columns.OBS: size, Columns.NEXT_OBS: size, Columns.ACTIONS: self.skills.spec.latent_dim}
         self.empty: Rows = {
             **{name: np.zeros((0, width), np.float32) for name, width in widths.items()},
-            **{name: np.zeros(0, np.float32) for name in (Columns.REWARDS, Columns.TERMINATEDS, STEPS)},
+            **{
+                name: np.zeros(0, np.float32)
+                for name in (Columns.REWARDS, Columns.TERMINATEDS, STEPS, _JUDGED, _LENGTHS)
+            },
         }
 
     @torch.inference_mode()
@@ -164,7 +139,7 @@ class _DecisionMaker:
         end = judgement.end
         starts = np.arange(max(0, min(episode.length - self.horizon, end) + 1))
         if not len(starts):
-            return self.empty
+            return {}
         observe = RecordedObservations(episode, self._needed, renderers)
         # The first `end` + 1 steps count; a decision in which the task ends is cut short there.
         counted = np.where(np.arange(episode.length) <= end, judgement.rewards, 0.0)
@@ -201,22 +176,29 @@ class _DecisionMaker:
     def _latents(
         self, episode: Episode, features: Tensor | None, starts: NDArray[np.int64], generator: torch.Generator
     ) -> NDArray[np.float32]:
-        """Samples of q(z | window) of the windows that begin at these steps [n]: [n, Z]."""
+        """Samples of q(z | window) of the windows that begin at these steps [n]: [n, Z]. A flat method's latent is the
+        recorded action itself."""
         steps = starts[:, None] + np.arange(self.horizon)
         observed = steps[:, : self.skills.kind.observed_steps(self.horizon)]
         windows = None if features is None else features[torch.from_numpy(observed)]
         posterior = self.skills.codec.encode(windows, torch.from_numpy(episode.actions[steps]))
-        return unlimited(posterior.sample(generator), self.limit).numpy()
+        latents = posterior.mean if self.skills.kind.flat else posterior.sample(generator)
+        return unlimited(latents, self.limit).numpy()
 
 
 # --- folders of decisions ---
 
 
-def write_part(folder: Path, number: int, rows: Rows) -> dict[str, int]:
+def write_part(folder: Path, number: int, rows: Rows, latent_limit: float | None) -> dict[str, int]:
     """Writes the decisions of one file of a dataset; returns what the card says of them."""
     write_atomically(folder / layout.decisions_file(number), safetensors.numpy.save(rows))
     rewards, terminated = rows[Columns.REWARDS], rows[Columns.TERMINATEDS]
-    return {"decisions": len(rewards), "rewarded": int((rewards != 0).sum()), "terminated": int(terminated.sum())}
+    return {
+        "decisions": len(rewards),
+        "rewarded": int((rewards != 0).sum()),
+        "terminated": int(terminated.sum()),
+        "cut": 0 if latent_limit is None else int(at_limit(rows[Columns.ACTIONS]).any(-1).sum()),
+    }
 
 
 def write_card(folder: Path, encoding: Encoding, dataset: str, parts: Sequence[Mapping[str, int]]) -> OfflineCard:
@@ -231,7 +213,7 @@ def write_card(folder: Path, encoding: Encoding, dataset: str, parts: Sequence[M
     Raises:
         SpirlError: there is no decision.
     """
-    counts = {name: sum(part[name] for part in parts) for name in ("decisions", "rewarded", "terminated")}
+    counts = {name: sum(part[name] for part in parts) for name in ("decisions", "rewarded", "terminated", "cut")}
     if not counts["decisions"]:
         raise SpirlError(
             "The demonstrations have no window of H steps, so they make no decision: lower skills.horizon, or choose a "
@@ -277,8 +259,8 @@ def check_decisions(card: OfflineCard, folder: Path, skills: Path, policy: Polic
             )
 
 
-def read_decisions(folder: Path, max_rows: int) -> Rows:
-    """Reads the decisions of a folder.
+def read_decisions(folder: Path, max_rows: int) -> Iterator[Rows]:
+    """Reads the decisions of a folder, one file after another.
 
     Args:
         folder: the folder.
@@ -288,18 +270,32 @@ def read_decisions(folder: Path, max_rows: int) -> Rows:
         SpirlError: a file is missing or damaged; the message names it.
     """
     card = read_offline_card(folder)
-    parts: dict[str, list[NDArray[np.float32]]] = {}
     for number in range(card.parts):
-        file = folder / layout.decisions_file(number)
-        try:
-            rows = safetensors.numpy.load(file.read_bytes())
-        except (OSError, SafetensorError, ValueError) as error:
-            raise SpirlError(f"{file} cannot be read ({error}). Remove {folder}: it is made again.") from error
+        rows = _read_part(folder, number)
+        del rows[_JUDGED], rows[_LENGTHS]
         count = len(rows[Columns.REWARDS])
-        chosen = np.arange(count)
         if card.decisions > max_rows:
             kept = min(count, math.ceil(count * max_rows / card.decisions))
             chosen = np.linspace(0, count, kept, endpoint=False).astype(np.int64)
-        for name, values in rows.items():
-            parts.setdefault(name, []).append(values[chosen])
-    return {name: np.concatenate(values) for name, values in parts.items()}
+            rows = {name: values[chosen] for name, values in rows.items()}
+        yield rows
+
+
+def judged_rewards(folder: Path) -> Iterator[NDArray[np.float32]]:
+    """The labels of the steps of each episode up to the one that ends the task [T]; zeros where they are learned.
+
+    Raises:
+        SpirlError: as `read_decisions`.
+    """
+    for number in range(read_offline_card(folder).parts):
+        rows = _read_part(folder, number)
+        ends = np.cumsum(rows[_LENGTHS].astype(np.int64))
+        yield from np.split(rows[_JUDGED], ends[:-1]) if len(ends) else ()
+
+
+def _read_part(folder: Path, number: int) -> Rows:
+    file = folder / layout.decisions_file(number)
+    try:
+        return safetensors.numpy.load(file.read_bytes())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise SpirlError(f"{file} cannot be read ({error}). Remove {folder}: it is made again.") from error

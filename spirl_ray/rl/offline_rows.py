@@ -18,6 +18,9 @@ from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE, DecisionReplay
 from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.execution import decision_discount
 
+_OTHER_SEED = 1_000_003
+"""What is added to a learner's seed, so that its two replays do not draw the same indices."""
+
 
 class OfflineRows:
     """The source of batches of which each has the same share of offline decisions; the rest is from the replay.
@@ -45,17 +48,19 @@ class OfflineRows:
         folder, learners, seed = Path(config.offline), max(1, config.num_learners), (config.seed or 0) + learner
         self.card = read_offline_card(folder)
         check_decisions(self.card, folder, Path(config.skills_folder), config.policy, method.latent_limit)
-        rows = {
-            name: values[learner::learners]
-            for name, values in read_decisions(folder, learners * replay.capacity).items()
-        }
-        steps, per_decision = rows.pop(STEPS), settings.discount_per == "decision"
-        rows[DISCOUNTS] = np.array(
-            [decision_discount(settings.discount, int(n), per_decision=per_decision) for n in steps], np.float32
-        )
-        rows[PHASE] = np.full_like(steps, OFFLINE_PHASE)
-        self.offline = DecisionReplay(len(steps), replay.observation_dim, replay.latent_dim, seed, device)
-        self.offline.add(rows)
+        most = min(self.card.decisions, learners * replay.capacity) // learners + self.card.parts
+        self.offline = DecisionReplay(most, replay.observation_dim, replay.latent_dim, _OTHER_SEED + seed, device)
+        before, per_decision = 0, settings.discount_per == "decision"
+        for part in read_decisions(folder, learners * replay.capacity):
+            own = slice((learner - before) % learners, None, learners)
+            before += len(part[STEPS])
+            rows = {name: values[own] for name, values in part.items()}
+            steps = rows.pop(STEPS)
+            rows[DISCOUNTS] = np.array(
+                [decision_discount(settings.discount, int(n), per_decision=per_decision) for n in steps], np.float32
+            )
+            rows[PHASE] = np.full_like(steps, OFFLINE_PHASE)
+            self.offline.add(rows)
         self.batch_size = settings.batch_size
         self.share = offline_share(self.batch_size, method.offline_fraction)
         """The number of offline decisions in a batch."""

@@ -4,7 +4,7 @@ With ``train.reward_scale: auto`` the factor comes from the *expected value* V, 
 is the largest of three:
 
 - the largest discounted sum of rewards from a decision to the end of its episode, in the episodes so far;
-- the same in the demonstrations, if these have rewards that count (`RewardScale.end_warm_up`);
+- the same in the demonstrations, if these have rewards that count (`rewards_of_demonstrations`);
 - the mean reward of a decision times the discounted number of decisions in an episode, 1 + gamma + … + gamma^(N - 1).
 
 The factor is the largest of 1, 2 and 5 times a power of ten by which V becomes at most `TARGET_VALUE`. It is settled
@@ -15,7 +15,7 @@ had one. Until then it follows V. The replay holds rewards as the environment ga
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from spirl_ray.config import TrainSettings
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.dataset import dataset_files, read_card, read_tables
+from spirl_ray.rl.offline_decisions import judged_rewards, read_offline_card
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
 from spirl_ray.skills.execution import decision_discount
 
@@ -175,23 +176,15 @@ class RewardScale:
                 del self._running[episode.id_]
         self._settle()
 
-    def end_warm_up(self, starting_divergence: float, dataset: str | None, environment: EnvironmentSpec) -> None:
+    def end_warm_up(self, starting_divergence: float, recorded: Iterable[NDArray[np.float32]]) -> None:
         """Looks at what is there before the first update: the policy's divergence, the rewards of the demonstrations.
-
-        Recorded rewards count where the data are of this environment and it does not judge recorded states. One that
-        does may have several tasks, and the recorded rewards may be those of another one.
 
         Args:
             starting_divergence: mean divergence (nats) of the policy at the decisions of the warm-up.
-            dataset: the folder of the demonstrations; None is no demonstrations.
-            environment: the description of the environment.
-
-        Raises:
-            SpirlError: a file of the dataset is missing or damaged.
+            recorded: the rewards of the steps of each demonstration [T], as far as they are those of this task.
         """
         self.starting_divergence = starting_divergence
-        if environment.judge is None:
-            self.recorded = self.read_rewards(dataset, environment.id)
+        self.recorded = self.in_decisions(recorded)
         self.warmed_up = True
         self._settle()
 
@@ -199,28 +192,16 @@ class RewardScale:
         if self._settled is None and self.warmed_up and (self.seen.rewarded or self.recorded.rewarded):
             self._settled = self.factor
 
-    def read_rewards(self, dataset: str | None, environment: str) -> RewardsSeen:
-        """Reads the rewards of the demonstrations, in decisions of H steps from the start of each episode.
-
-        Args:
-            dataset: the folder of the demonstrations; None is no demonstrations.
-            environment: the id of the environment. Rewards of another one may be of another size, so they are left out.
-
-        Raises:
-            SpirlError: a file of the dataset is missing or damaged.
-        """
+    def in_decisions(self, recorded: Iterable[NDArray[np.float32]]) -> RewardsSeen:
+        """The rewards of demonstrations in decisions of H steps from the start of each episode."""
         found = RewardsSeen()
-        if dataset is None or (card := read_card(dataset)).environment != environment:
-            return found
-        for file in dataset_files(Path(dataset)):
-            for table in read_tables(file, card, columns=["rewards"]):
-                for recorded in table["rewards"].to_pylist():
-                    steps = np.asarray(recorded, np.float64)
-                    rewards = np.add.reduceat(steps, np.arange(0, len(steps), self._horizon)) if len(steps) else steps
-                    if len(rewards):
-                        returns = discounted_returns(rewards, np.full(len(rewards), self._discount))
-                        found.add(rewards, returns)
-                        found.end(returns)
+        for steps in recorded:
+            if not len(steps):
+                continue
+            rewards = np.add.reduceat(steps.astype(np.float64), np.arange(0, len(steps), self._horizon))
+            returns = discounted_returns(rewards, np.full(len(rewards), self._discount))
+            found.add(rewards, returns)
+            found.end(returns)
         return found
 
     def numbers(self) -> dict[str, float]:
@@ -254,3 +235,29 @@ class RewardScale:
         self.seen, self.recorded = RewardsSeen(**state["seen"]), RewardsSeen(**state["recorded"])
         self.warmed_up, self.starting_divergence = state["warmed_up"], state["starting_divergence"]
         self._running.clear()
+
+
+def rewards_of_demonstrations(
+    dataset: str | None, environment: EnvironmentSpec, offline: Path | None
+) -> Iterator[NDArray[np.float32]]:
+    """The rewards of the steps of each demonstration [T], if these are those of the task.
+
+    Labels of offline decisions are. Without such, recorded rewards count where the data are of this environment and it
+    does not judge recorded states: one that does may have several tasks, and the rewards may be those of another one.
+
+    Args:
+        dataset: the folder of the demonstrations; None is no demonstrations.
+        environment: the description of the environment.
+        offline: the folder of offline decisions, where the method learns from them.
+
+    Raises:
+        SpirlError: a file is missing or damaged.
+    """
+    if offline is not None and read_offline_card(offline).labels != "learned":
+        yield from judged_rewards(offline)
+    elif dataset is not None and environment.judge is None:
+        card = read_card(dataset)
+        if card.environment == environment.id:
+            for file in dataset_files(Path(dataset)):
+                for table in read_tables(file, card, columns=["rewards"]):
+                    yield from (np.asarray(steps, np.float32) for steps in table["rewards"].to_pylist())

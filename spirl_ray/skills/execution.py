@@ -36,6 +36,11 @@ def unlimited(latent: Tensor, limit: float | None) -> Tensor:
     return latent if limit is None else torch.atanh((latent / limit).clamp(-_MOST, _MOST))
 
 
+def at_limit(unlimited_latents: Array) -> npt.NDArray[np.bool_]:
+    """Where the entries of `unlimited` latents are at the end of the box, so that they were there or beyond."""
+    return np.abs(unlimited_latents) > math.atanh(_MOST) - 1e-3
+
+
 class SkillExecution:
     """Runs skills of one or several agents with a frozen decoder: `begin` with a latent, then `action` at each step.
 

@@ -8,9 +8,12 @@ import pytest
 from toy_skills import METHODS, toy_spec
 
 from spirl_ray.config import TrainSettings
-from spirl_ray.pipeline.findings import number, reward_findings, reward_numbers, skill_findings
+from spirl_ray.episodes.features import Feature
+from spirl_ray.pipeline.findings import number, offline_findings, reward_findings, reward_numbers, skill_findings
 from spirl_ray.pipeline.results import Finding
 from spirl_ray.rl.methods import method_config
+from spirl_ray.rl.offline_decisions import OfflineCard
+from spirl_ray.rl.policy_network import PolicySpec
 from spirl_ray.rl.rewards import RewardScale
 
 
@@ -52,6 +55,18 @@ def test_noise_that_does_not_change_the_actions_is_warned_of(sample: float, warn
     assert ("The noise hardly steers" in found) == warned
     short = {**metrics, "update": 100.0}
     assert not warnings(skill_findings(short, spec, method_config("flow", train, spec), train))
+
+
+@pytest.mark.parametrize(("cut", "warned"), [(5, ""), (16, "16 % of the offline decisions"), (16, "to 4.")])
+def test_a_box_that_cuts_many_latents_is_warned_of(cut: int, warned: str) -> None:
+    made: dict[str, Any] = {"decisions": 100, "rewarded": 9, "terminated": 1, "parts": 1, "dataset": "d"}
+    features = {"state": Feature(shape=(3,), role="state")}
+    policy = PolicySpec(features=features, head="gaussian", uses_prior=False)
+    for labels in ("environment", "learned"):
+        card = OfflineCard(skills="s", policy=policy, latent_limit=2.0, labels=labels, cut=cut, **made)
+        found = warnings(offline_findings(card))
+        assert warned in found
+        assert bool(found) == bool(warned)
 
 
 def warnings(findings: tuple[Finding, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,17 @@ from spirl_ray.rl.config import method_and_policy
 from spirl_ray.rl.offline_decisions import (
     STEPS,
     Encoding,
-    Labels,
+    Rows,
+    judged_rewards,
     make_decisions,
     read_decisions,
     read_offline_card,
     write_card,
     write_part,
 )
+from spirl_ray.rl.offline_labels import Labeller, Labels
 from spirl_ray.rl.policy_network import PolicyObserver
+from spirl_ray.rl.rewards import rewards_of_demonstrations
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import limited
 from spirl_ray.skills.flow import FlowCodec
@@ -46,6 +49,11 @@ def encoding(
 
 def demonstrations(count: int = 3) -> list[Episode]:
     return list(envs.environment(PADS).generate(range(count), 0))
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
+    found = list(parts)
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def posterior(skills: Path, episode: Episode, first: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,6 +153,47 @@ def test_in_a_bounded_box_the_decoder_gets_the_latent_of_the_window(make_skills:
     assert np.isfinite(inside).all()
 
 
+def test_latents_beyond_the_box_are_counted(make_skills: MakeSkills, tmp_path: Path) -> None:
+    how = encoding(make_skills(), "supe")
+    assert how.latent_limit is not None
+    rows = make_decisions(how, demonstrations(2), 0)
+    free = make_decisions(replace(how, latent_limit=None), demonstrations(2), 0)[Columns.ACTIONS]
+    beyond = (np.abs(free) >= 0.99 * how.latent_limit).any(-1).sum()
+    assert beyond
+    part = write_part(tmp_path, 0, rows, how.latent_limit)
+    assert part["cut"] == beyond
+    assert write_part(tmp_path, 0, rows, None)["cut"] == 0
+    assert write_card(tmp_path, how, "d" * 64, [part, part]).cut == 2 * beyond
+
+
+def test_the_latent_of_a_flat_method_is_the_recorded_action(make_skills: MakeSkills) -> None:
+    [episode] = demonstrations(1)
+    rows = make_decisions(encoding(make_skills("identity"), "rlpd"), [episode], 0)
+    count = len(rows[STEPS])
+    np.testing.assert_allclose(np.tanh(rows[Columns.ACTIONS]), episode.actions[:count], atol=0.02)
+
+
+def test_the_labels_of_all_steps_that_count_are_kept(make_skills: MakeSkills, tmp_path: Path) -> None:
+    episodes = demonstrations(3)
+    target = episodes[0].metadata["completed"][:2]
+    how = encoding(make_skills(), tasks=target)
+    parts = [make_decisions(how, some, number) for number, some in enumerate((episodes[:2], episodes[2:]))]
+    write_card(tmp_path, how, "d" * 64, [write_part(tmp_path, n, rows, None) for n, rows in enumerate(parts)])
+    found, label = list(judged_rewards(tmp_path)), Labeller(how.environment, how.labels)
+    assert len(found) == 3
+    for rewards, episode in zip(found, episodes, strict=True):
+        judgement = label(episode)
+        np.testing.assert_array_equal(rewards, judgement.rewards[: judgement.end + 1])
+    assert found[0].sum() == 2.0
+    here = envs.environment(how.environment)
+    assert here.judge is not None
+    known = list(rewards_of_demonstrations(str(tmp_path / "no dataset"), here, tmp_path))
+    assert [values.tolist() for values in known] == [values.tolist() for values in found]
+    learned = replace(how, labels="learned")
+    write_card(tmp_path, learned, "d" * 64, [write_part(tmp_path, n, rows, None) for n, rows in enumerate(parts)])
+    assert not list(rewards_of_demonstrations(str(tmp_path / "no dataset"), here, tmp_path))
+
+
 def test_images_are_those_that_the_environment_shows(make_skills: MakeSkills) -> None:
     from toy_environments import SPECS
 
@@ -193,19 +242,23 @@ def test_a_folder_holds_what_was_made_and_counts_it(make_skills: MakeSkills, tmp
     folder = tmp_path / "made"
     with pytest.raises(SpirlError, match=r"decisions\.json"):
         read_offline_card(folder)
-    card = write_card(folder, how, "d" * 64, [write_part(folder, number, rows) for number, rows in enumerate(made)])
-    whole = {name: np.concatenate([rows[name] for rows in made]) for name in made[0]}
+    card = write_card(
+        folder, how, "d" * 64, [write_part(folder, number, rows, None) for number, rows in enumerate(made)]
+    )
+    labels = ("judged_rewards", "judged_lengths")
+    whole = {name: np.concatenate([rows[name] for rows in made]) for name in made[0] if name not in labels}
     assert read_offline_card(folder) == card
     assert (card.parts, card.decisions) == (3, len(whole[STEPS]))
     assert card.rewarded == np.count_nonzero(whole[Columns.REWARDS])
-    found = read_decisions(folder, 10**6)
+    found = joined(read_decisions(folder, 10**6))
+    assert found.keys() == whole.keys()
     for name, values in whole.items():
         np.testing.assert_array_equal(found[name], values)
-    fewer = read_decisions(folder, 20)
+    fewer = joined(read_decisions(folder, 20))
     assert 20 <= len(fewer[STEPS]) <= 23  # and one more for each file at most
     (folder / "decisions-00001.safetensors").write_bytes(b"cut")
     with pytest.raises(SpirlError, match=r"decisions-00001\.safetensors"):
-        read_decisions(folder, 20)
+        joined(read_decisions(folder, 20))
 
 
 def test_demonstrations_that_are_all_too_short_are_told(make_skills: MakeSkills, tmp_path: Path) -> None:
@@ -217,14 +270,14 @@ def test_demonstrations_that_are_all_too_short_are_told(make_skills: MakeSkills,
         actions=episode.actions[:2],
         rewards=episode.rewards[:2],
     )
-    part = write_part(tmp_path, 0, make_decisions(how, [short], 0))
+    part = write_part(tmp_path, 0, make_decisions(how, [short], 0), None)
     assert part["decisions"] == 0
     with pytest.raises(SpirlError, match=r"skills\.horizon"):
         write_card(tmp_path, how, "d" * 64, [part])
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("{", "JSON"), ('{"format_version": 99}', "99"), ('{"format_version": 1}', "decisions")]
+    ("text", "said"), [("{", "JSON"), ('{"format_version": 99}', "99"), ('{"format_version": 2}', "decisions")]
 )
 def test_a_card_that_is_damaged_or_too_new_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "decisions.json").write_text(text)

@@ -17,7 +17,8 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from spirl_ray.config import EnvironmentSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learned_labels import LearnedLabels
-from spirl_ray.rl.offline_decisions import STEPS, Encoding, Labels, write_card, write_part
+from spirl_ray.rl.offline_decisions import STEPS, Encoding, write_card, write_part
+from spirl_ray.rl.offline_labels import Labels
 from spirl_ray.rl.offline_rows import OfflineRows
 from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE
 
@@ -35,10 +36,11 @@ def make_offline_learner(make_learner: MakeLearner, tmp_path: Path) -> MakeLearn
         rows = made_decisions(width, latents, 200, seed=5)
         rows[STEPS] = np.full(200, 4, np.float32)
         del rows[DISCOUNTS], rows[PHASE]
+        rows |= {"judged_rewards": np.zeros(200, np.float32), "judged_lengths": np.array([200.0], np.float32)}
         folder, skills = tmp_path / f"offline-{labels}", plain.config.skills_folder
         pads = EnvironmentSettings(id="spirl/PointPads-v0")
         encoding = Encoding(skills, plain.config.policy, pads, latent_limit, labels, seed=0)
-        write_card(folder, encoding, "d" * 64, [write_part(folder, 0, rows)])
+        write_card(folder, encoding, "d" * 64, [write_part(folder, 0, rows, latent_limit)])
         learner = make_learner(offline=folder, **training)
         learner.replay.columns[PHASE][:] = ONLINE
         return learner
@@ -208,3 +210,10 @@ def test_several_learners_share_the_decisions(make_offline_learner: MakeLearner)
     shared = torch.cat([part.columns[Columns.ACTIONS] for part in parts])
     assert len(shared.unique(dim=0)) == 200
     assert not torch.equal(parts[0].sample(8)[Columns.ACTIONS], parts[1].sample(8)[Columns.ACTIONS])
+
+
+def test_both_replays_of_a_learner_draw_other_rows(make_offline_learner: MakeLearner) -> None:
+    learner = make_offline_learner(offline_fraction=0.5)
+    sources = (learner.rows.offline, learner.replay)
+    drawn = [torch.randint(1000, (64,), generator=source.generator) for source in sources]
+    assert not torch.equal(*drawn)

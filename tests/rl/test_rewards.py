@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,16 @@ import pytest
 from ray.rllib.core.columns import Columns
 from stored import ACTION_DIM, FEATURES, make_episode, write_dataset
 
+import spirl_ray.envs as envs
 from spirl_ray.config import TrainSettings
 from spirl_ray.rl.replay import DISCOUNTS, PHASE
-from spirl_ray.rl.rewards import RewardScale, RewardsSeen, discounted_returns, scale_for
+from spirl_ray.rl.rewards import (
+    RewardScale,
+    RewardsSeen,
+    discounted_returns,
+    rewards_of_demonstrations,
+    scale_for,
+)
 
 GAMMA, DECISIONS, HORIZON = 0.99, 20, 10
 
@@ -139,13 +147,17 @@ def test_rewards_of_the_demonstrations_settle_the_scale(tmp_path: Path) -> None:
     episodes[0].rewards[[3, 12, 14]] = 1.0
     dataset = write_dataset(tmp_path / "d", [episodes], FEATURES, ACTION_DIM)
     scale = automatic()
-    found = scale.read_rewards(str(dataset), "spirl/Test-v0")
+    here = replace(envs.environment("spirl/PointPads-v0"), id="spirl/Test-v0", judge=None)
+    found = scale.in_decisions(rewards_of_demonstrations(str(dataset), here, None))
     assert (found.decisions, found.episodes, found.rewarded, found.total) == (3, 2, 1, 3.0)
     assert found.largest_return == pytest.approx(1.0 + GAMMA * 2.0)
     end_warm_up(scale, found)
     assert (scale.factor, scale.settled) == (1.0, True)
-    elsewhere = scale.read_rewards(str(dataset), "spirl/Other-v0")
-    assert elsewhere == scale.read_rewards(None, "spirl/Test-v0") == RewardsSeen()
+    elsewhere, judge = replace(here, id="spirl/Other-v0"), envs.environment("spirl/PointPads-v0").judge
+    for folder, environment in ((str(dataset), elsewhere), (str(dataset), replace(here, judge=judge)), (None, here)):
+        assert not list(rewards_of_demonstrations(folder, environment, None))
+    scale.end_warm_up(0.5, rewards_of_demonstrations(str(dataset), here, None))
+    assert (scale.recorded, scale.starting_divergence) == (found, 0.5)
 
 
 def test_a_restored_scale_is_the_one_that_was_saved() -> None:
