@@ -1,8 +1,8 @@
 """What each of the five changes of `spirl_offline` does: ``python -m benchmarks.kitchen_offline_ablation [--run]``.
 
-``--run`` trains ``tune_configs/kitchen_play.yaml`` on a target that `spirl_cl` swings on, as shipped and with one change
-taken back at a time, one after another, in one folder; it resumes where it was stopped. ``--only`` chooses some of them
-by number. Without ``--run``, what is there so far is collected. Both write
+``--run`` trains ``tune_configs/kitchen_play.yaml`` on a target on which `spirl_cl` swings, as shipped and with one
+change taken back at a time, one after another, in one folder; it resumes where it was stopped. ``--only`` chooses some
+of them by number. Without ``--run``, what is there so far is collected. Both write
 ``benchmarks/results/kitchen_offline_ablation.csv`` (every evaluation), ``.json`` (configs, versions and hardware) and
 ``docs/kitchen_offline_ablation.png``.
 """
