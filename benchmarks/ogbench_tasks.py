@@ -19,7 +19,10 @@ from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.pipeline.user_code import make_importable
 
 FOLDER = Path(__file__).parents[1] / "examples" / "ogbench"
-COLUMNS = ("env_steps", "mode", "evaluation", "success", "episodes", "wall_clock_s", "config_hash", "commit")
+COLUMNS = (
+    *("env_steps", "mode", "evaluation", "success", "episodes", "wall_clock_s", "config_hash", "commit"),
+    *("latent_nats", "error_removed"),
+)
 
 
 def experiment(environment: str, task: int, options: argparse.Namespace) -> Experiment:
