@@ -29,6 +29,7 @@ BACK: dict[str, tuple[str, ...]] = {
     ),
     "no average of the policy": ("train.policy_polyak=1",),
 }
+BACK["all five taken back"] = tuple(change for changes in BACK.values() for change in changes)
 
 
 def experiment(back: tuple[str, ...], changes: list[str]) -> Experiment:
