@@ -107,7 +107,8 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_trial_again(tmp_path: Path)
 
 @pytest.mark.interrupts
 def test_a_population_clones_checkpoints_and_changes_settings(tmp_path: Path) -> None:
-    write_config(tmp_path, train__env_steps=3000, train__evaluate_every=300, train__checkpoint_every=300)
+    # Long enough for Tune to hear of each member before the other ends; 3,000 steps take 9 s.
+    write_config(tmp_path, train__env_steps=12000, train__evaluate_every=300, train__checkpoint_every=300)
     path = write_sweep(
         tmp_path,
         {"train.actor_lr": {"loguniform": [1e-4, 1e-3]}},
