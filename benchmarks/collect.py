@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.curves import draw_curves
+from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.files.atomic import read_json, write_atomically, write_json
 from spirl_ray.files.tables import read_csv, write_csv
@@ -99,6 +100,14 @@ def add_origin(name: str, experiment: Experiment, rows: list[dict[str, Any]], ev
     write_json(path, {"configs": [*kept, {"config_hashes": sorted(hashes), **_origin(experiment)}]})
 
 
+def task_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark that ends with `collect_tasks`: ``--run`` and ``--set KEY=VALUE``, as ``changes``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    return parser
+
+
 def collect_tasks(
     csv: str,
     origin: str,
@@ -108,24 +117,32 @@ def collect_tasks(
     panel: str,
     score: str,
     label: str,
+    run: bool,
 ) -> None:
-    """Writes the results of one config on several tasks, as far as they are there, and their figure.
+    """Writes the results of several experiments, as far as they are there, their configs and their figure.
 
     Args:
         csv: the name of the CSV file and of the figure in ``docs/``, without their endings.
         origin: the name of the JSON file with the configs, without its ending.
-        tasks: the name and the experiment of each task; the configs differ in the task alone.
+        tasks: the name and the experiment of each task.
         columns: the columns of `results.csv` to keep.
         panel: the column with the name of the task; the figure has a panel for each.
         score: the column that is drawn.
         label: the label of its axis.
+        run: True to train first what is not trained yet, one after another.
     """
-    rows = [row for name, one in tasks for row in evaluation_rows(one, {panel: name}, columns)]
+    if run:
+        for _, one in tasks:
+            api.run(one)
+    found = [evaluation_rows(one, {panel: name}, columns) for name, one in tasks]
+    rows = [row for some in found for row in some]
     path = RESULTS / f"{csv}.csv"
     everything = with_others(path, rows, ("method", panel, "seed"))
     write_csv(path, everything)
     draw_curves(everything, RESULTS.parents[1] / "docs" / f"{csv}.png", panel=panel, score=score, label=label)
-    add_origin(origin, tasks[0][1], rows, everything)
+    for (_, one), some in zip(tasks, found, strict=True):
+        if some:
+            add_origin(origin, one, some, everything)
     print(f"wrote {path}: {len(rows)} rows")
 
 

@@ -9,11 +9,8 @@ of them by number. Without ``--run``, what is there so far is collected. Both wr
 
 from __future__ import annotations
 
-import argparse
-
-from benchmarks.collect import collect_tasks
+from benchmarks.collect import collect_tasks, task_parser
 from benchmarks.kitchen_targets import COLUMNS, TARGETS
-from spirl_ray import api
 from spirl_ray.config import Experiment, load_experiment
 
 NAME = "kitchen_offline_ablation"
@@ -41,17 +38,13 @@ def experiment(back: tuple[str, ...], changes: list[str]) -> Experiment:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
+    parser = task_parser(__doc__)
     parser.add_argument("--only", type=int, nargs="+", choices=range(len(BACK)), default=list(range(len(BACK))))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     options = parser.parse_args()
     chosen = [list(BACK)[number] for number in options.only]
     tasks = [(name, experiment(BACK[name], options.changes)) for name in chosen]
-    if options.run:
-        for _, one in tasks:
-            api.run(one)
-    collect_tasks(NAME, NAME, tasks, COLUMNS, panel="change", score="subtasks", label="subtasks of 4")
+    label = "subtasks of 4"
+    collect_tasks(NAME, NAME, tasks, COLUMNS, panel="change", score="subtasks", label=label, run=options.run)
 
 
 if __name__ == "__main__":

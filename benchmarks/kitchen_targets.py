@@ -4,16 +4,12 @@
 share demonstrations and skills; it resumes where it was stopped. Without it, what is there so far is collected. Both
 write ``benchmarks/results/kitchen_targets.csv`` (every evaluation during training, then the final ones of the published
 policies, and what the latents carry), ``kitchen_targets.json`` (configs, versions and hardware, each with the
-``config_hash`` of its results; their targets differ in ``env.tasks`` alone) and the figure
-``docs/kitchen_targets.png``.
+``config_hash`` of its results) and the figure ``docs/kitchen_targets.png``.
 """
 
 from __future__ import annotations
 
-import argparse
-
-from benchmarks.collect import collect_tasks
-from spirl_ray import api
+from benchmarks.collect import collect_tasks, task_parser
 from spirl_ray.config import Experiment, load_experiment
 
 NAME = "kitchen_targets"
@@ -37,15 +33,10 @@ def experiment(target: tuple[str, ...], changes: list[str]) -> Experiment:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
-    options = parser.parse_args()
+    options = task_parser(__doc__).parse_args()
     tasks = [(" + ".join(target), experiment(target, options.changes)) for target in TARGETS]
-    if options.run:
-        for _, chosen in tasks:
-            api.run(chosen)
-    collect_tasks(NAME, NAME, tasks, COLUMNS, panel="target", score="subtasks", label="subtasks of 4")
+    label = "subtasks of 4"
+    collect_tasks(NAME, NAME, tasks, COLUMNS, panel="target", score="subtasks", label=label, run=options.run)
 
 
 if __name__ == "__main__":

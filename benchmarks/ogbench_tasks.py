@@ -13,8 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
-from benchmarks.collect import collect_tasks
-from spirl_ray import api
+from benchmarks.collect import collect_tasks, task_parser
 from spirl_ray.config import Experiment, load_experiment
 from spirl_ray.pipeline.user_code import make_importable
 
@@ -33,23 +32,18 @@ def experiment(environment: str, task: int, options: argparse.Namespace) -> Expe
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = task_parser(__doc__)
     parser.add_argument("environment", choices=("cube_single", "cube_double", "scene"))
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 3, 4, 5], choices=(1, 2, 3, 4, 5))
     parser.add_argument("--methods", nargs="+", default=["spirl_offline"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     options = parser.parse_args()
     os.chdir(FOLDER)  # the configs ship the file beside them
     named = options.environment
     tasks = [(f"{named} {task}", experiment(named, task, options)) for task in options.tasks]
     make_importable(tasks[0][1].submit.ship)
-    if options.run:
-        for _, chosen in tasks:
-            api.run(chosen)
-    origin = f"ogbench_{named}"
-    collect_tasks("ogbench", origin, tasks, COLUMNS, panel="task", score="success", label="share with success")
+    origin, label = f"ogbench_{named}", "share with success"
+    collect_tasks("ogbench", origin, tasks, COLUMNS, panel="task", score="success", label=label, run=options.run)
 
 
 if __name__ == "__main__":

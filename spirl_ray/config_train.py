@@ -51,7 +51,7 @@ class TrainSettings(Settings):
     critics_in_minimum: int | None = Field(default=None, ge=1, le=100)
     """The number of random critics whose minimum is the value, in the target and for the policy; None is all."""
     policy_value: Literal["minimum", "mean"] = "minimum"
-    """What the policy follows: the minimum of the same critics (SPiRL), or the mean of all (REDQ, RLPD, SUPE)."""
+    """The policy follows the minimum of the same critics (SPiRL), or the mean of all (REDQ, RLPD, SUPE)."""
     latent_limit: float | None = Field(default=None, gt=0.0)
     """Skills only: z = limit * tanh(u) (the paper: 2). None leaves latents unbounded. A divergence to a learned prior
     is that of the distribution of u."""

@@ -32,7 +32,7 @@ from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import Episode, read_episodes
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.atomic import read_json
-from spirl_ray.files.tables import write_csv
+from spirl_ray.files.tables import read_csv, write_csv
 
 ROOT = Path(__file__).parents[1]
 LONG = pytest.mark.skipif("SPIRL_TEST_LONG" not in os.environ, reason="takes minutes: set SPIRL_TEST_LONG=1 to run it")
@@ -314,3 +314,22 @@ def test_a_result_file_keeps_the_config_of_every_training_it_has(
     collect.write_origin("tasks", shorter(100))  # a file of one call
     collect.add_origin("tasks", shorter(200), rows("c"), rows("abc"))
     assert found() == [(["a", "b"], 100), (["c"], 200)]
+
+
+def test_each_of_several_tasks_keeps_its_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(experiment: Experiment, fixed: dict[str, Any], columns: tuple[str, ...]) -> list[dict[str, Any]]:
+        steps = experiment.train.env_steps
+        return [{"method": "spirl", **fixed, "seed": 0, "config_hash": f"h{steps}"}] if steps > 1 else []
+
+    trained: list[int] = []
+    monkeypatch.setattr(collect, "RESULTS", tmp_path / "benchmarks" / "results")
+    monkeypatch.setattr(collect, "evaluation_rows", rows)
+    monkeypatch.setattr(collect, "draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr(collect.api, "run", lambda one: trained.append(one.train.env_steps))
+    tasks = [(f"of {n}", load_experiment("quickstart", [f"train.env_steps={n}"])) for n in (1, 2, 3)]
+    for run in (False, True):
+        collect.collect_tasks("all", "few", tasks, (), panel="task", score="score", label="score", run=run)
+    assert trained == [1, 2, 3]
+    found = read_json(collect.RESULTS / "few.json")["configs"]
+    assert [(one["config_hashes"], one["config"]["train"]["env_steps"]) for one in found] == [(["h2"], 2), (["h3"], 3)]
+    assert [row.cells["task"] for row in read_csv(collect.RESULTS / "all.csv")] == ["of 2", "of 3"]

@@ -134,7 +134,7 @@ class ExperimentRun:
             return None
         found = self.stage("data", lambda progress: stages.prepare_data(self.workspace, progress))
         if self.experiment.env.id is not None:
-            for trial in self.trials:
+            for trial in {trial.method: trial for trial in self.trials}.values():  # the same for every seed
                 check_labels(trial)
         return found
 

@@ -152,16 +152,17 @@ def _fewer_nats(spec: SkillSpec) -> str:
 def offline_findings(card: OfflineCard) -> tuple[Finding, ...]:
     """Says what the demonstrations are as decisions of stage 2."""
     text = f"The demonstrations make {card.decisions:,} offline decisions"
+    return (_what_labels_say(text, card), *_cut(card))
+
+
+def _what_labels_say(text: str, card: OfflineCard) -> Finding:
     if card.labels == "learned":
-        return (
-            Finding(f"{text}, whose rewards are learned during training (train.offline_labels: learned)."),
-            *_cut(card),
-        )
+        return Finding(f"{text}, whose rewards are learned during training (train.offline_labels: learned).")
     says = "the environment's judgement of" if card.labels == "environment" else "the rewards recorded with"
     text += f". By {says} the recorded steps, {card.rewarded:,} have a reward and {card.terminated:,} end the task"
     if card.rewarded:
-        return (Finding(f"{text}."), *_cut(card))
-    return (Finding(f"{text}: they say nothing of how to solve it. See train.offline_labels.", True), *_cut(card))
+        return Finding(f"{text}.")
+    return Finding(f"{text}: they say nothing of how to solve it. See train.offline_labels.", True)
 
 
 def _cut(card: OfflineCard) -> tuple[Finding, ...]:

@@ -28,8 +28,8 @@ _AVERAGE = 0.99
 
 
 class LearnedLabels(nn.Module):
-    """What offline decisions get: r(s, z) as learned, plus at most ``train.novelty_bonus``, and the learned probability
-    that the task ends in them.
+    """Offline decisions get r(s, z) as learned, plus at most ``train.novelty_bonus``, and the learned probability that
+    the task ends in them.
 
     The bonus grows with the error of the distillation from 0, where the error is that of online decisions or less, to
     the whole, where it is twice that or more.

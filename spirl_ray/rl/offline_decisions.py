@@ -71,7 +71,7 @@ class OfflineCard(Settings):
 
 @dataclass(frozen=True)
 class Encoding:
-    """What makes decisions of episodes; plain values that travel to Ray tasks."""
+    """The settings by which episodes become decisions; they are plain values that travel to Ray tasks."""
 
     skills: str
     """The folder of the skill artifact."""

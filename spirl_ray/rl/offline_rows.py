@@ -19,7 +19,7 @@ from spirl_ray.skills.decoders import DECODERS
 from spirl_ray.skills.execution import decision_discount
 
 _OTHER_SEED = 1_000_003
-"""What is added to a learner's seed, so that its two replays do not draw the same indices."""
+"""This is added to a learner's seed, so that its two replays do not draw the same indices."""
 
 
 class OfflineRows:

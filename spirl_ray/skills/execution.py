@@ -37,7 +37,7 @@ def unlimited(latent: Tensor, limit: float | None) -> Tensor:
 
 
 def at_limit(unlimited_latents: Array) -> npt.NDArray[np.bool_]:
-    """Where the entries of `unlimited` latents are at the end of the box, so that they were there or beyond."""
+    """True where an entry of `unlimited` latents is at the end of the box, because it was there or beyond."""
     return np.abs(unlimited_latents) > math.atanh(_MOST) - 1e-3
 
 
