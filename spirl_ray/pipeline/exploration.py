@@ -181,7 +181,8 @@ def _figure(paths: dict[str, list[NDArray[np.float32]]], rows: list[dict[str, An
 def explore(explorer: Explorer, env: EnvironmentSettings, episodes: Sequence[int], seed: int) -> NDArray[np.float32]:
     """Runs whole episodes at the same time, so that networks get batches; returns positions [episodes, T + 1, 2].
 
-    Episode i has environment seed ``seed + i``; the result depends on the episodes that share the call.
+    T is the environment's limit; an agent whose episode has ended earlier stays where it is. Episode i has environment
+    seed ``seed + i``; the result depends on the episodes that share the call.
     """
     model = load_skills(explorer.skills) if explorer.skills is not None else None
     return explore_with(model, explorer.latents, env, episodes, seed)
@@ -202,24 +203,26 @@ def explore_with(
     running = [envs.make(env) for _ in episodes]
     assert spec.floor_plan is not None
     place = spec.floor_plan(running[0]).feature
-    pairs = zip(running, episodes, strict=True)
-    observations = stack_observations([made.reset(seed=seed + number)[0] for made, number in pairs])
+    newest = [made.reset(seed=seed + number)[0] for made, number in zip(running, episodes, strict=True)]
+    observations = stack_observations(newest)
     execution = SkillExecution(model) if model is not None else None
-    positions, ended = [observations[place][:, :2]], False
+    positions, ended = [observations[place][:, :2]], np.zeros(len(running), np.bool_)
     actions: NDArray[np.float32]
-    while not ended:
+    while not ended.all():
         if execution is None or model is None:
             actions = (2.0 * torch.rand(len(running), spec.action_dim, generator=generator) - 1.0).numpy()
         else:
             if len(positions) == 1 or execution.finished:
                 execution.begin(_latents(model, latents, observations, generator))
             actions = execution.action(observations)
-        steps = [made.step(action) for made, action in zip(running, actions, strict=True)]
-        observations = stack_observations([step[0] for step in steps])
+        for row in np.flatnonzero(~ended):
+            newest[row], _, terminated, truncated, _ = running[row].step(actions[row])
+            ended[row] = terminated or truncated
+        observations = stack_observations(newest)
         positions.append(observations[place][:, :2])
-        ended = any(step[2] or step[3] for step in steps)
     for made in running:
         made.close()
+    positions += positions[-1:] * (spec.max_episode_steps + 1 - len(positions))
     return np.stack(positions, axis=1).astype(np.float32)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import start
 from toy import write_config
+from toy_environments import GOAL, SPECS
 from toy_skills import toy_model
 
 import spirl_ray.envs as envs
@@ -66,6 +68,18 @@ def test_explorers_differ() -> None:
     ]
     assert (paths[0] != paths[1]).any()
     assert (paths[1] != paths[2]).any()
+
+
+def test_an_agent_whose_episode_has_ended_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = FloorPlan("position", np.zeros((2, 2), np.bool_), None, None, 1.0)
+    ends = replace(SPECS["goal"], floor_plan=lambda _: plan)
+    monkeypatch.setattr(envs, "environment", lambda _: ends)
+    paths = explore_with(None, "prior", EnvironmentSettings(id=GOAL), range(20), seed=4)
+    assert paths.shape == (20, ends.max_episode_steps + 1, 2)
+    moved = np.abs(np.diff(paths, axis=1)).max(-1) > 0.0
+    lengths = {int(np.flatnonzero(row).max()) + 1 for row in moved}
+    assert len(lengths) > 1  # some agents reached the target, and the others continued
+    assert max(lengths) == ends.max_episode_steps
 
 
 @pytest.mark.slow
