@@ -31,7 +31,7 @@ from spirl_ray.envs.metrics import Scores, adapted_scores
 from spirl_ray.envs.observer import Observer, command_of
 from spirl_ray.envs.offscreen import choose_backend
 from spirl_ray.envs.spec import EnvironmentSpec, observation_space
-from spirl_ray.envs.success import SuccessJudge
+from spirl_ray.envs.success import SuccessDetector
 from spirl_ray.episodes.features import Array
 from spirl_ray.episodes.recording import KeyLayout
 from spirl_ray.errors import SpirlError
@@ -227,7 +227,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         self._box, self._actions = env.action_space, described.actions
         self.observation_space = observation_space(described.features)
         self.action_space = spaces.Box(-1.0, 1.0, (described.action_dim,), np.float32)
-        self._judge = SuccessJudge(settings.interface, str(settings.id))
+        self._judge = SuccessDetector(settings.interface, str(settings.id))
         self._reward = settings.interface.reward
         self._completed = named_function(settings.interface.completed, "interface.completed")
         self._return, self._succeeded = 0.0, False

@@ -24,7 +24,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-class SuccessJudge:
+class SuccessDetector:
     """The judge says whether a step is a success, after `InterfaceSettings.success`.
 
     Args:

@@ -105,7 +105,7 @@ def _skills(trial: Trial) -> SkillRecord:
         **{name: card.metrics[name] for name in sorted(card.metrics) if name.startswith("validation")},
     }
     metrics = trial.skills / layout.METRICS
-    return SkillRecord(_label(trial), trial.skills, metrics if metrics.exists() else None, summary)
+    return SkillRecord(_label(trial), metrics if metrics.exists() else None, summary)
 
 
 def _deciding(trial: Trial) -> DecidingRecord | None:
@@ -128,7 +128,6 @@ def _priors(trial: Trial) -> list[PriorRecord]:
     folder = trial.prior_rollouts
     return [
         PriorRecord(
-            label=_label(trial),
             skill_label=_label(trial),
             augmentation=trial.experiment.pretrain.augmentation.kind,
             seed=trial.seed,

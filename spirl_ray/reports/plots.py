@@ -73,7 +73,6 @@ class Panel:
     """True for an axis that starts at 0, so that small changes look small."""
     level: float | None = None
     """The height of a horizontal line for comparison."""
-    note: str = ""
     size: tuple[float, float] = field(default=(4.4, 2.7))
     """The size in inches at 72 points per inch; the page scales it."""
 

@@ -18,7 +18,6 @@ class SkillRecord:
     """One skill model (stage 1)."""
 
     label: str
-    directory: Path
     metrics_csv: Path | None = None
     """The metrics, whose columns are the rows of stage 1 in `spirl_ray.metrics`."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -29,7 +28,6 @@ class SkillRecord:
 class PriorRecord:
     """Episodes of a bare prior: skills drawn from it without any reinforcement learning."""
 
-    label: str
     skill_label: str
     augmentation: str
     seed: int

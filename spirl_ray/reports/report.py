@@ -207,7 +207,7 @@ def _videos(out: Path, experiment: ExperimentRecord, scores: Sequence[MethodScor
     order = {method: rank for rank, method in enumerate(dict.fromkeys(score.method for score in scores))}
     best_first = sorted(experiment.trials, key=lambda t: (order.get(t.method, len(order)), t.seed))
     listed = [(path, f"{t.method} · seed {t.seed}") for t in best_first for path in t.videos]
-    listed += [(path, f"bare prior · {p.label} · seed {p.seed}") for p in experiment.priors for path in p.videos]
+    listed += [(path, f"bare prior · {p.skill_label} · seed {p.seed}") for p in experiment.priors for path in p.videos]
     listed += [(path, "demonstrations") for path in experiment.demonstrations]
     videos, used = [], 0
     for path, label in listed:

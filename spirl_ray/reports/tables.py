@@ -342,7 +342,6 @@ def numbers_of_tables(
         ],
         "priors": [
             {
-                "label": row.record.label,
                 "skill": row.record.skill_label,
                 "augmentation": row.record.augmentation,
                 "seed": row.record.seed,

@@ -85,7 +85,7 @@ def trial(folder, method="spirl", seed=0, subtasks=(3, 3, 4, 2), **changes):
 
 def prior(folder, seed=0, subtasks=(0, 1, 1, 0)):
     path = episodes_csv(folder / f"prior-{seed}.csv", sampled=subtasks)
-    return PriorRecord(f"prior {seed}", "closed-loop", "none", seed, "sampled", path)
+    return PriorRecord("closed-loop", "none", seed, "sampled", path)
 
 
 def experiment(**changes):
@@ -107,7 +107,6 @@ def whole_experiment(folder):
     losses = {"update": [100, 200, 300], "train_loss": [3, 2, 1], "validation_loss": [3.1, "", 1.2]}
     skill = SkillRecord(
         "closed-loop",
-        folder,
         write_csv(folder / "skills.csv", losses),
         {"latent_dim": 10, "updates": 150_000},
     )

@@ -28,8 +28,8 @@ def test_names_are_escaped(tmp_path):
         versions={hostile: hostile},
         data_card={hostile: {hostile: hostile}},
         trials=[trial(tmp_path, method=hostile)],
-        priors=[replace(prior(tmp_path), label=hostile, skill_label=hostile, augmentation=hostile)],
-        skills=[SkillRecord(hostile, tmp_path, None, {hostile: hostile})],
+        priors=[replace(prior(tmp_path), skill_label=hostile, augmentation=hostile)],
+        skills=[SkillRecord(hostile, None, {hostile: hostile})],
     )
     files, page = report(tmp_path / "report", record)
     assert "<script" not in files.html.read_text()

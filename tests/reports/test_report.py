@@ -195,7 +195,7 @@ def test_durations_are_readable(seconds, words):
 def test_a_prior_is_scored_by_the_episodes_of_its_own_mode(tmp_path):
     path = episodes_csv(tmp_path / "episodes.csv", deterministic=(4, 4), sampled=(1, 2))
     modes = ("deterministic", "sampled")
-    priors = [PriorRecord("closed-loop skills", "closed-loop skills", "none", 0, mode, path) for mode in modes]
+    priors = [PriorRecord("closed-loop skills", "none", 0, mode, path) for mode in modes]
     files = write_report(tmp_path / "report", experiment(trials=[], priors=priors))
     found = {row["mode"]: (row["mean"], row["episodes"]) for row in json.loads(files.json.read_text())["priors"]}
     assert found == {"deterministic": (4.0, 2), "sampled": (1.5, 2)}

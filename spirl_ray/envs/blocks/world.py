@@ -225,11 +225,6 @@ class BlockWorld:
         return self.data.qpos[:3].copy()
 
     @property
-    def tip(self) -> Array:
-        """The position [3] of the point between the fingertips (m)."""
-        return self.data.qpos[:3] - (0.0, 0.0, TIP_BELOW_HAND)
-
-    @property
     def positions(self) -> Array:
         """The centres [n, 3] of the blocks (m)."""
         return self.data.qpos[_JOINTS:].reshape(self.n_blocks, 7)[:, :3].copy()

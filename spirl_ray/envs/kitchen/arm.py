@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spirl_ray.envs.kitchen.env import GAIN, INITIAL_POSITIONS, STEP_SECONDS, VELOCITY_AT_FULL_ACTION
+from spirl_ray.envs.offscreen import load_mujoco
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -105,14 +106,12 @@ class Arm:
     """
 
     def __init__(self, model: Any, data: Any, style: Style, rng: np.random.Generator) -> None:
-        import mujoco  # here, because it takes a while and most commands never simulate
-
         self.data = data
         self.style = style
         self.rng = rng
         self.posture: Vector = INITIAL_POSITIONS[:ARM_DIM]
         self._model = model
-        self._site_jacobian = mujoco.mj_jacSite
+        self._site_jacobian = load_mujoco().mj_jacSite
         self._site = model.site(SITE).id
         self._jacobian = np.zeros((6, model.nv))
         self._low = model.jnt_range[:ARM_DIM, 0] + STOP_MARGIN

@@ -217,10 +217,6 @@ class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
         self.model = mujoco.MjModel.from_xml_path(str(scene_path()))
         self.data = mujoco.MjData(self.model)
         self._noise = NOISE_AMPLITUDE * np.r_[[robot_noise] * 9, [object_noise] * 21]
-        self._targets: list[tuple[str, NDArray[np.intp], NDArray[np.float64]]] = []
-        for task in self.tasks:
-            indices, values = np.array(GOALS[task][0]), np.array(GOALS[task][1])
-            self._targets.append((task, indices, values))
         self._sensed = INITIAL_POSITIONS.copy()
         self._completed: tuple[str, ...] = ()
         self._camera: OffscreenCamera | None = None
@@ -272,11 +268,10 @@ class KitchenEnv(gymnasium.Env[Sensed, NDArray[np.float32]]):
 
     def _newly_completed(self) -> tuple[str, ...]:
         newly: list[str] = []
-        for task, indices, values in self._targets:
+        for task in self.tasks:
             if task in self._completed:
                 continue
-            difference = self._sensed[indices] - values
-            if difference @ difference < SUCCESS_DISTANCE**2:
+            if goal_distance(self._sensed, task) < SUCCESS_DISTANCE:
                 newly.append(task)
             elif self.enforce_order:
                 break

@@ -19,6 +19,7 @@ from spirl_ray.arguments import RenderMode, checked
 from spirl_ray.envs.maze import layout as maze_layout
 from spirl_ray.envs.maze.layout import VIEW_SIZE, Cell, Layout, LayoutViews
 from spirl_ray.envs.metrics import EpisodeMetric, declare
+from spirl_ray.envs.offscreen import load_mujoco
 from spirl_ray.envs.spec import EnvironmentSpec, FloorPlan, Renderer, observation_space
 from spirl_ray.episodes.features import Array, Feature, Observation
 from spirl_ray.errors import SpirlError
@@ -129,8 +130,6 @@ class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
         goal_radius: Annotated[float, Field(gt=0.0, le=maze_layout.LARGEST)] = 2.0,
         render_mode: RenderMode = None,
     ) -> None:
-        import mujoco  # here, because it takes a while and most commands never simulate
-
         self.walls = maze_layout.layout(layout_seed, size)
         self.render_mode = render_mode
         self.goal_radius = goal_radius
@@ -146,6 +145,7 @@ class MazeEnv(gymnasium.Env[dict[str, Array], NDArray[np.float32]]):
                 "walls cut it off. Choose another start or goal"
             )
         self._free = maze_layout.free_cells(self.walls)
+        mujoco = load_mujoco()
         self._step_physics = mujoco.mj_step
         self._reset_physics = mujoco.mj_resetData
         self.model = mujoco.MjModel.from_xml_string(scene_xml(self.walls))
