@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spirl_ray.config import Experiment, SkillSettings
+from spirl_ray.config import EnvironmentSettings, Experiment, InterfaceSettings, SkillSettings
 from spirl_ray.episodes.validation import file_digest
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.registry import source_of
@@ -133,4 +133,13 @@ def policy_key(skills_key: str, experiment: Experiment, method: MethodConfig, of
         settings["policy_polyak"] = train.policy_polyak
     if train.policy_value != "minimum" and train.critics > 1:
         settings["policy_value"] = train.policy_value
-    return fingerprint(skills_key, experiment.environment, settings, method)
+    return fingerprint(skills_key, acting_environment(experiment), settings, method)
+
+
+def acting_environment(experiment: Experiment) -> EnvironmentSettings:
+    """The environment of an experiment without what an agent in it does not notice: what judges demonstrations, where
+    position targets are, which are for the augmentation of stage 1, and which modules are imported."""
+    unnoticed = InterfaceSettings()
+    same = {name: getattr(unnoticed, name) for name in ("judge", "position_target", "imports")}
+    env = experiment.environment
+    return env.model_copy(update={"interface": env.interface.model_copy(update=same)})

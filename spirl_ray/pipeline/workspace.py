@@ -25,7 +25,7 @@ from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
-from spirl_ray.pipeline.keys import offline_key, policy_key, skills_key
+from spirl_ray.pipeline.keys import acting_environment, offline_key, policy_key, skills_key
 from spirl_ray.policy.policy import read_policy_card
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
 from spirl_ray.skills.artifact import read_skill_card
@@ -35,6 +35,8 @@ _PASSING = "working_dir_files"
 """A part of the path of every folder that Ray makes for a job's files, and removes after the job."""
 _FORMAT = 1
 _LOCK_POLL_S = 0.5
+_LONGEST_NAME = 120
+"""The most characters of a dataset folder's name before its key; the names of many joined sources are longer."""
 
 
 def _may_be_gone(source: SourceSettings) -> bool:
@@ -200,7 +202,8 @@ class Workspace:
         features = {name: feature.model_dump(mode="json") for name, feature in data.features.items()}
         parts = (features, data.action_dim, data.actions, identity.settings, self.experiment.data.skip_bad)
         key = fingerprint(FORMAT_VERSION, *parts)
-        return self.folder / layout.DATA / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', identity.name)}-{key}"
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", identity.name)[:_LONGEST_NAME]
+        return self.folder / layout.DATA / f"{name}-{key}"
 
     @property
     def has_data(self) -> bool:
@@ -215,7 +218,7 @@ class Workspace:
     def exploration(self, skills: Sequence[Path]) -> Path:
         """The folder of an exploration with these skill artifacts."""
         explore = self.experiment.explore.model_dump(mode="json", exclude={"in_run"})
-        key = fingerprint(self.experiment.environment, explore, [folder.name for folder in skills])
+        key = fingerprint(acting_environment(self.experiment), explore, [folder.name for folder in skills])
         return self.folder / layout.EXPLORATION / key
 
     # --- one method with one seed ---
@@ -274,7 +277,10 @@ class Trial:
         )
         content = read_card(self.workspace.dataset).content_sha256
         held_out = self.experiment.data.validation_fraction
-        return skills_key(self.spec, pretrain, content, held_out, self.seed)
+        rest, target = [content, held_out, self.seed], self.experiment.interface.position_target
+        if target is not None and self.experiment.pretrain.augmentation.kind != "none":
+            rest.append(target.model_dump(mode="json"))
+        return skills_key(self.spec, pretrain, *rest)
 
     @cached_property
     def skills(self) -> Path:
@@ -306,7 +312,10 @@ class Trial:
     @cached_property
     def config_hash(self) -> str:
         """The hash of everything that determines what the policy learns, without the length of training and
-        evaluations."""
+        evaluations. That of a policy that was trained elsewhere is in its card, because its demonstrations may be gone.
+        """
+        if self.saved is not None:
+            return read_policy_card(self.saved).config_hash
         offline = None if self.offline is None else self.offline.name
         return policy_key(self.skills_key, self.experiment, self.method_config, offline)
 
@@ -343,7 +352,7 @@ class Trial:
         """The folder of the episodes of the bare prior."""
         key = fingerprint(
             self.skills_key,
-            self.experiment.environment,
+            acting_environment(self.experiment),
             self.experiment.evaluate.prior_episodes,
             self._episode_settings,
         )

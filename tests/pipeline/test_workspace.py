@@ -31,6 +31,7 @@ from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import SourceKind
 from spirl_ray.envs import environment
 from spirl_ray.episodes.features import Feature
+from spirl_ray.episodes.writer import DatasetWriter
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.rl.methods import METHODS, Method, MethodConfig
@@ -165,6 +166,60 @@ def test_a_change_redoes_what_depends_on_it_and_no_more(tmp_path: Path) -> None:
     assert (looked.policy, looked.prior_rollouts) == (one.policy, one.prior_rollouts)
     assert looked.evaluation != one.evaluation
     assert trial(tmp_path, data=generating(episodes=7)).workspace.dataset != one.workspace.dataset
+
+
+def test_position_targets_belong_to_skills_that_are_augmented(tmp_path: Path) -> None:
+    def of(gain: float, kind: str) -> Trial:
+        target = {"feature": "position", "positions": [0, 1], "gain": gain}
+        interface = InterfaceSettings.model_validate({"position_target": target})
+        own = trial(tmp_path, pretrain={"augmentation": {"kind": kind}})
+        return replace(own, experiment=own.experiment.model_copy(update={"interface": interface}))
+
+    assert of(0.1, "target_preserving").skills_key != of(0.2, "target_preserving").skills_key
+    assert of(0.1, "none").skills_key == of(0.2, "none").skills_key
+
+
+def test_what_an_agent_does_not_notice_changes_no_policy(tmp_path: Path) -> None:
+    one = trial(tmp_path)
+    for name, value in (("judge", "json:loads"), ("imports", ("math",))):
+        interface = one.experiment.interface.model_copy(update={name: value})
+        other = replace(one, experiment=one.experiment.model_copy(update={"interface": interface}))
+        assert (other.policy, other.prior_rollouts, other.evaluation) == (
+            one.policy,
+            one.prior_rollouts,
+            one.evaluation,
+        )
+
+
+def test_a_saved_policy_of_a_method_that_learns_from_demonstrations_needs_none(tmp_path: Path) -> None:
+    features = environment("spirl/PointPads-v0").features
+    skills = save_toy_skills(tmp_path / "skills", toy_model(features=features))
+    save_toy_policy(tmp_path / "policy", skills, features)
+    experiment = parse_experiment(
+        {
+            "name": "toy",
+            "output": str(tmp_path / "out"),
+            "env": {"id": "spirl/PointPads-v0"},
+            "methods": ["spirl_offline"],
+        }
+        | {"skills": {"artifact": str(skills)}},
+        "test",
+    )
+    saved = replace(Workspace(experiment).trials()[0], saved=tmp_path / "policy")
+    assert saved.config_hash == json.loads((tmp_path / "policy" / "policy.json").read_text())["config_hash"]
+    assert saved.evaluation.parent == tmp_path / "out" / "evaluation"
+
+
+def test_the_names_of_many_sources_fit_into_a_folder_name(tmp_path: Path) -> None:
+    sources = []
+    for number in range(4):
+        name = f"{number}-" + "x" * 80
+        with DatasetWriter(tmp_path / name, features={"state": Feature(shape=(2,))}, action_dim=1) as writer:
+            writer.add(observations={"state": np.zeros((3, 2))}, actions=np.zeros((2, 1)))
+        sources.append({"type": "folder", "path": str(tmp_path / name)})
+    name = fresh(tmp_path, env={}, data={"sources": sources}).dataset.name
+    assert len(name) < 140
+    assert name.startswith("folder-0-xxx")
 
 
 def test_names_of_classes_and_files_and_texts_for_people_change_no_key(
