@@ -41,6 +41,7 @@ class SuccessDetector:
         self._compare: Callable[[float], bool] | None = None
         self._key: str | None = None
         self._missed = False
+        self._rewards = settings.reward != "env"
         text = (self.text or "").strip()
         if text.startswith("info.") and len(text) > len("info."):
             self._key = text.removeprefix("info.")
@@ -56,7 +57,7 @@ class SuccessDetector:
             raise SpirlError(
                 f"interface.success: {self.text!r} cannot be read; write info.KEY, terminated, return >= X, or none."
             )
-        if settings.reward != "env" and text == "none":
+        if self._rewards and text == "none":
             raise SpirlError(f"interface.reward: {settings.reward} needs a success; interface.success is none.")
 
     def begin(self) -> None:
@@ -67,7 +68,7 @@ class SuccessDetector:
         """True or False for a step; None where nothing says it.
 
         Raises:
-            SpirlError: no info of the whole episode had the key that the settings name.
+            SpirlError: no info of the whole episode had the key that the settings name, or one that a reward needs.
         """
         if self.text is not None and self._key is None:
             if self._compare is not None:
@@ -82,9 +83,10 @@ class SuccessDetector:
                         "nor false."
                     )
                 return bool(np.any(value))
-        if ended and self._missed and self._key is not None:
+        if ended and self._missed and (self._key is not None or self._rewards):
+            asked = "a key that says success, which interface.reward asks for" if self._key is None else repr(self._key)
             raise SpirlError(
-                f"interface.success: no info of an episode of {self.where} had the key {self._key!r}; the last one has "
+                f"interface.success: no info of an episode of {self.where} had {asked}; the last one has the keys "
                 f"{', '.join(map(str, info)) or 'none'}. Name one of them, or write terminated, return >= X, or none."
             )
         return None if self._key is None else False

@@ -238,6 +238,7 @@ class SkillPriorSAC(Algorithm):
         self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         environment = EnvironmentSettings.model_validate(self.config.env_config["environment"])
         self.environment = envs.environment(environment)
+        self._rewards_are_replaced = environment.interface.reward != "env"
         self.scores = envs.declared_scores(environment)
         """The metrics of the training episodes; a driver may set others before it trains."""
         self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
@@ -322,7 +323,9 @@ class SkillPriorSAC(Algorithm):
             return
         if not self.rewards.warmed_up:
             offline = None if self.config.offline is None else Path(self.config.offline)
-            known = rewards_of_demonstrations(self.config.dataset, self.environment, offline)
+            known = rewards_of_demonstrations(
+                self.config.dataset, self.environment, offline, replaced=self._rewards_are_replaced
+            )
             self.rewards.end_warm_up(self.learners.mean_divergence(), known)
         updates = int(self._owed_updates)
         if not updates:

@@ -238,7 +238,7 @@ class RewardScale:
 
 
 def rewards_of_demonstrations(
-    dataset: str | None, environment: EnvironmentSpec, offline: Path | None
+    dataset: str | None, environment: EnvironmentSpec, offline: Path | None, *, replaced: bool = False
 ) -> Iterator[NDArray[np.float32]]:
     """The rewards of the steps of each demonstration [T], if these are those of the task.
 
@@ -249,13 +249,15 @@ def rewards_of_demonstrations(
         dataset: the folder of the demonstrations; None is no demonstrations.
         environment: the description of the environment.
         offline: the folder of offline decisions, where the method learns from them.
+        replaced: True where ``interface.reward`` replaces the rewards of the environment, so that recorded ones do not
+            count.
 
     Raises:
         SpirlError: a file is missing or damaged.
     """
     if offline is not None and read_offline_card(offline).labels != "learned":
         yield from judged_rewards(offline)
-    elif dataset is not None and environment.judge is None:
+    elif dataset is not None and environment.judge is None and not replaced:
         card = read_card(dataset)
         if card.environment == environment.id:
             for file in dataset_files(Path(dataset)):

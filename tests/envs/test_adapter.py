@@ -280,6 +280,13 @@ def test_a_success_that_no_info_has_is_an_error_at_the_end_of_the_episode() -> N
         played(envs.make(settings(success="info.solved")))
 
 
+def test_a_reward_for_success_needs_something_that_says_it() -> None:
+    silent = {"success_key": None}
+    assert played(envs.make(settings(kwargs=silent)))
+    with pytest.raises(SpirlError, match=r"interface\.success.*interface\.reward asks for.*return >= X"):
+        played(envs.make(settings(kwargs=silent, reward="success")))
+
+
 # --- environments that do not keep what their spaces say ---
 
 

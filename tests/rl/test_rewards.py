@@ -156,6 +156,7 @@ def test_rewards_of_the_demonstrations_settle_the_scale(tmp_path: Path) -> None:
     elsewhere, judge = replace(here, id="spirl/Other-v0"), envs.environment("spirl/PointPads-v0").judge
     for folder, environment in ((str(dataset), elsewhere), (str(dataset), replace(here, judge=judge)), (None, here)):
         assert not list(rewards_of_demonstrations(folder, environment, None))
+    assert not list(rewards_of_demonstrations(str(dataset), here, None, replaced=True))
     scale.end_warm_up(0.5, rewards_of_demonstrations(str(dataset), here, None))
     assert (scale.recorded, scale.starting_divergence) == (found, 0.5)
 
