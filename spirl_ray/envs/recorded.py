@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spirl_ray.envs import ENVIRONMENTS
+from spirl_ray.envs import ENVIRONMENTS, EnvironmentEntry
 from spirl_ray.envs.spec import RenderRecorded
 from spirl_ray.episodes.dataset import DatasetCard
 from spirl_ray.episodes.features import Observation
@@ -19,9 +19,9 @@ def recorded_images(card: DatasetCard) -> RenderRecorded | None:
     """What renders the episodes of a dataset: the environment, or else the first feature that is an image; None where
     there is neither."""
     if card.environment in ENVIRONMENTS:
-        spec = ENVIRONMENTS[card.environment].spec
-        if spec is not None and spec.render_recorded is not None:
-            return spec.render_recorded
+        entry: object = ENVIRONMENTS[card.environment]  # a class or function, where an entry point names one
+        if isinstance(entry, EnvironmentEntry) and entry.spec is not None and entry.spec.render_recorded is not None:
+            return entry.spec.render_recorded
     stored = [name for name, feature in card.features.items() if feature.is_image and feature.stored]
     return partial(_stored_images, stored[0]) if stored else None
 

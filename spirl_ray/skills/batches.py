@@ -26,6 +26,8 @@ from spirl_ray.skills.spec import SkillSpec
 MEGABYTE = 2**20
 _VALIDATION_WINDOWS = 1024
 """The approximate number of held-out windows of all workers together."""
+_LEAST_VARIANCE = 1e-12
+"""The least variance of a number that changes, in its mean square; float32 distinguishes no less than 1e-14."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,10 @@ class Batches:
         """The mean and standard deviation [*shape] by feature over the training data of all workers, on the CPU;
         without images."""
         count, sums, squares = sum_over_workers(torch.from_numpy(self._moments), device)
-        mean = sums / count
-        std = (squares / count - mean.square()).clamp_min(0.0).sqrt()
+        mean, square = sums / count, squares / count
+        variance = square - mean.square()
+        # A number that never changes has a variance of about 1e-16 of its square, which rounding leaves.
+        std = torch.where(variance > _LEAST_VARIANCE * square, variance, 0.0).sqrt()
         return self._by_feature(mean.float()), self._by_feature(std.float())
 
     def _by_feature(self, flat: Tensor) -> dict[str, Tensor]:

@@ -257,8 +257,9 @@ def _check_shares(job: PretrainJob) -> None:
     workers, files = job.settings.workers, dataset_files(job.dataset)
     if workers > len(files):
         raise SpirlError(
-            f"{workers} training workers need at least as many data files; {job.dataset} has {len(files)}. "
-            "Set data.shards higher and import again, or lower pretrain.workers."
+            f"{workers} training workers need at least as many data files; {job.dataset} has {len(files)}. Lower "
+            f"pretrain.workers; or set data.shards to {workers} or more and remove that folder, so that the same "
+            "command imports the data again."
         )
     training = [entry for entry in episode_index(job.dataset) if entry.id not in job.validation]
     used = {entry.file for entry in training if entry.length >= job.spec.horizon}

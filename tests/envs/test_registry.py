@@ -16,8 +16,11 @@ from gymnasium import spaces
 import spirl_ray.envs as envs
 from spirl_ray import registry
 from spirl_ray.config import EnvironmentSettings, InterfaceSettings
+from spirl_ray.envs.recorded import recorded_images
 from spirl_ray.envs.spec import EnvironmentSpec, PositionTarget, observation_space
+from spirl_ray.episodes.dataset import read_card
 from spirl_ray.episodes.features import Feature, ObjectSet
+from spirl_ray.episodes.writer import DatasetWriter
 from spirl_ray.errors import SpirlError
 
 FEATURES = {
@@ -42,6 +45,10 @@ class Still(gymnasium.Env[dict[str, Any], Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self.reset()[0], 0.0, False, False, {}
+
+
+def make_still() -> Still:
+    return Still()
 
 
 def spec(env_id: str = "test/Still-v0", **changes: Any) -> EnvironmentSpec:
@@ -133,6 +140,16 @@ def test_an_entry_point_brings_an_environment(entry_point: Callable[[str, str], 
     described = envs.environment("plugin/Still-v0")
     assert envs.observed_features(env, described)["things"].shape == (3, 3)
     assert described.max_episode_steps == 7
+
+
+def test_a_function_as_an_entry_point_draws_no_recorded_episodes(
+    entry_point: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    entry_point("plugin/Plain-v0", f"{Path(__file__).stem}:make_still")
+    features = {"arm": FEATURES["arm"]}
+    with DatasetWriter(tmp_path / "d", features=features, action_dim=1, environment="plugin/Plain-v0") as writer:
+        writer.add(observations={"arm": np.zeros((3, 3))}, actions=np.zeros((2, 1)))
+    assert recorded_images(read_card(tmp_path / "d")) is None
 
 
 @pytest.mark.parametrize(("name", "value"), [("plugin/Other-v0", "ENTRY"), ("plugin/Still-v0", "FEATURES")])

@@ -79,6 +79,22 @@ def test_images_that_the_model_does_not_observe_are_not_read(
     assert mean["things"].tolist() == pytest.approx([np.mean(range(1, EPISODES))] * 3)
 
 
+def test_numbers_that_never_change_have_no_deviation(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    goals = rng.uniform(-2.0, 2.0, 60).astype(np.float32)  # rounding leaves some of them a variance of 1e-16
+    features = {"goal": Feature(shape=(60,)), "clock": Feature(shape=(1,))}
+    with DatasetWriter(tmp_path / "d", features=features, action_dim=1, environment="spirl/PointPads-v0") as writer:
+        for steps in (31, 17, 43):
+            clock = 1000.0 + rng.uniform(-0.1, 0.1, (steps + 1, 1))
+            goal = np.tile(goals, (steps + 1, 1))
+            writer.add(observations={"goal": goal, "clock": clock}, actions=np.zeros((steps, 1)))
+    spec = skill_spec(SkillSettings(horizon=HORIZON), "spirl", features, 1)
+    job = PretrainJob(str(tmp_path / "d"), spec, PretrainSettings(), 0, frozenset(), 100.0)
+    _, std = Batches(job, dataset_files(tmp_path / "d"), 16, in_memory=True).statistics(torch.device("cpu"))
+    assert not std["goal"].any()
+    assert std["clock"].item() == pytest.approx(0.058, abs=0.02)
+
+
 def test_little_is_read_at_once_however_large_episodes_are(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: dict[bool, list[int]] = {True: [], False: []}
     convert = shard_module.table_to_episodes
