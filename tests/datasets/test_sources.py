@@ -87,6 +87,19 @@ def test_joined_sources_hold_the_episodes_of_all_in_order(tmp_path: Path) -> Non
     assert [episode.id for episode in joined.read((1, 4, 6))] == [expected[1], expected[4], expected[6]]
 
 
+def test_recordings_of_several_sources_keep_their_ids_apart(tmp_path: Path) -> None:
+    first, second = (FolderSource(str(write_folder(tmp_path / str(count), episodes=count))) for count in (2, 3))
+    joined = JoinedSource((first, GeneratedSource(PADS, EXPERT, episodes=1), second))
+    ids = [episode.id for chunk in joined.chunks() for episode in joined.read(chunk)]
+    assert sorted(ids) == ["0-e0", "0-e1", "2-e0", "2-e1", "2-e2", "point-pads-0-000000"]
+
+
+def test_a_source_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    folder = {"type": "folder", "path": str(write_folder(tmp_path / "mine"))}
+    with pytest.raises(SpirlError, match=r"data\.sources\.1 is the same data as data\.sources\.0"):
+        sources(folder, folder, env=PADS)
+
+
 def test_a_joined_source_states_every_licence_and_origin(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "mine", licence="CC BY 4.0", source="tapes", attribution="A. Tester")
     ours = {"type": "generated", "episodes": 2}
