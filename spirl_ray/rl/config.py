@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 import torch
-from pydantic import ValidationError
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
-from spirl_ray.config_file import readable_problems
+from spirl_ray.config_file import validated
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config
 from spirl_ray.rl.policy_network import PolicySpec, policy_spec
@@ -68,10 +67,7 @@ def train_settings(given: Mapping[str, Any]) -> TrainSettings:
     Raises:
         SpirlError: a setting has an impossible value; the message names it.
     """
-    try:
-        return TrainSettings.model_validate(given)
-    except ValidationError as error:
-        raise readable_problems(error, "SkillPriorSACConfig.training", TrainSettings) from error
+    return validated(TrainSettings, given, "SkillPriorSACConfig.training")
 
 
 def environment_settings(
@@ -83,10 +79,7 @@ def environment_settings(
         SpirlError: a setting has an impossible value; the message names it.
     """
     given = {"id": env_id, "kwargs": dict(kwargs), "max_episode_steps": max_episode_steps, "interface": interface}
-    try:
-        return EnvironmentSettings.model_validate(given)
-    except ValidationError as error:
-        raise readable_problems(error, "SkillPriorSACConfig.reading", EnvironmentSettings) from error
+    return validated(EnvironmentSettings, given, "SkillPriorSACConfig.reading")
 
 
 def method_and_policy(

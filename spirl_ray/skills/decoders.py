@@ -6,14 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from spirl_ray.config import Settings, SkillSettings
-from spirl_ray.config_file import readable_problems
+from spirl_ray.config import SkillSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
 from spirl_ray.skills.encoders import ObservationEncoder, Observations
@@ -228,7 +226,6 @@ class DecoderKind:
 DECODERS: Registry[DecoderKind] = Registry(
     "skill decoder", modules=("spirl_ray.skills.plan", "spirl_ray.skills.flow", "spirl_ray.skills.own_codec")
 )
-Options = TypeVar("Options", bound=Settings)
 
 
 def register_decoder(name: str, kind: DecoderKind, *, replace: bool = False) -> None:
@@ -240,18 +237,6 @@ def register_decoder(name: str, kind: DecoderKind, *, replace: bool = False) -> 
         replace: True to replace a kind of this name.
     """
     DECODERS.register(name, kind, replace=replace)
-
-
-def read_options(settings: SkillSettings, options: type[Options]) -> Options:
-    """Reads ``skills.decoder_options`` as the options of a kind.
-
-    Raises:
-        SpirlError: an option does not exist or has a value that it cannot have.
-    """
-    try:
-        return options.model_validate(settings.decoder_options)
-    except ValidationError as error:
-        raise readable_problems(error, "skills.decoder_options", options) from error
 
 
 register_decoder("open_loop", DecoderKind(OpenLoopCodec, "open-loop skills", observes="nothing"))
