@@ -14,7 +14,7 @@ from torch import Tensor
 from spirl_ray.config import PretrainSettings
 from spirl_ray.datasets.read_ahead import read_ahead
 from spirl_ray.datasets.shard import Passes, Shard, shuffled
-from spirl_ray.datasets.windows import WindowTable, step_bytes
+from spirl_ray.datasets.windows import Batch, WindowTable, step_bytes
 from spirl_ray.envs.spec import MakeRenderer, PositionTarget
 from spirl_ray.episodes.dataset import DatasetCard, read_card
 from spirl_ray.episodes.features import Features, stored_features
@@ -45,10 +45,6 @@ class PretrainJob:
     """What target-preserving augmentation needs."""
 
 
-Window = tuple[dict[str, Tensor], Tensor]
-"""Observations by name, [B, n, *observed_shape], and actions [B, H, A]; n is H, or 1 where one step is enough."""
-
-
 class Batches:
     """Batches of windows from a worker's files; their observations hold the model's features.
 
@@ -76,7 +72,7 @@ class Batches:
         )
         self._moments = self._sum_moments()
         self.held = self._held_out()
-        self._stream: Iterator[Window] = iter(())
+        self._stream: Iterator[Batch] = iter(())
         self._upcoming = -1
         limit, step = job.in_memory_limit_mb * MEGABYTE, step_bytes(job.spec.observed, card.features, card.action_dim)
         buffer = _stream_bytes(limit) / 2
@@ -92,7 +88,7 @@ class Batches:
             episodes = self._shard.read(chosen, self._features)
             self._table = self._cut(episodes, steps=steps, frame_cache_bytes=limit - steps * step)
 
-    def draw(self, update: int, generator: torch.Generator) -> Window:
+    def draw(self, update: int, generator: torch.Generator) -> Batch:
         """Draws the batch of an update.
 
         In memory it depends on the generator alone. A stream continues after the update before, or begins at this
@@ -105,7 +101,7 @@ class Batches:
         self._upcoming = update + 1
         return next(self._stream)
 
-    def _stream_from(self, update: int) -> Iterator[Window]:
+    def _stream_from(self, update: int) -> Iterator[Batch]:
         # The thread must not refer to this object, because it is to end with it.
         cut, shard, features = self._cut, self._shard, self._features
         tables = (
@@ -142,7 +138,7 @@ class Batches:
             found += np.stack([np.full(width, float(steps)), rows.sum(0), np.square(rows).sum(0)])
         return found
 
-    def _held_out(self) -> Window | None:
+    def _held_out(self) -> Batch | None:
         """Windows of held-out episodes: few, and of no more than an eighth of the limit."""
         spec, shard = self.job.spec, self._shard
         observation = sum(math.prod(f.observed_shape) * np.dtype(f.dtype).itemsize for f in spec.observed.values())

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from spirl_ray import __version__
 from spirl_ray.config import PretrainSettings
-from spirl_ray.datasets.windows import step_bytes
+from spirl_ray.datasets.windows import Batch, step_bytes
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.files.shared import require_seen, storage_problem
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.augmentation import augmentation
-from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, Window, update_generator
+from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, update_generator
 from spirl_ray.skills.checkpoints import RUN, read_checkpoint, report, resume
 from spirl_ray.skills.collectives import AveragedGradients, sum_over_workers
 from spirl_ray.skills.decoders import NoiseCodec
@@ -289,7 +289,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, settings: PretrainSettings, upda
 
 
 @torch.no_grad()
-def _validate(model: SkillModel, held: Window | None, device: torch.device) -> dict[str, float]:
+def _validate(model: SkillModel, held: Batch | None, device: torch.device) -> dict[str, float]:
     """The mean losses over the held-out windows of all workers, with the posterior's mean, or with the same noise each
     time where the latent is noise."""
     names = ("loss", "reconstruction", "kl", "prior")
@@ -336,7 +336,7 @@ def _evaluating(model: SkillModel) -> Iterator[None]:
 
 
 def _mean_over_workers(
-    window: Window | None,
+    window: Batch | None,
     measure: Callable[[Observations, Tensor], dict[str, Tensor]],
     names: tuple[str, ...],
     device: torch.device,

@@ -20,6 +20,7 @@ from ray.train import TrainingFailedError
 from ray.util.queue import Queue
 from skills.pads_job import HORIZON, PADS, UPDATES, make_job
 
+from spirl_ray.datasets.windows import Batch
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_episodes
 from spirl_ray.errors import SpirlError
@@ -27,7 +28,7 @@ from spirl_ray.files.attempts import Attempt
 from spirl_ray.metrics import deciding_metrics
 from spirl_ray.skills import pretrain as pretrain_module
 from spirl_ray.skills.artifact import load_skills, read_skill_card
-from spirl_ray.skills.batches import Batches, PretrainJob, Window
+from spirl_ray.skills.batches import Batches, PretrainJob
 from spirl_ray.skills.pretrain import pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -57,7 +58,7 @@ def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> N
         note(f"update {update} {rank}")
         return numbers(seed, update, rank)
 
-    def noted_stream(own: Batches, update: int) -> Iterator[Window]:
+    def noted_stream(own: Batches, update: int) -> Iterator[Batch]:
         note(f"stream {update}")
         return stream(own, update)
 
