@@ -174,3 +174,14 @@ def _read_features(card: DatasetCard, spec: SkillSpec) -> Features:
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:
     """The random generator of one update of one worker, so that no generator state needs to be saved."""
     return torch.Generator().manual_seed(((seed * 1_000_003 + rank) * 1_000_000_007 + update) % 2**63)
+
+
+def on_device(windows: Batch, device: torch.device) -> Batch:
+    """The windows on the device."""
+    observations, actions = windows
+    return {name: sent(value, device) for name, value in observations.items()}, sent(actions, device)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; a copy to a GPU is made from pinned memory, beside what the GPU computes."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -29,6 +29,7 @@ from spirl_ray.metrics import deciding_metrics
 from spirl_ray.skills import pretrain as pretrain_module
 from spirl_ray.skills.artifact import load_skills, read_skill_card
 from spirl_ray.skills.batches import Batches, PretrainJob
+from spirl_ray.skills.listening import listening
 from spirl_ray.skills.pretrain import pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -247,7 +248,7 @@ def test_what_the_listener_raises_is_not_lost() -> None:
         raise SpirlError("Cannot write metrics.csv: No space left on device.")
 
     queue = Queue(actor_options={"num_cpus": 0})
-    with pytest.raises(SpirlError, match="No space left"), pretrain_module._listening(queue, full):
+    with pytest.raises(SpirlError, match="No space left"), listening(queue, full):
         queue.put_nowait_batch([{"update": 1.0}, {"update": 2.0}])
     assert heard == [1.0]
 
