@@ -131,7 +131,7 @@ class PolicyNetwork(nn.Module):
         )
         self.encoder.set_normalisation(skills.statistics.mean, skills.statistics.std)
         self.shapes = {name: feature.shape for name, feature in spec.numbers.items()}
-        image_width = sum(skills.observations.encoder(name).outputs for name in spec.images)
+        image_width = sum(skills.observation_encoder.encoder(name).outputs for name in spec.images)
         self.sizes = [
             *(feature.size for feature in spec.numbers.values()),
             image_width,
@@ -152,7 +152,7 @@ class PolicyNetwork(nn.Module):
         """
         self.head.start_from(skills.prior)
         if list(self.shapes) == list(skills.spec.features):
-            self.encoder.load_state_dict(skills.observations.state_dict())
+            self.encoder.load_state_dict(skills.observation_encoder.state_dict())
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Splits policy observations [..., D] into encoded ones [..., F] and prior parameters [..., P] (or None)."""
@@ -179,7 +179,7 @@ class PolicyObserver:
 
     def __init__(self, spec: PolicySpec, skills: SkillModel) -> None:
         self.spec, self.skills = spec, skills
-        images = sum(skills.observations.encoder(name).outputs for name in spec.images)
+        images = sum(skills.observation_encoder.encoder(name).outputs for name in spec.images)
         numbers = sum(feature.size for feature in spec.numbers.values())
         self.size = numbers + images + (skills.prior.param_dim if spec.uses_prior else 0)
         """D, the size of a policy observation."""
@@ -193,7 +193,7 @@ class PolicyObserver:
         parts = [observations[name].float().flatten(1) for name in self.spec.numbers]
         if self.spec.images or self._asks_prior:
             seen = self.skills.select(observations)
-            parts += [self.skills.observations.encoder(name)(seen) for name in self.spec.images]
+            parts += [self.skills.observation_encoder.encoder(name)(seen) for name in self.spec.images]
             if self._asks_prior:
                 parts.append(self.skills.prior_parameters(seen))
         return torch.cat(parts, dim=-1)

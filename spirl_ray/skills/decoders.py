@@ -45,6 +45,23 @@ class SkillCodec(nn.Module):
     Windows have T steps: H, or 1 where the kind uses the first observation alone.
     """
 
+    extra_noise = 0
+    """The number of standard normal numbers for each window that the loss needs besides the Z of the latent."""
+
+    @property
+    def learns(self) -> bool:
+        """True where stage 1 trains it."""
+        return True
+
+    @property
+    def can_encode(self) -> bool:
+        """True where `encode` gives latents."""
+        return True
+
+    def shared_encoder(self) -> ObservationEncoder | None:
+        """The codec's own encoder by which policies observe images, too; None where the model makes another one."""
+        return None
+
     def load_pretrained(self) -> None:
         """Loads weights from files that `skills.decoder_options` names, once, before stage 1 trains."""
 
@@ -147,9 +164,6 @@ class NoiseCodec(SkillCodec):
     data.
     """
 
-    extra_noise = 0
-    """The number of standard normal numbers for each window that `noise_loss` needs besides the Z of the latent."""
-
     def noise_loss(self, features: Tensor | None, actions: Tensor, noise: Tensor) -> Tensor:
         """The loss, a mean over batch and dimensions, from features [B, T, F], actions [B, H, A] and standard normal
         noise [B, Z + extra_noise]. By default, the squared error of what the noise decodes to, from which nothing
@@ -157,18 +171,18 @@ class NoiseCodec(SkillCodec):
         return self.reconstruction_loss(features, noise, actions)
 
     def shared_encoder(self) -> ObservationEncoder | None:
-        """The encoder by which policies observe images, too: the attribute ``observations``, if the kind has one."""
+        """The attribute ``observations``, if the class has one."""
         found = getattr(self, "observations", None)
         return found if isinstance(found, ObservationEncoder) else None
 
     @property
     def learns(self) -> bool:
-        """True where the kind has a `noise_loss` of its own."""
+        """True where the class has a `noise_loss` of its own."""
         return type(self).noise_loss is not NoiseCodec.noise_loss
 
     @property
     def can_encode(self) -> bool:
-        """True where the kind has an `encode` of its own."""
+        """True where the class has an `encode` of its own."""
         return type(self).encode is not NoiseCodec.encode
 
     def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
@@ -177,14 +191,15 @@ class NoiseCodec(SkillCodec):
         Raises:
             SpirlError: this kind cannot invert its decoder.
         """
-        raise self.cannot_encode()
+        raise cannot_encode(self)
 
-    def cannot_encode(self) -> SpirlError:
-        """Makes the error about a kind without an `encode` of its own."""
-        return SpirlError(
-            f"{type(self).__name__} does not say which noise decodes to given actions, which offline decisions need. "
-            "Set train.offline_fraction to 0, or write its `encode`."
-        )
+
+def cannot_encode(codec: SkillCodec) -> SpirlError:
+    """Makes the error about a codec without an `encode` of its own."""
+    return SpirlError(
+        f"{type(codec).__name__} does not say which noise decodes to given actions, which offline decisions need. "
+        "Set train.offline_fraction to 0, or write its `encode`."
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 from spirl_ray.datasets.windows import Batch
 from spirl_ray.skills.batches import Batches, on_device
 from spirl_ray.skills.collectives import sum_over_workers
-from spirl_ray.skills.decoders import NoiseCodec
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.steering import error_removed, latent_measures, measures_of
@@ -26,7 +25,7 @@ def validation_losses(model: SkillModel, held: Batch | None, device: torch.devic
     time where the latent is noise."""
     names = ("loss", "reconstruction", "kl", "prior")
     drawn = torch.zeros(_WINDOWS_AT_A_TIME, model.noise_dim)
-    if isinstance(model.codec, NoiseCodec):
+    if model.kind.noise:
         drawn.normal_(generator=torch.Generator().manual_seed(0))
     drawn = drawn.to(device)
 

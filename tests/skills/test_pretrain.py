@@ -113,7 +113,7 @@ def check_normalisation(out: Path, job: PretrainJob) -> None:
         values = training_values(job, name)
         np.testing.assert_allclose(model.statistics.mean[name], values.mean(0), atol=1e-6)
         np.testing.assert_allclose(model.statistics.std[name], np.maximum(values.std(0), 0.05), atol=1e-6)
-    encoder = model.observations.encoder("lamps")
+    encoder = model.observation_encoder.encoder("lamps")
     assert torch.equal(encoder.mean, model.statistics.mean["lamps"])  # type: ignore[arg-type]
 
 
