@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import torch
 
@@ -20,45 +20,6 @@ from spirl_ray.skills.spec import SkillSpec
 
 SKILL_ENV = "spirl/SkillEnv"
 """The name under which RLlib makes the skill environment, in which the environment of the config is wrapped."""
-
-
-class TrainingArguments(TypedDict, total=False):
-    """The settings of stage 2 that `SkillPriorSACConfig.training` takes; `TrainSettings` explains each."""
-
-    target_divergence: float | None
-    """The target divergence delta, nats a decision."""
-    initial_alpha: float
-    alpha_min: float
-    fixed_alpha: float | None
-    actor_lr: float
-    critic_lr: float
-    alpha_lr: float
-    batch_size: int
-    updates_per_decision: float
-    warmup_decisions: int
-    replay_capacity: int
-    reward_scale: float | Literal["auto"]
-    discount: float
-    discount_per: Literal["decision", "primitive_step"]
-    divergence_in_target: bool
-    timeout_is_terminal: bool
-    polyak: float
-    policy_polyak: float
-    critic_width: int
-    critic_layers: int
-    critic_layer_norm: bool
-    critics: int
-    critics_in_minimum: int | None
-    policy_value: Literal["minimum", "mean"]
-    cuda_graph: bool
-    compile: bool
-    latent_limit: float | None
-    policy_init: Literal["preset", "prior", "scratch"]
-    regulariser: Literal["preset", "prior", "uniform", "none"]
-    offline_fraction: float | None
-    novelty_bonus: float
-    features: tuple[str, ...] | None
-    policy_head: str
 
 
 def train_settings(given: Mapping[str, Any]) -> TrainSettings:
