@@ -13,7 +13,7 @@ class LearnerSettings(Settings):
     """The settings that policy and learner read; `SkillPriorSACConfig.training` takes them by name."""
 
     target_divergence: float | None = Field(default=None, gt=0.0)
-    """delta in nats a decision, for methods with a learned prior; None is 5. The others follow SAC's rule,
+    """delta in nats per decision, for methods with a learned prior; None is 5. The others follow SAC's rule,
     entropy -> -dim, whatever this value is."""
     initial_alpha: float = Field(default=1.0, gt=0.0)
     alpha_min: float = Field(default=0.0, ge=0.0)
@@ -40,10 +40,10 @@ class LearnerSettings(Settings):
     timeout_is_terminal: bool = False
     """The paper's reference marks time-outs as terminal; bootstrapping through them is correct."""
     polyak: float = Field(default=0.005, gt=0.0, le=1.0)
-    """The rate at which the target critics follow the critics, an update."""
+    """The rate at which the target critics follow the critics, per update."""
     policy_polyak: float = Field(default=1.0, gt=0.0, le=1.0)
-    """The rate at which the policy that is evaluated and published follows the one that acts and learns, an update; 1
-    is the latter itself. An average does not swing with each update."""
+    """The rate at which the policy that is evaluated and published follows the one that acts and learns, per update;
+    1 is the latter itself. An average does not swing with each update."""
     critic_width: int = Field(default=256, ge=1, le=65_536)
     critic_layers: int = Field(default=5, ge=1, le=64)
     critic_layer_norm: bool = False

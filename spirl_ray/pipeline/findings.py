@@ -101,7 +101,7 @@ def _latent_findings(
     removes = f"removes {100 * metrics['error_removed']:.0f} % of the error"
     delta = kept_divergence(method, train)
     used = number(delta or 0.0)
-    allowed = "" if delta is None else f" In stage 2 a policy may use {used} nats a decision."
+    allowed = "" if delta is None else f" In stage 2 a policy may use {used} nats per decision."
     yield Finding(
         f"A latent carries {number(nats)} nats beyond the skill prior, KL(q(z | window) || p(z | s)), and "
         f"{number(metrics['latent_nats_standard'])} nats beyond N(0, I).{allowed}"
