@@ -151,8 +151,27 @@ def separate(critics: Critics, train: TrainSettings) -> torch.nn.ModuleList:
     networks = torch.nn.ModuleList()
     for index in range(critics.count):
         networks.append(mlp(inputs, 1, width=width, layers=train.critic_layers, layer_norm=norm))
-        networks[-1].load_state_dict(critics.state_of(index))
+        networks[-1].load_state_dict(state_of(critics, index))
     return networks.to(critics.linear[0].device)
+
+
+@torch.no_grad()
+def state_of(critics: Critics, index: int) -> dict[str, Tensor]:
+    """The state dict of one critic as an `mlp` network."""
+    linear = [(weight[index].t(), bias[index, 0]) for weight, bias in _pairs(critics.linear)]
+    norm = [(scale[index, 0], shift[index, 0]) for scale, shift in _pairs(critics.norm)]
+    stride = 3 if norm else 2  # linear layer, perhaps a norm, activation
+    modules = {layer * stride: pair for layer, pair in enumerate(linear)}
+    modules |= {layer * stride + 1: pair for layer, pair in enumerate(norm)}
+    return {
+        f"{module}.{name}": value.clone()
+        for module, pair in modules.items()
+        for name, value in zip(("weight", "bias"), pair, strict=True)
+    }
+
+
+def _pairs(values: torch.nn.ParameterList) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(values[::2], values[1::2], strict=True))
 
 
 def _values(critics: torch.nn.ModuleList, states: Tensor, latents: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ import torch
 
 from benchmarks.kitchen_clips import ACTION_DIM, clips, features
 from spirl_ray.config import PretrainSettings, RaySettings, SkillSettings
+from spirl_ray.datasets.windows import Batch
 from spirl_ray.episodes.dataset import episode_index
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.writer import DatasetWriter
@@ -45,7 +46,7 @@ from spirl_ray.pipeline.provenance import commit, hardware, versions
 from spirl_ray.pipeline.session import ray_session
 from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills import pretrain as pretraining
-from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, Window
+from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob
 
 SIZE, BATCH, WARM_UPDATES, FILMED = 64, 128, 50, 4
 Row = dict[str, Any]
@@ -101,7 +102,7 @@ class Watch:
         self._thread.start()
         draw, numbers = Batches.draw, pretraining.update_generator
 
-        def timed_draw(batches: Batches, update: int, generator: torch.Generator) -> Window:
+        def timed_draw(batches: Batches, update: int, generator: torch.Generator) -> Batch:
             started = time.perf_counter()
             drawn = draw(batches, update, generator)
             self.drawing += time.perf_counter() - started

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--arguments", type=json.loads, default={}, help="of the environment's constructor, as JSON")
     parser.add_argument("--max-episode-steps", type=int, help="the environment's own if not given")
     parser.add_argument("--training", type=json.loads, default={}, help="arguments of .training(…), as JSON")
-    parser.add_argument("--divergences", type=float, nargs="+", default=[1.0, 5.0], help="nats a decision")
+    parser.add_argument("--divergences", type=float, nargs="+", default=[1.0, 5.0], help="nats per decision")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path("runs/tune_native"))
     asked = parser.parse_args()

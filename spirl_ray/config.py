@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from spirl_ray.config_environment import EnvironmentSettings, EnvSettings, InterfaceSettings
-from spirl_ray.config_file import assign, assign_for_all, read_mapping, readable_problems, split_override
+from spirl_ray.config_file import assign, assign_for_all, read_mapping, split_override, validated
 from spirl_ray.config_submit import SubmitSettings
 from spirl_ray.config_tracking import TrackingSettings
 from spirl_ray.config_train import TrainSettings
@@ -295,7 +295,4 @@ def load_experiment(
 
 def parse_experiment(raw: Mapping[str, Any], origin: str) -> Experiment:
     """Validates settings; every problem is listed by key in one `SpirlError`."""
-    try:
-        return Experiment.model_validate(raw)
-    except ValidationError as error:
-        raise readable_problems(error, origin, Experiment) from error
+    return validated(Experiment, raw, origin)

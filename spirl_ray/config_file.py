@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.settings import expanded, in_words, key_of, members_of, problems_of
 from spirl_ray.yaml_text import dump_yaml, load_value, load_yaml
 
+Model = TypeVar("Model", bound=BaseModel)
 SHIPPED = "tune_configs"
 _OWN = Path(__file__).parent / SHIPPED
 """The shipped configs: in the source tree a link to its folder ``tune_configs``, in an installed package the files."""
@@ -74,14 +75,31 @@ def split_override(override: str, settings: type[BaseModel]) -> tuple[str, Any]:
     return key, load_value(text, f"--set {shown}", settings, key)
 
 
-def readable_problems(error: ValidationError, origin: str, settings: type[BaseModel]) -> SpirlError:
+def validated(settings: type[Model], raw: Any, origin: str) -> Model:
+    """Makes settings of the values in ``raw``.
+
+    Args:
+        settings: the model of the settings.
+        raw: the values, not validated yet.
+        origin: where they come from, for the message.
+
+    Raises:
+        SpirlError: keys that do not exist or values that they cannot have, with a line for each.
+    """
+    try:
+        return settings.model_validate(raw)
+    except ValidationError as error:
+        raise _readable_problems(error, origin, settings) from error
+
+
+def _readable_problems(error: ValidationError, origin: str, settings: type[BaseModel]) -> SpirlError:
     """Makes the error about a file of these settings, with a line for each wrong key."""
     lines = []
     for problem in problems_of(error):
         key = key_of(problem)
         if problem["type"] == "extra_forbidden":
             known = _known_keys(problem["loc"][:-1], settings)
-            lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
+            lines.append(f"  {key}: unknown key. Known here: {', '.join(known) or 'none'}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: is missing")
         else:

@@ -9,11 +9,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from spirl_ray.settings import MANY, Settings
 
 
-class TrainSettings(Settings):
-    env_steps: int = Field(default=300_000, ge=1, le=MANY)
-    """Primitive environment steps. Raising it continues a finished run."""
+class LearnerSettings(Settings):
+    """The settings that policy and learner read; `SkillPriorSACConfig.training` takes them by name."""
+
     target_divergence: float | None = Field(default=None, gt=0.0)
-    """delta in nats a decision, for methods with a learned prior; None is 5. The others follow SAC's rule,
+    """delta in nats per decision, for methods with a learned prior; None is 5. The others follow SAC's rule,
     entropy -> -dim, whatever this value is."""
     initial_alpha: float = Field(default=1.0, gt=0.0)
     alpha_min: float = Field(default=0.0, ge=0.0)
@@ -40,10 +40,10 @@ class TrainSettings(Settings):
     timeout_is_terminal: bool = False
     """The paper's reference marks time-outs as terminal; bootstrapping through them is correct."""
     polyak: float = Field(default=0.005, gt=0.0, le=1.0)
-    """The rate at which the target critics follow the critics, an update."""
+    """The rate at which the target critics follow the critics, per update."""
     policy_polyak: float = Field(default=1.0, gt=0.0, le=1.0)
-    """The rate at which the policy that is evaluated and published follows the one that acts and learns, an update; 1
-    is the latter itself. An average does not swing with each update."""
+    """The rate at which the policy that is evaluated and published follows the one that acts and learns, per update;
+    1 is the latter itself. An average does not swing with each update."""
     critic_width: int = Field(default=256, ge=1, le=65_536)
     critic_layers: int = Field(default=5, ge=1, le=64)
     critic_layer_norm: bool = False
@@ -62,9 +62,6 @@ class TrainSettings(Settings):
     or ``none``, SAC in a bounded box whose entropy is in the policy's loss alone, so that values count rewards."""
     offline_fraction: float | None = Field(default=None, ge=0.0, lt=1.0)
     """The part of each batch that is offline decisions, windows of the demonstrations; None is the preset's."""
-    offline_labels: Literal["environment", "recorded", "learned"] = "environment"
-    """Rewards of offline decisions: what the environment says of the recorded states, the recorded rewards (right only
-    if they are those of this task), or a learned reward with a bonus for novelty."""
     novelty_bonus: float = Field(default=0.1, ge=0.0)
     """The most that a learned label adds to the reward of a decision that is unlike those of the agent."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -74,25 +71,10 @@ class TrainSettings(Settings):
     policy_head: str = "auto"
     """``gaussian``, ``mixture``, ``residual`` (on the prior), or one that a plugin has registered. ``auto`` takes
     gaussian where the policy starts from scratch, or as a Gaussian prior with the same features; else residual."""
-    env_runners: int = Field(default=1, ge=0, le=10_000)
-    envs_per_runner: int = Field(default=2, ge=1, le=10_000)
-    learners: int = Field(default=0, ge=0, le=1000)
-    """0 learns in the driver's process; >= 1 starts remote learners (for GPUs)."""
-    gpus_per_learner: float = Field(default=0.0, ge=0.0, le=1000.0)
     cuda_graph: bool = True
     """Launch an update on a GPU as one captured graph; it has no effect on CPUs or with several learners."""
     compile: bool = False
     """Compile the losses with ``torch.compile``, which takes about a minute at the start."""
-    decisions_per_round: int = Field(default=32, ge=1, le=1_000_000)
-    """Decisions that one env runner samples in a round, while the learner learns from the rounds before."""
-    evaluate_every: int = Field(default=10_000, ge=1, le=MANY)
-    """Primitive steps between snapshots, each evaluated while training continues."""
-    evaluate_episodes: int = Field(default=20, ge=1, le=1_000_000)
-    checkpoint_every: int = Field(default=10_000, ge=1, le=MANY)
-    """Primitive steps."""
-    keep_checkpoints: int = Field(default=2, ge=1, le=MANY)
-    publish: Literal["best", "last"] = "best"
-    """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
 
     @field_validator("reward_scale", mode="wrap")
     @classmethod
@@ -103,16 +85,41 @@ class TrainSettings(Settings):
             raise ValueError("must be a number above 0, or auto") from None
 
     @model_validator(mode="after")
-    def _one_alpha(self) -> TrainSettings:
+    def _one_alpha(self) -> LearnerSettings:
         if self.fixed_alpha is not None and self.fixed_alpha < self.alpha_min:
             raise ValueError(f"fixed_alpha {self.fixed_alpha} is below alpha_min {self.alpha_min}; lower alpha_min")
         return self
 
     @model_validator(mode="after")
-    def _critics_in_minimum(self) -> TrainSettings:
+    def _critics_in_minimum(self) -> LearnerSettings:
         if (self.critics_in_minimum or 1) > self.critics:
             raise ValueError(f"critics_in_minimum {self.critics_in_minimum} is above critics {self.critics}")
         return self
+
+
+class TrainSettings(LearnerSettings):
+    """All settings of stage 2: those of the learner, and what runs it."""
+
+    env_steps: int = Field(default=300_000, ge=1, le=MANY)
+    """Primitive environment steps. Raising it continues a finished run."""
+    offline_labels: Literal["environment", "recorded", "learned"] = "environment"
+    """Rewards of offline decisions: what the environment says of the recorded states, the recorded rewards (right only
+    if they are those of this task), or a learned reward with a bonus for novelty."""
+    env_runners: int = Field(default=1, ge=0, le=10_000)
+    envs_per_runner: int = Field(default=2, ge=1, le=10_000)
+    learners: int = Field(default=0, ge=0, le=1000)
+    """0 learns in the driver's process; >= 1 starts remote learners (for GPUs)."""
+    gpus_per_learner: float = Field(default=0.0, ge=0.0, le=1000.0)
+    decisions_per_round: int = Field(default=32, ge=1, le=1_000_000)
+    """Decisions that one env runner samples in a round, while the learner learns from the rounds before."""
+    evaluate_every: int = Field(default=10_000, ge=1, le=MANY)
+    """Primitive steps between snapshots, each evaluated while training continues."""
+    evaluate_episodes: int = Field(default=20, ge=1, le=1_000_000)
+    checkpoint_every: int = Field(default=10_000, ge=1, le=MANY)
+    """Primitive steps."""
+    keep_checkpoints: int = Field(default=2, ge=1, le=MANY)
+    publish: Literal["best", "last"] = "best"
+    """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
 
     @model_validator(mode="after")
     def _a_shard_for_each_learner(self) -> TrainSettings:

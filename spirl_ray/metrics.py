@@ -110,11 +110,6 @@ def learner_metrics(update: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def learner_columns() -> tuple[str, ...]:
-    """Names of the metrics that are computed in the learner."""
-    return tuple(metric.name for metric in training_metrics("train") if metric.of is not None)
-
-
 def register_metric(metric: Metric, *, replace: bool = False) -> None:
     """Adds a row to the table.
 

@@ -184,7 +184,7 @@ for experiment, number in ((tapes, 1), (folder, 8)):
 spec = skill_spec(tapes.skills, "my_method", FEATURES, 2)
 assert spec.features == ("position", "front")
 skills = SkillModel(spec)
-encoded = skills.observations({name: torch.from_numpy(observation[name])[None] for name in spec.features})
+encoded = skills.observation_encoder({name: torch.from_numpy(observation[name])[None] for name in spec.features})
 assert encoded.shape == (1, 64 + 2)
 policy = policy_spec(skills, method_config("my_method", tapes.train, spec), FEATURES)
 assert (policy.head, list(policy.features)) == ("slow", ["position", "target"])

@@ -128,7 +128,7 @@ pretrain:
 
 train:
   env_steps: 200000
-  target_divergence: 4.0 # how far the policy may move away from the prior, in nats a decision
+  target_divergence: 4.0 # how far the policy may move away from the prior, in nats per decision
   initial_alpha: 0.1
   alpha_lr: 0.001
   warmup_decisions: 500

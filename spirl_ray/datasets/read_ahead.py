@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
 
 THREAD = "read ahead"
-"""The name of the threads that read."""
+"""The beginning of the names of the threads that read."""
 Item = TypeVar("Item")
 
 
@@ -23,57 +24,16 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
     Raises:
         BaseException: what making an item raised, after the items before it.
     """
-    shelf: _Shelf[Item] = _Shelf()
-    threading.Thread(target=shelf.fill, args=(items,), name=THREAD, daemon=True).start()
+    source, pool = iter(items), ThreadPoolExecutor(1, THREAD)
+
+    def make() -> list[Item]:
+        """The next item, in a list that is emptied where the item is used; an empty list after the last."""
+        return list(islice(source, 1))
+
     try:
-        while (waiting := shelf.take()) is not None:
+        coming = pool.submit(make)
+        while waiting := coming.result():
+            coming = pool.submit(make)
             yield waiting.pop()
     finally:
-        shelf.close()
-
-
-class _Shelf(Generic[Item]):
-    """The place of one item, between a thread that makes it and one that uses it."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Item] = []
-        self._changed = threading.Condition()
-        self._ended = self._closed = False
-        self._error: BaseException | None = None
-
-    def fill(self, items: Iterable[Item]) -> None:
-        """Makes items until there are no more, or nobody wants them."""
-        try:
-            for item in items:
-                with self._changed:
-                    self._waiting = [item]
-                    del item  # it is the consumer's now, who may forget it
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._closed or not self._waiting)
-                    if self._closed:
-                        return
-        except BaseException as error:  # it is raised where the items are used
-            self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-    def take(self) -> list[Item] | None:
-        """Waits for the next item, which comes in a list that may be emptied; None after the last."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._ended)
-            if self._waiting:
-                waiting, self._waiting = self._waiting, []
-                self._changed.notify_all()
-                return waiting
-        if self._error is not None:
-            raise self._error
-        return None
-
-    def close(self) -> None:
-        """Ends the making."""
-        with self._changed:
-            self._closed = True
-            self._waiting = []
-            self._changed.notify_all()
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -26,10 +26,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from spirl_ray.config import Settings, SourceSettings
-from spirl_ray.config_file import readable_problems
+from spirl_ray.config_file import validated
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.recording import RecordingReader
@@ -145,10 +145,7 @@ def source_options(source: SourceSettings, place: int) -> Settings:
         SpirlError: nobody has registered the kind, or an option is unknown, missing or wrong.
     """
     kind = SOURCES[source.type]
-    try:
-        return kind.settings.model_validate(source.model_extra or {})
-    except ValidationError as error:
-        raise readable_problems(error, f"data.sources.{place} ({source.type})", kind.settings) from error
+    return validated(kind.settings, source.model_extra or {}, f"data.sources.{place} ({source.type})")
 
 
 def make_sources(

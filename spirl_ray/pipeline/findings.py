@@ -15,7 +15,7 @@ The limits of the warnings are from experience with Gaussian priors and closed-l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from spirl_ray.config import SkillSettings, TrainSettings
 from spirl_ray.pipeline.results import Finding
@@ -63,69 +63,81 @@ def skill_findings(
         method: the method that uses the skills.
         train: the settings of stage 2.
     """
-    flat = DECODERS[spec.decoder].flat
-    if "error_prior_mean" not in metrics or (flat and not method.uses_prior):
+    kind = DECODERS[spec.decoder]
+    if "error_prior_mean" not in metrics or (kind.flat and not method.uses_prior):
         return ()
-    mean, sample = metrics["error_prior_mean"], metrics["error_prior_sample"]
-    if flat:
-        return (
-            Finding(
-                f"The squared error of the action prior is {number(mean)} with its mean action, which is behaviour "
-                f"cloning, and {number(sample)} with actions drawn from it."
-            ),
-        )
-    if "latent_nats" not in metrics:
-        own = metrics.get("error_posterior")
-        inverted = "" if own is None else f"{number(own)} with the noise that decodes to the window itself, "
-        told = Finding(
-            f"The latent is noise. The squared error of decoded actions is {inverted}{number(mean)} with noise 0, "
-            f"and {number(sample)} with noise drawn from N(0, I)."
-        )
-        if metrics.get("update", LEAST_UPDATES) >= LEAST_UPDATES and sample < LEAST_SPREAD * mean:
-            text = "The noise hardly steers: drawn noise has the error of noise 0, so a policy has little to choose."
-            return (told, Finding(f"{text} Raise skills.decoder_options.steps, or pretrain.updates.", True))
-        if own is None or not method.offline_fraction or own < MOST_LEFT * mean:
-            return (told,)
+    if kind.flat:
+        return (_flat_finding(metrics),)
+    return tuple(_noise_findings(metrics, method) if kind.noise else _latent_findings(metrics, spec, method, train))
+
+
+def _flat_finding(metrics: Mapping[str, float]) -> Finding:
+    return Finding(
+        f"The squared error of the action prior is {number(metrics['error_prior_mean'])} with its mean action, which "
+        f"is behaviour cloning, and {number(metrics['error_prior_sample'])} with actions drawn from it."
+    )
+
+
+def _noise_findings(metrics: Mapping[str, float], method: MethodConfig) -> Iterator[Finding]:
+    mean, sample, own = metrics["error_prior_mean"], metrics["error_prior_sample"], metrics.get("error_posterior")
+    inverted = "" if own is None else f"{number(own)} with the noise that decodes to the window itself, "
+    yield Finding(
+        f"The latent is noise. The squared error of decoded actions is {inverted}{number(mean)} with noise 0, "
+        f"and {number(sample)} with noise drawn from N(0, I)."
+    )
+    if not _was_short(metrics) and sample < LEAST_SPREAD * mean:
+        text = "The noise hardly steers: drawn noise has the error of noise 0, so a policy has little to choose."
+    elif own is not None and method.offline_fraction and own >= MOST_LEFT * mean:
         text = "Offline decisions are only roughly what was demonstrated, because the flow cannot be inverted well."
-        return (told, Finding(f"{text} Raise skills.decoder_options.steps, or pretrain.updates.", True))
-    nats, error, removed = metrics["latent_nats"], metrics["error_posterior"], metrics["error_removed"]
+    else:
+        return
+    yield Finding(f"{text} Raise skills.decoder_options.steps, or pretrain.updates.", True)
+
+
+def _latent_findings(
+    metrics: Mapping[str, float], spec: SkillSpec, method: MethodConfig, train: TrainSettings
+) -> Iterator[Finding]:
+    mean, sample, nats = metrics["error_prior_mean"], metrics["error_prior_sample"], metrics["latent_nats"]
+    removes = f"removes {100 * metrics['error_removed']:.0f} % of the error"
     delta = kept_divergence(method, train)
-    allowed = "" if delta is None else f" In stage 2 a policy may use {number(delta)} nats a decision."
-    found = [
-        Finding(
-            f"A latent carries {number(nats)} nats beyond the skill prior, KL(q(z | window) || p(z | s)), and "
-            f"{number(metrics['latent_nats_standard'])} nats beyond N(0, I).{allowed}"
-        ),
-        Finding(
-            f"The squared error of decoded actions is {number(error)} with the window's own latent, {number(mean)} "
-            f"with the prior's mean latent, and {number(sample)} with latents drawn from the prior. So the latent "
-            f"removes {100 * removed:.0f} % of the error that the prior's mean leaves."
-        ),
-    ]
-    if metrics.get("update", LEAST_UPDATES) < LEAST_UPDATES:
+    used = number(delta or 0.0)
+    allowed = "" if delta is None else f" In stage 2 a policy may use {used} nats per decision."
+    yield Finding(
+        f"A latent carries {number(nats)} nats beyond the skill prior, KL(q(z | window) || p(z | s)), and "
+        f"{number(metrics['latent_nats_standard'])} nats beyond N(0, I).{allowed}"
+    )
+    yield Finding(
+        f"The squared error of decoded actions is {number(metrics['error_posterior'])} with the window's own latent, "
+        f"{number(mean)} with the prior's mean latent, and {number(sample)} with latents drawn from the prior. So the "
+        f"latent {removes} that the prior's mean leaves."
+    )
+    if _was_short(metrics):
         text = f"Stage 1 was short, {number(metrics['update'])} updates (pretrain.updates)"
-        return (
-            *found,
-            Finding(f"{text}, so these numbers do not tell yet whether a policy can steer with the latents."),
-        )
+        yield Finding(f"{text}, so these numbers do not tell yet whether a policy can steer with the latents.")
+        return
+    too_few = delta is not None and nats < LEAST_NATS * delta
     too_many = delta is not None and nats > MOST_NATS * delta
-    if delta is not None and nats < LEAST_NATS * delta:
-        found.append(_cannot_steer(f"carries {number(nats)} of the {number(delta)} nats that a policy may use", spec))
-    elif removed < LEAST_REMOVED and not too_many:
-        found.append(_cannot_steer(f"removes {100 * removed:.0f} % of the error", spec))
-    elif removed < LEAST_REMOVED:
-        text = f"The latent removes {100 * removed:.0f} % of the error, although it carries {number(nats)} nats."
-        found.append(Finding(f"{text} Most of what it carries does not reach the actions. {_fewer_nats(spec)}.", True))
+    removes_little = metrics["error_removed"] < LEAST_REMOVED
+    if too_few:
+        yield _cannot_steer(f"carries {number(nats)} of the {used} nats that a policy may use", spec)
+    elif removes_little and too_many:
+        text = f"The latent {removes}, although it carries {number(nats)} nats."
+        yield Finding(f"{text} Most of what it carries does not reach the actions. {_fewer_nats(spec)}.", True)
+    elif removes_little:
+        yield _cannot_steer(removes, spec)
     if too_many:
-        assert delta is not None
-        cost = f"one costs {number(nats)} nats, and a policy may use {number(delta)}"
+        cost = f"one costs {number(nats)} nats, and a policy may use {used}"
         advice = f"{_fewer_nats(spec)}, or raise train.target_divergence to {number(nats / MOST_NATS)} or more"
-        found.append(Finding(f"The skill prior cannot follow the latents: to choose {cost}. {advice}.", True))
+        yield Finding(f"The skill prior cannot follow the latents: to choose {cost}. {advice}.", True)
     if method.uses_prior and sample > MOST_SAMPLE_ERROR * mean:
         text = f"latents drawn from it have {number(sample / mean)} times the error of its mean, where 2 would do"
         wider = "" if spec.settings.prior != "gaussian" else ", or set skills.prior: mixture"
-        found.append(Finding(f"The skill prior is too wide: {text}. {_fewer_nats(spec)}{wider}.", True))
-    return tuple(found)
+        yield Finding(f"The skill prior is too wide: {text}. {_fewer_nats(spec)}{wider}.", True)
+
+
+def _was_short(metrics: Mapping[str, float]) -> bool:
+    """True where stage 1 made too few updates for warnings."""
+    return metrics.get("update", LEAST_UPDATES) < LEAST_UPDATES
 
 
 def _cannot_steer(why: str, spec: SkillSpec) -> Finding:

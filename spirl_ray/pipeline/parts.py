@@ -9,11 +9,11 @@ from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.exploration import check_floor_plan
 from spirl_ray.pipeline.scores import experiment_scores
-from spirl_ray.rl.methods import MethodConfig, method_config, skill_spec
+from spirl_ray.rl.methods import method_config, skill_spec
 from spirl_ray.rl.offline_labels import check_judge
 from spirl_ray.rl.policy_network import PolicyNetwork, PolicySpec, policy_spec
 from spirl_ray.skills.augmentation import augmentation
-from spirl_ray.skills.decoders import NoiseCodec
+from spirl_ray.skills.decoders import cannot_encode
 from spirl_ray.skills.model import SkillModel
 from spirl_ray.skills.spec import SkillSpec
 
@@ -44,19 +44,18 @@ def check_parts(experiment: Experiment, spec: EnvironmentSpec, given: SkillSpec 
             if chosen.offline_fraction:
                 check_judge(spec, own.train.offline_labels)
             observed = policy_spec(skills, chosen, spec.features)
-            if isinstance(skills.codec, NoiseCodec):
-                _check_noise(skills.codec, chosen, observed)
+            if chosen.offline_fraction and not skills.codec.can_encode:
+                raise cannot_encode(skills.codec)
+            _check_images(skills, observed)
             policy = PolicyNetwork(observed, skills)
             if chosen.policy_init == "prior":
                 policy.start_from(skills)
 
 
-def _check_noise(codec: NoiseCodec, method: MethodConfig, observed: PolicySpec) -> None:
-    if method.offline_fraction and not codec.can_encode:
-        raise codec.cannot_encode()
-    if observed.images and codec.shared_encoder() is None:
+def _check_images(skills: SkillModel, observed: PolicySpec) -> None:
+    if skills.kind.noise and observed.images and skills.codec.shared_encoder() is None:
         raise SpirlError(
-            f"train.features: a policy observes images as its skills encode them, and {type(codec).__name__} does not "
-            "say how: give it `observations = spec.observation_encoder()`, and load its weights in `load_pretrained`, "
-            "because nothing trains them; or name features that are no images."
+            "train.features: a policy observes images as its skills encode them, and "
+            f"{type(skills.codec).__name__} does not say how: give it `observations = spec.observation_encoder()`, and "
+            "load its weights in `load_pretrained`, because nothing trains them; or name features that are no images."
         )

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,12 @@ from ray.tune.registry import register_env
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
+from spirl_ray.config_train import LearnerSettings
 from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.config import (
     SKILL_ENV,
-    TrainingArguments,
     environment_settings,
     make_skill_env,
     method_and_policy,
@@ -138,33 +138,27 @@ class SkillPriorSACConfig(AlgorithmConfig):
         self.offline = None if offline is None else str(Path(offline).absolute())
         return self
 
-    def training(
-        self,
-        *,
-        silence_limit_s: float = NotProvided,
-        **settings: Unpack[TrainingArguments],
-    ) -> SkillPriorSACConfig:
+    def training(self, *, silence_limit_s: float = NotProvided, **settings: Any) -> SkillPriorSACConfig:
         """Sets settings of stage 2 by name, and passes RLlib's, such as ``grad_clip``, on to RLlib.
 
         Args:
             silence_limit_s: time (s) without an answer from any env runner after which training gives up.
-            settings: see `TrainingArguments`. RLlib's ``gamma`` and ``train_batch_size_per_learner`` are ``discount``
-                and ``batch_size`` here.
+            settings: the fields of `spirl_ray.config_train.LearnerSettings`. RLlib's ``gamma`` and
+                ``train_batch_size_per_learner`` are ``discount`` and ``batch_size`` here.
         """
-        given: dict[str, Any] = dict(settings)
-        if "lr" in given:
+        if "lr" in settings:
             raise SpirlError(
                 "SkillPriorSACConfig.training: there is no lr. Policy, critics and temperature have rates of their "
                 "own: actor_lr, critic_lr and alpha_lr."
             )
         for theirs, ours in (("gamma", "discount"), ("train_batch_size_per_learner", "batch_size")):
-            if theirs in given:
-                given[ours] = given.pop(theirs)
-        own = {name: given.pop(name) for name in list(given) if name in TrainingArguments.__annotations__}
+            if theirs in settings:
+                settings[ours] = settings.pop(theirs)
+        own = {name: settings.pop(name) for name in LearnerSettings.model_fields if name in settings}
         self.train = {**self.train, **{name: value for name, value in own.items() if value is not NotProvided}}
         if silence_limit_s is not NotProvided:
             self.silence_limit_s = silence_limit_s
-        super().training(**given)
+        super().training(**settings)
         return self
 
     def reading(self, *, max_episode_steps: int | None = None, **interface: Any) -> SkillPriorSACConfig:

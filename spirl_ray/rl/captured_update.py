@@ -30,11 +30,6 @@ class CapturedUpdate:
         self._batch: dict[str, Tensor] = {}
         self._found: dict[str, Tensor] = {}
 
-    @property
-    def captures(self) -> bool:
-        """True while the next call runs ``step`` itself: plainly, or to capture it."""
-        return self._graph is None
-
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Makes one update; returns what ``step`` returns."""
         if not self._batch:

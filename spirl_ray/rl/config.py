@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
-from spirl_ray.config_file import readable_problems
+from spirl_ray.config_file import validated
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config
 from spirl_ray.rl.policy_network import PolicySpec, policy_spec
@@ -23,55 +22,13 @@ SKILL_ENV = "spirl/SkillEnv"
 """The name under which RLlib makes the skill environment, in which the environment of the config is wrapped."""
 
 
-class TrainingArguments(TypedDict, total=False):
-    """The settings of stage 2 that `SkillPriorSACConfig.training` takes; `TrainSettings` explains each."""
-
-    target_divergence: float | None
-    """The target divergence delta, nats a decision."""
-    initial_alpha: float
-    alpha_min: float
-    fixed_alpha: float | None
-    actor_lr: float
-    critic_lr: float
-    alpha_lr: float
-    batch_size: int
-    updates_per_decision: float
-    warmup_decisions: int
-    replay_capacity: int
-    reward_scale: float | Literal["auto"]
-    discount: float
-    discount_per: Literal["decision", "primitive_step"]
-    divergence_in_target: bool
-    timeout_is_terminal: bool
-    polyak: float
-    policy_polyak: float
-    critic_width: int
-    critic_layers: int
-    critic_layer_norm: bool
-    critics: int
-    critics_in_minimum: int | None
-    policy_value: Literal["minimum", "mean"]
-    cuda_graph: bool
-    compile: bool
-    latent_limit: float | None
-    policy_init: Literal["preset", "prior", "scratch"]
-    regulariser: Literal["preset", "prior", "uniform", "none"]
-    offline_fraction: float | None
-    novelty_bonus: float
-    features: tuple[str, ...] | None
-    policy_head: str
-
-
 def train_settings(given: Mapping[str, Any]) -> TrainSettings:
     """The settings of stage 2 with these values, and the defaults of all others.
 
     Raises:
         SpirlError: a setting has an impossible value; the message names it.
     """
-    try:
-        return TrainSettings.model_validate(given)
-    except ValidationError as error:
-        raise readable_problems(error, "SkillPriorSACConfig.training", TrainSettings) from error
+    return validated(TrainSettings, given, "SkillPriorSACConfig.training")
 
 
 def environment_settings(
@@ -83,10 +40,7 @@ def environment_settings(
         SpirlError: a setting has an impossible value; the message names it.
     """
     given = {"id": env_id, "kwargs": dict(kwargs), "max_episode_steps": max_episode_steps, "interface": interface}
-    try:
-        return EnvironmentSettings.model_validate(given)
-    except ValidationError as error:
-        raise readable_problems(error, "SkillPriorSACConfig.reading", EnvironmentSettings) from error
+    return validated(EnvironmentSettings, given, "SkillPriorSACConfig.reading")
 
 
 def method_and_policy(

@@ -64,23 +64,6 @@ class Critics(nn.Module):
         each = zip(*(value.unbind() for value in [*linear, *norm]), strict=True)
         return torch.stack([_values(inputs, one[: len(linear)], one[len(linear) :]) for one in each])
 
-    @torch.no_grad()
-    def state_of(self, index: int) -> dict[str, Tensor]:
-        """The state dict of one critic as an `mlp` network."""
-        linear = [(weight[index].t(), bias[index, 0]) for weight, bias in _pairs(self.linear)]
-        norm = [(scale[index, 0], shift[index, 0]) for scale, shift in _pairs(self.norm)]
-        modules: dict[int, tuple[Tensor, Tensor]] = {}
-        stride = 3 if norm else 2  # linear layer, perhaps a norm, activation
-        for layer, pair in enumerate(linear):
-            modules[layer * stride] = pair
-        for layer, pair in enumerate(norm):
-            modules[layer * stride + 1] = pair
-        return {
-            f"{module}.{name}": value.clone()
-            for module, pair in modules.items()
-            for name, value in zip(("weight", "bias"), pair, strict=True)
-        }
-
 
 def _values(hidden: Tensor, linear: Sequence[Tensor], norm: Sequence[Tensor]) -> Tensor:
     """The values [N, B] of inputs [N, B, F + Z] with stacked parameters, or [B] of [B, F + Z] with those of one."""
@@ -94,7 +77,3 @@ def _values(hidden: Tensor, linear: Sequence[Tensor], norm: Sequence[Tensor]) ->
             hidden = F.layer_norm(hidden, width, norm[index].squeeze(0), norm[index + 1].squeeze(0))
         hidden = F.leaky_relu_(hidden, SLOPE)  # in place, because no gradient needs what it overwrites
     return product(linear[-1], hidden, linear[-2]).squeeze(-1)
-
-
-def _pairs(values: nn.ParameterList) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(values[::2], values[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""The RLModule: high-level policy, frozen skill prior, twin critics, and the temperature."""
+"""The RLModule: high-level policy, frozen skill prior, N critics, and the temperature."""
 
 from __future__ import annotations
 

@@ -131,16 +131,11 @@ class PolicyNetwork(nn.Module):
         )
         self.encoder.set_normalisation(skills.statistics.mean, skills.statistics.std)
         self.shapes = {name: feature.shape for name, feature in spec.numbers.items()}
-        image_width = sum(skills.observations.encoder(name).outputs for name in spec.images)
-        self.sizes = [
-            *(feature.size for feature in spec.numbers.values()),
-            image_width,
-            skills.prior.param_dim if spec.uses_prior else 0,
-        ]
+        self.sizes = _sizes(spec, skills)
         self.uses_prior, self.sees_prior = spec.uses_prior, spec.sees_prior
         self.observation_dim = sum(self.sizes)
         """D, the size of a policy observation."""
-        self.input_dim = self.encoder.outputs + image_width + (self.sizes[-1] if spec.sees_prior else 0)
+        self.input_dim = self.encoder.outputs + self.sizes[-2] + (self.sizes[-1] if spec.sees_prior else 0)
         """F, the size of an encoded policy observation."""
         self.head = HEADS[spec.head](HeadContext(self.input_dim, skills.prior, settings))
 
@@ -152,7 +147,7 @@ class PolicyNetwork(nn.Module):
         """
         self.head.start_from(skills.prior)
         if list(self.shapes) == list(skills.spec.features):
-            self.encoder.load_state_dict(skills.observations.state_dict())
+            self.encoder.load_state_dict(skills.observation_encoder.state_dict())
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Splits policy observations [..., D] into encoded ones [..., F] and prior parameters [..., P] (or None)."""
@@ -174,14 +169,20 @@ class PolicyNetwork(nn.Module):
         return self.head.distribution(self.head(*self.encode(inputs)))
 
 
+def _sizes(spec: PolicySpec, skills: SkillModel) -> list[int]:
+    """The widths of the parts of a policy observation: each feature of numbers, all encoded images, the prior
+    parameters."""
+    images = sum(skills.observation_encoder.encoder(name).outputs for name in spec.images)
+    prior = skills.prior.param_dim if spec.uses_prior else 0
+    return [*(feature.size for feature in spec.numbers.values()), images, prior]
+
+
 class PolicyObserver:
     """Converts observations of the environment to policy observations for the network of a `PolicySpec`."""
 
     def __init__(self, spec: PolicySpec, skills: SkillModel) -> None:
         self.spec, self.skills = spec, skills
-        images = sum(skills.observations.encoder(name).outputs for name in spec.images)
-        numbers = sum(feature.size for feature in spec.numbers.values())
-        self.size = numbers + images + (skills.prior.param_dim if spec.uses_prior else 0)
+        self.size = sum(_sizes(spec, skills))
         """D, the size of a policy observation."""
         self._asks_prior = spec.uses_prior and skills.prior.param_dim > 0
         skills_too = skills.spec.features if spec.images or self._asks_prior else ()
@@ -193,7 +194,7 @@ class PolicyObserver:
         parts = [observations[name].float().flatten(1) for name in self.spec.numbers]
         if self.spec.images or self._asks_prior:
             seen = self.skills.select(observations)
-            parts += [self.skills.observations.encoder(name)(seen) for name in self.spec.images]
+            parts += [self.skills.observation_encoder.encoder(name)(seen) for name in self.spec.images]
             if self._asks_prior:
                 parts.append(self.skills.prior_parameters(seen))
         return torch.cat(parts, dim=-1)

@@ -69,7 +69,7 @@ class Sampler:
 
         Raises:
             RuntimeError: the environment failed; the message holds the traceback of the env runner.
-            SpirlError: the environment does not what it must, or no env runner has answered for ``silence_limit_s``.
+            SpirlError: the environment does not do what it must, or no env runner has answered for ``silence_limit_s``.
         """
         if self.group.num_remote_env_runners() == 0:
             samples = [_sample_and_measure(self.group.local_env_runner)]

@@ -30,13 +30,10 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         skills: the skill model.
         policy: what the policy observes.
         latent_limit: bounds latents by ``limit * tanh(.)``; None leaves them as they are.
-        render_mode: render mode of the environment.
 
     Raises:
         SpirlError: the skills do not fit the environment.
     """
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - gymnasium declares it so
 
     def __init__(
         self,
@@ -44,11 +41,9 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         skills: SkillModel,
         policy: PolicySpec,
         latent_limit: float | None = None,
-        render_mode: str | None = None,
     ) -> None:
         described = envs.environment(environment)
-        self.env = envs.make(environment, render_mode=render_mode)
-        self.render_mode = render_mode
+        self.env = envs.make(environment)
         spec = skills.spec
         features = envs.observed_features(self.env, described)
         check_fit(spec, features, described.action_dim, described.actions, f"The skills and {described.id}")
@@ -79,9 +74,6 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         self._elapsed += steps
         info = {**info, "primitive_steps": steps, "phase": phase}
         return self.observer(self._observation), total, terminated, truncated, info
-
-    def render(self) -> Any:
-        return self.env.render()
 
     def close(self) -> None:
         self.env.close()

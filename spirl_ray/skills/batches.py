@@ -14,7 +14,7 @@ from torch import Tensor
 from spirl_ray.config import PretrainSettings
 from spirl_ray.datasets.read_ahead import read_ahead
 from spirl_ray.datasets.shard import Passes, Shard, shuffled
-from spirl_ray.datasets.windows import WindowTable, step_bytes
+from spirl_ray.datasets.windows import Batch, WindowTable, step_bytes
 from spirl_ray.envs.spec import MakeRenderer, PositionTarget
 from spirl_ray.episodes.dataset import DatasetCard, read_card
 from spirl_ray.episodes.features import Features, stored_features
@@ -47,10 +47,6 @@ class PretrainJob:
     """What target-preserving augmentation needs."""
 
 
-Window = tuple[dict[str, Tensor], Tensor]
-"""Observations by name, [B, n, *observed_shape], and actions [B, H, A]; n is H, or 1 where one step is enough."""
-
-
 class Batches:
     """Batches of windows from a worker's files; their observations hold the model's features.
 
@@ -78,7 +74,7 @@ class Batches:
         )
         self._moments = self._sum_moments()
         self.held = self._held_out()
-        self._stream: Iterator[Window] = iter(())
+        self._stream: Iterator[Batch] = iter(())
         self._upcoming = -1
         limit, step = job.in_memory_limit_mb * MEGABYTE, step_bytes(job.spec.observed, card.features, card.action_dim)
         buffer = _stream_bytes(limit) / 2
@@ -94,7 +90,7 @@ class Batches:
             episodes = self._shard.read(chosen, self._features)
             self._table = self._cut(episodes, steps=steps, frame_cache_bytes=limit - steps * step)
 
-    def draw(self, update: int, generator: torch.Generator) -> Window:
+    def draw(self, update: int, generator: torch.Generator) -> Batch:
         """Draws the batch of an update.
 
         In memory it depends on the generator alone. A stream continues after the update before, or begins at this
@@ -107,7 +103,7 @@ class Batches:
         self._upcoming = update + 1
         return next(self._stream)
 
-    def _stream_from(self, update: int) -> Iterator[Window]:
+    def _stream_from(self, update: int) -> Iterator[Batch]:
         # The thread must not refer to this object, because it is to end with it.
         cut, shard, features = self._cut, self._shard, self._features
         tables = (
@@ -146,7 +142,7 @@ class Batches:
             found += np.stack([np.full(width, float(steps)), rows.sum(0), np.square(rows).sum(0)])
         return found
 
-    def _held_out(self) -> Window | None:
+    def _held_out(self) -> Batch | None:
         """Windows of held-out episodes: few, and of no more than an eighth of the limit."""
         spec, shard = self.job.spec, self._shard
         observation = sum(math.prod(f.observed_shape) * np.dtype(f.dtype).itemsize for f in spec.observed.values())
@@ -182,3 +178,14 @@ def _read_features(card: DatasetCard, spec: SkillSpec) -> Features:
 def update_generator(seed: int, update: int, rank: int) -> torch.Generator:
     """The random generator of one update of one worker, so that no generator state needs to be saved."""
     return torch.Generator().manual_seed(((seed * 1_000_003 + rank) * 1_000_000_007 + update) % 2**63)
+
+
+def on_device(windows: Batch, device: torch.device) -> Batch:
+    """The windows on the device."""
+    observations, actions = windows
+    return {name: sent(value, device) for name, value in observations.items()}, sent(actions, device)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; a copy to a GPU is made from pinned memory, beside what the GPU computes."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

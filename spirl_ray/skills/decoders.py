@@ -6,14 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from spirl_ray.config import Settings, SkillSettings
-from spirl_ray.config_file import readable_problems
+from spirl_ray.config import SkillSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
 from spirl_ray.skills.encoders import ObservationEncoder, Observations
@@ -46,6 +44,23 @@ class SkillCodec(nn.Module):
 
     Windows have T steps: H, or 1 where the kind uses the first observation alone.
     """
+
+    extra_noise = 0
+    """The number of standard normal numbers for each window that the loss needs besides the Z of the latent."""
+
+    @property
+    def learns(self) -> bool:
+        """True where stage 1 trains it."""
+        return True
+
+    @property
+    def can_encode(self) -> bool:
+        """True where `encode` gives latents."""
+        return True
+
+    def shared_encoder(self) -> ObservationEncoder | None:
+        """The codec's own encoder by which policies observe images, too; None where the model makes another one."""
+        return None
 
     def load_pretrained(self) -> None:
         """Loads weights from files that `skills.decoder_options` names, once, before stage 1 trains."""
@@ -149,9 +164,6 @@ class NoiseCodec(SkillCodec):
     data.
     """
 
-    extra_noise = 0
-    """The number of standard normal numbers for each window that `noise_loss` needs besides the Z of the latent."""
-
     def noise_loss(self, features: Tensor | None, actions: Tensor, noise: Tensor) -> Tensor:
         """The loss, a mean over batch and dimensions, from features [B, T, F], actions [B, H, A] and standard normal
         noise [B, Z + extra_noise]. By default, the squared error of what the noise decodes to, from which nothing
@@ -159,18 +171,18 @@ class NoiseCodec(SkillCodec):
         return self.reconstruction_loss(features, noise, actions)
 
     def shared_encoder(self) -> ObservationEncoder | None:
-        """The encoder by which policies observe images, too: the attribute ``observations``, if the kind has one."""
+        """The attribute ``observations``, if the class has one."""
         found = getattr(self, "observations", None)
         return found if isinstance(found, ObservationEncoder) else None
 
     @property
     def learns(self) -> bool:
-        """True where the kind has a `noise_loss` of its own."""
+        """True where the class has a `noise_loss` of its own."""
         return type(self).noise_loss is not NoiseCodec.noise_loss
 
     @property
     def can_encode(self) -> bool:
-        """True where the kind has an `encode` of its own."""
+        """True where the class has an `encode` of its own."""
         return type(self).encode is not NoiseCodec.encode
 
     def encode(self, features: Tensor | None, actions: Tensor) -> DiagonalGaussian:
@@ -179,14 +191,15 @@ class NoiseCodec(SkillCodec):
         Raises:
             SpirlError: this kind cannot invert its decoder.
         """
-        raise self.cannot_encode()
+        raise cannot_encode(self)
 
-    def cannot_encode(self) -> SpirlError:
-        """Makes the error about a kind without an `encode` of its own."""
-        return SpirlError(
-            f"{type(self).__name__} does not say which noise decodes to given actions, which offline decisions need. "
-            "Set train.offline_fraction to 0, or write its `encode`."
-        )
+
+def cannot_encode(codec: SkillCodec) -> SpirlError:
+    """Makes the error about a codec without an `encode` of its own."""
+    return SpirlError(
+        f"{type(codec).__name__} does not say which noise decodes to given actions, which offline decisions need. "
+        "Set train.offline_fraction to 0, or write its `encode`."
+    )
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,6 @@ class DecoderKind:
 DECODERS: Registry[DecoderKind] = Registry(
     "skill decoder", modules=("spirl_ray.skills.plan", "spirl_ray.skills.flow", "spirl_ray.skills.own_codec")
 )
-Options = TypeVar("Options", bound=Settings)
 
 
 def register_decoder(name: str, kind: DecoderKind, *, replace: bool = False) -> None:
@@ -240,18 +252,6 @@ def register_decoder(name: str, kind: DecoderKind, *, replace: bool = False) -> 
         replace: True to replace a kind of this name.
     """
     DECODERS.register(name, kind, replace=replace)
-
-
-def read_options(settings: SkillSettings, options: type[Options]) -> Options:
-    """Reads ``skills.decoder_options`` as the options of a kind.
-
-    Raises:
-        SpirlError: an option does not exist or has a value that it cannot have.
-    """
-    try:
-        return options.model_validate(settings.decoder_options)
-    except ValidationError as error:
-        raise readable_problems(error, "skills.decoder_options", options) from error
 
 
 register_decoder("open_loop", DecoderKind(OpenLoopCodec, "open-loop skills", observes="nothing"))

@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from spirl_ray.config import EncoderSettings, Settings
+from spirl_ray.config_file import validated
 from spirl_ray.episodes.features import Feature, Features
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import Registry
-from spirl_ray.settings import expanded
+from spirl_ray.settings import SettingPath
 from spirl_ray.skills.networks import convolutions
 
 Observations = Mapping[str, Tensor]
@@ -51,9 +52,13 @@ class FeatureEncoder(nn.Module):
     """The encoder of one feature.
 
     Args:
-        context: the feature and its settings; an encoder with its own options reads them here.
+        context: the feature and its settings.
     """
 
+    class Options(Settings):
+        """What ``skills.encoders.FEATURE.options`` may hold; an encoder that has options declares its own class."""
+
+    options: Settings
     images: bool | None = None
     """True for encoders of images, False for those of numbers, None for those of both."""
     outputs: int
@@ -69,6 +74,7 @@ class FeatureEncoder(nn.Module):
                 "for them."
             )
         self.name, self.shape = context.name, context.feature.shape
+        self.options = validated(self.Options, context.options, f"skills.encoders.{self.name}.options")
 
     def forward(self, observations: Observations) -> Tensor:
         """Encodes observations [..., *observed_shape] as [..., F]."""
@@ -133,26 +139,26 @@ class ImageEncoder(FeatureEncoder):
 class PretrainedImageEncoder(FeatureEncoder):
     """An encoder whose convolutions come from a safetensors file; only the linear layer after them learns.
 
-    Options: ``path`` of the file, ``channels`` (feature maps of each 4 × 4 convolution of stride 2). The file holds
-    ``net.0.weight``, ``net.0.bias``, ``net.2.weight``, …, as `ImageEncoder` has them, so a trained skill artifact can
-    be reduced to such a file. The weights become part of the skill artifact, which then no longer needs the file.
+    The file holds ``net.0.weight``, ``net.0.bias``, ``net.2.weight``, …, as `ImageEncoder` has them, so a trained
+    skill artifact can be reduced to such a file. The weights become part of the skill artifact, which then no longer
+    needs the file.
     """
 
+    class Options(Settings):
+        path: SettingPath
+        """The safetensors file."""
+        channels: tuple[PositiveInt, ...] = Field(min_length=1)
+        """The feature maps of each 4 × 4 convolution of stride 2, such as [8, 16, 32]."""
+
+    options: Options
     images = True
 
     def __init__(self, context: EncoderContext) -> None:
         super().__init__(context)
-        feature, options = context.feature, context.options
-        height, width, channels = feature.shape
-        maps = options.get("channels")
-        if not isinstance(maps, list | tuple) or not maps or not all(isinstance(m, int) and m > 0 for m in maps):
-            raise SpirlError(
-                f"skills.encoders.{self.name}: pretrained needs options.channels, the feature maps of each convolution "
-                f"such as [8, 16, 32], not {maps!r}."
-            )
-        self.path = options.get("path")
+        height, width, channels = context.feature.shape
         self.outputs = context.width
-        net = convolutions(feature.frames * channels, tuple(maps), (height, width), outputs=self.outputs)
+        inputs = context.feature.frames * channels
+        net = convolutions(inputs, self.options.channels, (height, width), outputs=self.outputs)
         self.trunk, self.head = net[:-2].requires_grad_(False), net[-2:]
 
     def forward(self, observations: Observations) -> Tensor:
@@ -161,17 +167,15 @@ class PretrainedImageEncoder(FeatureEncoder):
     def load_pretrained(self) -> None:
         from spirl_ray.files.tensors import read_tensors
 
-        if not isinstance(self.path, str):
-            raise SpirlError(f"skills.encoders.{self.name}: pretrained needs options.path, a safetensors file.")
-        tensors = read_tensors(expanded(self.path))
+        tensors = read_tensors(self.options.path)
         wanted = {f"net.{name}": value for name, value in self.trunk.state_dict().items()}
         for name, value in wanted.items():
             found = tensors.get(name)
             if found is None or found.shape != value.shape:
                 has = "is missing" if found is None else f"has the shape {list(found.shape)}"
                 raise SpirlError(
-                    f"{self.path}: {name} {has}, feature {self.name!r} needs {list(value.shape)}. The file must hold "
-                    "the convolutions that options.channels describes, for images with as many channels."
+                    f"{self.options.path}: {name} {has}, feature {self.name!r} needs {list(value.shape)}. The file "
+                    "must hold the convolutions that options.channels describes, for images with as many channels."
                 )
             value.copy_(found)
 

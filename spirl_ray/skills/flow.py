@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from spirl_ray.config import Settings
+from spirl_ray.config_file import validated
 from spirl_ray.errors import SpirlError
-from spirl_ray.skills.decoders import DecoderKind, NoiseCodec, read_options, register_decoder
+from spirl_ray.skills.decoders import DecoderKind, NoiseCodec, register_decoder
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp
@@ -51,7 +52,7 @@ class FlowCodec(NoiseCodec):
             raise SpirlError(
                 f"The noise of flow skills has {spec.horizon * spec.action_dim} entries, not {spec.latent_dim}."
             )
-        self.steps = read_options(settings, FlowOptions).steps
+        self.steps = validated(FlowOptions, settings.decoder_options, "skills.decoder_options").steps
         self.observations = spec.observation_encoder()
         inputs = self.observations.outputs + spec.latent_dim + 2 * _WAVES
         self.network = mlp(inputs, spec.latent_dim, width=settings.width, layers=settings.decoder_layers)

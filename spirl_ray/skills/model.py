@@ -56,20 +56,29 @@ class SkillModel(nn.Module):
         self.spec = spec
         self.kind = DECODERS[spec.decoder]
         self.codec: SkillCodec = self.kind.build(spec)
-        self.observations: ObservationEncoder = spec.observation_encoder()
-        if isinstance(self.codec, NoiseCodec):
-            # N(0, I) trains no encoder, and the policy observes images as this one does.
-            self.observations.requires_grad_(False)
-            if (shared := self.codec.shared_encoder()) is not None:
-                del self.observations
-                self.__dict__["observations"] = shared  # not as a module of its own, whose tensors would be saved twice
-            if not self.codec.learns:
-                self.codec.requires_grad_(False)
+        if self.kind.noise != isinstance(self.codec, NoiseCodec):
+            raise SpirlError(
+                f"The skill decoder {spec.decoder!r} has noise={self.kind.noise}, which is True for subclasses of "
+                f"NoiseCodec alone: correct its DecoderKind, or the class {type(self.codec).__name__}."
+            )
+        if not self.codec.learns:
+            self.codec.requires_grad_(False)
+        own = spec.observation_encoder()  # where it is not needed, too, because a seed then gives the same networks
+        if self.kind.noise:  # N(0, I) trains no encoder
+            own.requires_grad_(False)
+        self.observations = own if self.codec.shared_encoder() is None else None
         prior = PRIORS[self.kind.prior(spec.settings)]
-        self.prior: SkillPrior = prior(self.observations.outputs, spec.latent_dim, spec.settings)
+        self.prior: SkillPrior = prior(self.observation_encoder.outputs, spec.latent_dim, spec.settings)
         self.statistics = Statistics(spec)
-        if spec.settings.target_kl is not None and not isinstance(self.codec, NoiseCodec):
+        if spec.settings.target_kl is not None and not self.kind.noise:
             self.log_beta = nn.Parameter(torch.tensor(spec.settings.beta).clamp_min(1e-8).log())
+
+    @property
+    def observation_encoder(self) -> ObservationEncoder:
+        """The encoder by which the prior observes, and policies observe images: the codec's, where it shares one."""
+        found = self.codec.shared_encoder() or self.observations
+        assert found is not None
+        return found
 
     def set_normalisation(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor]) -> None:
         """Sets statistics [*shape] of the training data by feature; deviations are at least ``state_std_floor``, or a
@@ -114,7 +123,7 @@ class SkillModel(nn.Module):
         Raises:
             SpirlError: the codec raises, or does not give finite actions of the right shape.
         """
-        if not isinstance(self.codec, NoiseCodec) or self.codec.learns:
+        if self.codec.learns:
             return
         spec, name = self.spec, type(self.codec).__name__
         wanted = [1, spec.horizon, spec.action_dim]
@@ -136,7 +145,7 @@ class SkillModel(nn.Module):
     @property
     def noise_dim(self) -> int:
         """The number of standard normal numbers that the loss of a window needs."""
-        return self.spec.latent_dim + (self.codec.extra_noise if isinstance(self.codec, NoiseCodec) else 0)
+        return self.spec.latent_dim + self.codec.extra_noise
 
     def select(self, observations: Mapping[str, Value]) -> dict[str, Value]:
         """Selects the features of skills and prior from observations that may hold more."""
@@ -144,7 +153,7 @@ class SkillModel(nn.Module):
 
     def prior_parameters(self, observations: Observations) -> Tensor:
         """The parameters [B, P] of p(z | s) for observations [B, *observed_shape] by name."""
-        return self.prior(self.observations(observations))
+        return self.prior(self.observation_encoder(observations))
 
     def prior_distribution(self, observations: Observations) -> LatentDistribution:
         """The prior p(z | s) for observations [B, *observed_shape] by name."""
@@ -183,7 +192,8 @@ class SkillModel(nn.Module):
             shown = perturbed[0]
             encoded_actions, targets = self.codec.relabelled(actions, perturbed[1])
         features = self.codec.observe(shown)
-        if isinstance(self.codec, NoiseCodec):
+        if self.kind.noise:
+            assert isinstance(self.codec, NoiseCodec)
             loss, zero = self.codec.noise_loss(features, targets, noise), torch.zeros((), device=noise.device)
             return {"loss": loss, "reconstruction": loss, "kl": zero, "prior": zero, "beta": zero}
         encoded_features = features if perturbed is None else self.codec.observe(observations)

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from spirl_ray.config import Settings
-from spirl_ray.skills.decoders import DecoderKind, SkillCodec, read_options, register_decoder
+from spirl_ray.config_file import validated
+from spirl_ray.skills.decoders import DecoderKind, SkillCodec, register_decoder
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.networks import mlp
@@ -32,7 +33,8 @@ class PlanCodec(SkillCodec):
         super().__init__()
         settings = spec.settings
         self.shape = (spec.horizon, spec.action_dim)
-        self.displacement_weight = read_options(settings, PlanOptions).displacement_weight
+        options = validated(PlanOptions, settings.decoder_options, "skills.decoder_options")
+        self.displacement_weight = options.displacement_weight
         self.observations = spec.observation_encoder()
         seen, plan = self.observations.outputs, spec.horizon * spec.action_dim
         width, layers = settings.width, settings.decoder_layers

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +21,20 @@ from torch import Tensor
 
 from spirl_ray import __version__
 from spirl_ray.config import PretrainSettings
-from spirl_ray.datasets.windows import step_bytes
+from spirl_ray.datasets.windows import Batch, step_bytes
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.files.shared import require_seen, storage_problem
 from spirl_ray.skills.artifact import save_skills
 from spirl_ray.skills.augmentation import augmentation
-from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, Window, update_generator
+from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob, on_device, sent, update_generator
 from spirl_ray.skills.checkpoints import RUN, read_checkpoint, report, resume
-from spirl_ray.skills.collectives import AveragedGradients, sum_over_workers
-from spirl_ray.skills.decoders import NoiseCodec
+from spirl_ray.skills.collectives import AveragedGradients
 from spirl_ray.skills.encoders import Observations
+from spirl_ray.skills.listening import Row, listening
+from spirl_ray.skills.measuring import validation_losses, what_latents_decide
 from spirl_ray.skills.model import SkillModel
-from spirl_ray.skills.steering import error_removed, latent_measures, measures_of
-
-_LISTEN_S = 0.5
-_WINDOWS_AT_A_TIME = 128
-"""The number of windows that are measured at once."""
-Rows = dict[str, float]
 
 
 def held_out(dataset: Path, fraction: float, seed: int) -> frozenset[str]:
@@ -59,7 +52,7 @@ def pretrain(
     out: Path,
     *,
     in_memory: bool | None = None,
-    on_row: Callable[[Rows], None] | None = None,
+    on_row: Callable[[Row], None] | None = None,
 ) -> dict[str, float]:
     """Trains skills and prior, and writes the skill artifact to ``out``.
 
@@ -119,7 +112,7 @@ def pretrain(
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _listening(queue, on_row):
+    with listening(queue, on_row):
         result = trainer.fit()
     assert result.checkpoint is not None
     state = read_checkpoint(result.checkpoint)
@@ -143,86 +136,116 @@ def _train_worker(config: dict[str, Any]) -> None:
     attempt: Attempt = config["attempt"]
     require_seen(attempt.folder)
     try:
-        _train(**config)
+        _Worker(config["job"], config["in_memory"], config["weights"], attempt).train(config["queue"])
     except OSError as error:  # without a file, where pyarrow raises it
         raise storage_problem(error, attempt.result) from error
 
 
-def _train(job: PretrainJob, in_memory: bool, queue: Queue, weights: dict[str, Tensor], attempt: Attempt) -> None:
-    """Resumes, reads or streams the shard, updates, validates, reports."""
-    torch.set_num_threads(1)
-    # Arrow's own allocator keeps several times what a table takes; this process is for training alone.
-    pa.set_memory_pool(pa.system_memory_pool())
-    settings, spec = job.settings, job.spec
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    batch_size = math.ceil(settings.batch_size / world)
-    batches = Batches(job, _share(job.dataset, rank, world), batch_size, in_memory=in_memory)
-    augment = augmentation(job.settings.augmentation, job.position_target, job.spec.observed)
-    torch.manual_seed(job.seed)
-    model = SkillModel(spec)
-    model.load_state_dict(weights, strict=False)
-    model.set_normalisation(*batches.statistics(device))
-    model.to(device)
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not learned:  # a frozen policy: one update, which changes nothing, measures it
-        settings = settings.model_copy(update={"updates": 1})
-        learned = [torch.nn.Parameter(torch.zeros(1, device=device))]
-        model.eval()
-    optimizer = _optimizer(learned, settings)
-    first, metrics = resume(model, optimizer, attempt.result)
-    if metrics and rank == 0:
-        # A driver that was killed with the last one may not have written this row.
-        queue.put(metrics)
-    gradients = AveragedGradients(learned)
-    warned = False
+class _Worker:
+    """One data-parallel worker: its share of the data, its copy of the model, and what trains it, resumed from the last
+    checkpoint."""
 
-    def inputs(update: int) -> tuple[Observations, Tensor, Tensor, tuple[Observations, Tensor] | None]:
-        generator = update_generator(job.seed, update, rank)
-        observations, actions = batches.draw(update, generator)
-        perturbed = None
-        if augment is not None:
-            moved, relabelled = augment(observations, actions, generator)
-            perturbed = (_to(moved, device), _sent(relabelled, device))
-        noise = torch.randn(batch_size, model.noise_dim, generator=generator)
-        return _to(observations, device), _sent(actions, device), _sent(noise, device), perturbed
+    def __init__(self, job: PretrainJob, in_memory: bool, weights: dict[str, Tensor], attempt: Attempt) -> None:
+        torch.set_num_threads(1)
+        # Arrow's own allocator keeps several times what a table takes; this process is for training alone.
+        pa.set_memory_pool(pa.system_memory_pool())
+        context = ray.train.get_context()
+        self.job, self.settings, self.attempt = job, job.settings, attempt
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.batch_size = math.ceil(job.settings.batch_size / self.world)
+        self.batches = Batches(job, _share(job.dataset, self.rank, self.world), self.batch_size, in_memory=in_memory)
+        self.augment = augmentation(job.settings.augmentation, job.position_target, job.spec.observed)
+        torch.manual_seed(job.seed)
+        self.model = SkillModel(job.spec)
+        self.model.load_state_dict(weights, strict=False)
+        self.model.set_normalisation(*self.batches.statistics(self.device))
+        self.model.to(self.device)
+        self.learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not self.learned:  # a frozen policy: one update, which changes nothing, measures it
+            self.settings = job.settings.model_copy(update={"updates": 1})
+            self.learned = [torch.nn.Parameter(torch.zeros(1, device=self.device))]
+            self.model.eval()
+        self.optimizer = _optimizer(self.learned, self.settings)
+        self.first, self.metrics = resume(self.model, self.optimizer, attempt.result)
+        self.gradients = AveragedGradients(self.learned)
+        self.warned = False
+        self.started = time.perf_counter()
 
-    started, windows = time.perf_counter(), 0
-    upcoming = inputs(first) if first < settings.updates else None
-    for update in range(first, settings.updates):
-        assert upcoming is not None
-        with autocast(device, settings.precision):
-            losses = model(*upcoming)
-        gradients.clear()
+    def train(self, queue: Queue) -> None:
+        """Makes the updates that are left, and puts rows of metrics into the queue."""
+        settings, last = self.settings, self.settings.updates
+        if self.metrics and self.rank == 0:
+            # A driver that was killed with the last one may not have written this row.
+            queue.put(self.metrics)
+        if self.first == last:
+            return
+        upcoming = self._inputs(self.first)
+        for update in range(self.first, last):
+            losses = self._backward(upcoming)
+            self.gradients.start()
+            done = update + 1
+            if done < last:
+                upcoming = self._inputs(done)  # while the gradients travel
+            self.gradients.wait()
+            self._step(update)
+            if done % settings.log_every == 0 or done == last:
+                self.metrics = self._measured(done, losses)
+                if self.rank == 0:
+                    queue.put(self.metrics)
+            if self._noticed(done) or done % settings.checkpoint_every == 0 or done == last:
+                report(self.model, self.optimizer, done, self.metrics, self.attempt if self.rank == 0 else None)
+
+    def _inputs(self, update: int) -> tuple[Observations, Tensor, Tensor, Batch | None]:
+        """The arguments of `SkillModel.forward` for an update, on the device."""
+        generator = update_generator(self.job.seed, update, self.rank)
+        window = self.batches.draw(update, generator)
+        perturbed = None if self.augment is None else on_device(self.augment(*window, generator), self.device)
+        noise = torch.randn(self.batch_size, self.model.noise_dim, generator=generator)
+        return *on_device(window, self.device), sent(noise, self.device), perturbed
+
+    def _backward(self, inputs: tuple[Observations, Tensor, Tensor, Batch | None]) -> dict[str, Tensor]:
+        """Computes the losses and their gradients."""
+        with autocast(self.device, self.settings.precision):
+            losses: dict[str, Tensor] = self.model(*inputs)
+        self.gradients.clear()
         if losses["loss"].requires_grad:
             losses["loss"].backward()
-        gradients.start()
-        if update + 1 < settings.updates:
-            upcoming = inputs(update + 1)  # while the gradients travel
-        gradients.wait()
+        return losses
+
+    def _step(self, update: int) -> None:
+        """Changes the parameters by their gradients, at the learning rate of this update."""
+        settings, rate = self.settings, self.settings.learning_rate
         if update < settings.warmup_updates:
-            torch.nn.utils.clip_grad_norm_(learned, settings.warmup_clip)
-        _set_rate(optimizer, settings, update)
-        optimizer.step()
-        windows += batch_size * world
-        done = update + 1
-        if done % settings.log_every == 0 or done == settings.updates:
-            metrics = {"update": float(done), **{f"train_{k}": float(v.detach()) for k, v in losses.items()}}
-            if not math.isfinite(metrics["train_loss"]):
-                raise SpirlError(f"The loss stopped being finite at update {done}: lower pretrain.learning_rate.")
-            metrics |= _validate(model, batches.held, device)
-            metrics["windows_per_s"] = windows / (time.perf_counter() - started)
-            if done == settings.updates:
-                metrics |= _steering(model, batches, device)
-            if rank == 0:
-                queue.put(metrics)
-        # One of our nodes is about to be taken away, so one more checkpoint is written. All workers get the same
-        # notice.
-        notice = done % settings.log_every == 0 and not warned and ray.train.get_preemption_info() is not None
-        warned = warned or notice
-        if done % settings.checkpoint_every == 0 or done == settings.updates or notice:
-            report(model, optimizer, done, metrics, attempt if rank == 0 else None)
+            torch.nn.utils.clip_grad_norm_(self.learned, settings.warmup_clip)
+        if settings.cosine_decay:
+            rate *= 0.5 * (1.0 + math.cos(math.pi * update / settings.updates))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def _measured(self, done: int, losses: dict[str, Tensor]) -> Row:
+        """The row of metrics after so many updates.
+
+        Raises:
+            SpirlError: the loss is not finite.
+        """
+        metrics = {"update": float(done), **{f"train_{name}": float(loss.detach()) for name, loss in losses.items()}}
+        if not math.isfinite(metrics["train_loss"]):
+            raise SpirlError(f"The loss stopped being finite at update {done}: lower pretrain.learning_rate.")
+        metrics |= validation_losses(self.model, self.batches.held, self.device)
+        windows = (done - self.first) * self.batch_size * self.world
+        metrics["windows_per_s"] = windows / (time.perf_counter() - self.started)
+        if done == self.settings.updates:
+            metrics |= what_latents_decide(self.model, self.batches, self.device)
+        return metrics
+
+    def _noticed(self, done: int) -> bool:
+        """True once, where one of our nodes is about to be taken away, so that one more checkpoint is written. All
+        workers get the same notice."""
+        notice = done % self.settings.log_every == 0 and not self.warned and ray.train.get_preemption_info() is not None
+        self.warned = self.warned or notice
+        return notice
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -230,13 +253,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _to(observations: Observations, device: torch.device) -> Observations:
-    return {name: _sent(value, device) for name, value in observations.items()}
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device; a copy to a GPU is made from pinned memory, beside what the GPU computes."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+def _optimizer(learned: list[torch.nn.Parameter], settings: PretrainSettings) -> torch.optim.Optimizer:
+    kind = torch.optim.RAdam if settings.optimizer == "radam" else torch.optim.Adam
+    return kind(learned, lr=settings.learning_rate)
 
 
 def _share(dataset: str, rank: int, world: int) -> list[str]:
@@ -274,121 +293,3 @@ def _check_shares(job: PretrainJob) -> None:
                 f"Training worker {rank + 1} of {workers} would have no episode of {job.spec.horizon} steps or more: "
                 f"{job.dataset} has too few for so many workers. Lower pretrain.workers or data.validation_fraction."
             )
-
-
-def _optimizer(learned: list[torch.nn.Parameter], settings: PretrainSettings) -> torch.optim.Optimizer:
-    kind = torch.optim.RAdam if settings.optimizer == "radam" else torch.optim.Adam
-    return kind(learned, lr=settings.learning_rate)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, settings: PretrainSettings, update: int) -> None:
-    rate = settings.learning_rate
-    if settings.cosine_decay:
-        rate *= 0.5 * (1.0 + math.cos(math.pi * update / settings.updates))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-@torch.no_grad()
-def _validate(model: SkillModel, held: Window | None, device: torch.device) -> dict[str, float]:
-    """The mean losses over the held-out windows of all workers, with the posterior's mean, or with the same noise each
-    time where the latent is noise."""
-    names = ("loss", "reconstruction", "kl", "prior")
-    drawn = torch.zeros(_WINDOWS_AT_A_TIME, model.noise_dim)
-    if isinstance(model.codec, NoiseCodec):
-        drawn.normal_(generator=torch.Generator().manual_seed(0))
-    drawn = drawn.to(device)
-
-    def losses(observations: Observations, actions: Tensor) -> dict[str, Tensor]:
-        return model(observations, actions, drawn[: len(actions)])
-
-    with _evaluating(model):
-        found = _mean_over_workers(held, losses, names, device)
-    return {f"validation_{name}": value for name, value in found.items()}
-
-
-def _steering(model: SkillModel, batches: Batches, device: torch.device) -> dict[str, float]:
-    """What latents decide (`latent_measures`), on held-out windows, or on a batch of each worker if there are none."""
-    names = measures_of(model)
-    torch.manual_seed(batches.job.seed)  # nothing else is drawn after the last update
-
-    def measures(observations: Observations, actions: Tensor) -> dict[str, Tensor]:
-        return latent_measures(model, observations, actions)
-
-    with _evaluating(model):
-        found = _mean_over_workers(batches.held, measures, names, device)
-        if not found:
-            drawn = batches.draw(batches.job.settings.updates, torch.Generator().manual_seed(batches.job.seed))
-            found = _mean_over_workers(drawn, measures, names, device)
-    if "error_posterior" in found:
-        found["error_removed"] = error_removed(found)
-    return found
-
-
-@contextlib.contextmanager
-def _evaluating(model: SkillModel) -> Iterator[None]:
-    """Keeps a model in evaluation mode, in which nothing of a user's network moves either."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _mean_over_workers(
-    window: Window | None,
-    measure: Callable[[Observations, Tensor], dict[str, Tensor]],
-    names: tuple[str, ...],
-    device: torch.device,
-) -> dict[str, float]:
-    """The means of these measures over the windows of all workers; empty where no worker has any."""
-    sums = torch.zeros(1 + len(names))
-    observations, actions = window if window is not None else ({}, torch.empty(0))
-    # Not all at once, because the activations of a network for images take far more memory than the images.
-    for first in range(0, len(actions), _WINDOWS_AT_A_TIME):
-        some = slice(first, first + _WINDOWS_AT_A_TIME)
-        acted = actions[some].to(device)
-        found = measure(_to({name: value[some] for name, value in observations.items()}, device), acted)
-        sums += len(acted) * torch.stack([torch.ones(()), *(found[name].cpu() for name in names)])
-    total = sum_over_workers(sums, device)
-    if total[0] == 0:
-        return {}
-    return {name: float(total[1 + i] / total[0]) for i, name in enumerate(names)}
-
-
-@contextlib.contextmanager
-def _listening(queue: Queue, on_row: Callable[[Rows], None] | None) -> Iterator[None]:
-    """Passes the workers' metrics to ``on_row`` while the trainer runs; an error that it raises is raised again at the
-    end."""
-    finished = threading.Event()
-    errors: list[Exception] = []
-
-    def drain() -> None:
-        last = False
-        while not last and ray.is_initialized():
-            last = finished.wait(_LISTEN_S)
-            for row in _waiting_rows(queue):
-                if on_row is not None and not errors:
-                    try:
-                        on_row(row)
-                    except Exception as error:
-                        errors.append(error)
-
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join(timeout=60.0)
-        queue.shutdown(force=True)
-    if errors:
-        raise errors[0]
-
-
-def _waiting_rows(queue: Queue) -> Iterator[Rows]:
-    """The rows that are in the queue now; none where it, or Ray, has ended meanwhile, as after Ctrl-C."""
-    with contextlib.suppress(Exception):
-        for _ in range(queue.qsize()):  # asking an empty queue is a failed task in the dashboard
-            yield queue.get_nowait()

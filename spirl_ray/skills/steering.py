@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spirl_ray.skills.decoders import NoiseCodec
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.gaussian import DiagonalGaussian
 from spirl_ray.skills.model import SkillModel
@@ -25,10 +24,10 @@ _DRAWS = 16
 def measures_of(model: SkillModel) -> tuple[str, ...]:
     """The names of what `latent_measures` measures for such a model."""
     errors = ("error_prior_mean", "error_prior_sample")
-    if model.kind.flat:
+    if model.kind.flat or not model.codec.can_encode:
         return errors
-    if isinstance(model.codec, NoiseCodec):
-        return (*errors, "error_posterior") if model.codec.can_encode else errors
+    if model.kind.noise:
+        return (*errors, "error_posterior")
     return (*errors, "latent_nats", "latent_nats_standard", "error_posterior")
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from spirl_ray.config import Experiment, parse_experiment
-from spirl_ray.config_file import assign, assign_for_all, read_mapping, readable_problems, split_override
+from spirl_ray.config_file import assign, assign_for_all, read_mapping, split_override, validated
 from spirl_ray.envs.metrics import MODES, SCORE, EpisodeMetric
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
@@ -355,10 +355,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             assign(raw, *split_override(override, SweepFile), f"--set {override}", SweepFile)
         else:
             of_base.append(override)
-    try:
-        file = SweepFile.model_validate(raw)
-    except ValidationError as error:
-        raise readable_problems(error, str(path), SweepFile) from error
+    file = validated(SweepFile, raw, str(path))
     sweep = Sweep(file, _base(file, path, of_base), str(path))
     make_importable(sweep.base.submit.ship)
     sweep.check()

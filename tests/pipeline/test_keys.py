@@ -59,7 +59,7 @@ def test_the_weights_that_an_encoder_takes_from_a_file_are_part_of_the_key(tmp_p
     weights = tmp_path / "weights.safetensors"
 
     def found() -> str:
-        encoders = {"position": {"kind": "vector", "options": {"path": str(weights)}}}
+        encoders = {"position": {"kind": "pretrained", "options": {"path": str(weights)}}}
         spec = toy_spec(features={"position": Feature(shape=(2,))}, encoders=encoders)
         return skills_key(spec, PretrainSettings().model_dump(mode="json"), "data", 0)
 

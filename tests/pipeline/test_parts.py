@@ -51,6 +51,16 @@ from spirl_ray.pipeline.experiment import check_experiments
             {"skills.encoders": {"front": {"kind": "pretrained", "options": {"channels": [8], "path": "no.file"}}}},
             "no.file",
         ),
+        (
+            CAMERAS,
+            {"skills.encoders": {"front": {"kind": "pretrained", "options": {"channel": [8], "path": "no.file"}}}},
+            r"(?s)skills\.encoders\.front\.options.*  channels: is missing.*  channel: unknown key.* channels, path",
+        ),
+        (
+            GOAL,
+            {"skills.encoders": {"position": {"kind": "vector", "options": {"nonsense": 1}}}},
+            r"skills\.encoders\.position\.options is not valid:\n  nonsense: unknown key\. Known here: none",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_any_work(env: str, changes: dict[str, Any], told: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.learners import state_of
 from spirl_ray.rl.critics import Critics
 from spirl_ray.skills.networks import mlp
 
@@ -21,7 +22,7 @@ def stacked(count: int, *, layers: int = 2, layer_norm: bool = False) -> tuple[C
     networks = []
     for index in range(count):
         networks.append(mlp(STATE + LATENT, 1, width=8, layers=layers, layer_norm=layer_norm))
-        networks[-1].load_state_dict(critics.state_of(index))
+        networks[-1].load_state_dict(state_of(critics, index))
     return critics, networks
 
 
@@ -50,7 +51,7 @@ def test_values_and_gradients_are_those_of_separate_networks(count: int, layers:
             assert parameter.grad is not None
             parameter.copy_(parameter.grad)
     for index, network in enumerate(networks):
-        gradients = critics.state_of(index)
+        gradients = state_of(critics, index)
         for name, parameter in network.named_parameters():
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
 

@@ -114,7 +114,7 @@ def test_images_are_seen_through_the_frozen_priors_encoder_where_they_are_asked_
     inputs = observe(model, spec, seen)
     width = model.spec.settings.width
     for index, name in enumerate(("front", "wrist")):
-        expected = model.observations.encoder(name)(seen)
+        expected = model.observation_encoder.encoder(name)(seen)
         torch.testing.assert_close(inputs[:, 2 + index * width : 2 + (index + 1) * width], expected)
     only = {"front": CAMERAS["front"]}
     blind = toy_model(features=only)
@@ -141,7 +141,7 @@ def test_a_feature_of_another_size_in_the_target_is_not_standardised() -> None:
 
 def test_objects_are_seen_from_the_agent_in_an_order_of_their_own() -> None:
     model, seen = toy_model(features=OBJECTS), random_observations(OBJECTS, ROWS)
-    encode = model.observations.encoder("blocks")
+    encode = model.observation_encoder.encoder("blocks")
     encoded = encode(seen)
     near, high = ((part * 2).sinh().unflatten(1, (-1, 3)) * 0.08 for part in encoded[:, :24].split([15, 9], dim=1))
     hand, places = seen["hand"], seen["blocks"]

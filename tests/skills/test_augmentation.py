@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from spirl_ray.config import AugmentationSettings
+from spirl_ray.datasets.windows import Batch
 from spirl_ray.envs.spec import PositionTarget
 from spirl_ray.errors import SpirlError
 from spirl_ray.skills.augmentation import TargetPreserving, augmentation
 
 TARGET = PositionTarget(feature="robot", positions=(3, 1), gain=(0.2, 0.5), objects=("things", "unseen"))
 POSITIONS, UNTOUCHED = [3, 1], [0, 2]
-Window = tuple[dict[str, Tensor], Tensor]
 
 
 def augment(
     target: PositionTarget = TARGET, reach: float = 0.3, seed: int = 0, observed: int = 10, **settings: float
-) -> tuple[Window, Window]:
+) -> tuple[Batch, Batch]:
     """A window and what becomes of it."""
     generator = torch.Generator().manual_seed(5)
     observations = {

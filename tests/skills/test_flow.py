@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from toy_skills import STATE, random_observations, toy_model, toy_spec
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.registry import TRUSTED_CODECS
-from spirl_ray.skills.decoders import NoiseCodec
+from spirl_ray.skills.decoders import DECODERS, NoiseCodec
 from spirl_ray.skills.encoders import Observations
 from spirl_ray.skills.flow import FlowCodec
 from spirl_ray.skills.model import SkillModel
@@ -52,7 +53,14 @@ def test_the_prior_is_standard_normal_and_has_no_weights_of_its_own() -> None:
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(value).sum(-1)
     torch.testing.assert_close(prior.log_prob(value), expected)
     assert not list(model.prior.parameters())
-    assert model.observations is codec_of(model).observations
+    assert model.observation_encoder is codec_of(model).observations
+
+
+def test_a_kind_and_its_class_agree_that_the_latent_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, noise in (("flow", False), ("plan", True)):
+        monkeypatch.setitem(DECODERS._entries, name, dataclasses.replace(DECODERS[name], noise=noise))
+        with pytest.raises(SpirlError, match=f"'{name}' has noise={noise}"):
+            toy_model(name)
 
 
 def test_two_ways_stay_two_and_noise_chooses_between_them() -> None:

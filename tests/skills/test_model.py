@@ -155,7 +155,7 @@ def test_small_deviations_are_floored() -> None:
     mean, std = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 0.01, 0.05, 2.0])
     model.set_normalisation({"state": mean}, {"state": std})
     torch.testing.assert_close(model.statistics.std["state"], torch.tensor([0.05, 0.05, 0.05, 2.0]))
-    standardised = model.observations({"state": torch.tensor([1.0, 2.1, 3.0, 0.0])})
+    standardised = model.observation_encoder({"state": torch.tensor([1.0, 2.1, 3.0, 0.0])})
     torch.testing.assert_close(standardised, torch.tensor([0.0, 2.0, 0.0, -2.0]))
 
 

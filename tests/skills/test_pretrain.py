@@ -20,6 +20,7 @@ from ray.train import TrainingFailedError
 from ray.util.queue import Queue
 from skills.pads_job import HORIZON, PADS, UPDATES, make_job
 
+from spirl_ray.datasets.windows import Batch
 from spirl_ray.envs import environment
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_episodes
 from spirl_ray.errors import SpirlError
@@ -27,7 +28,8 @@ from spirl_ray.files.attempts import Attempt
 from spirl_ray.metrics import deciding_metrics
 from spirl_ray.skills import pretrain as pretrain_module
 from spirl_ray.skills.artifact import load_skills, read_skill_card
-from spirl_ray.skills.batches import Batches, PretrainJob, Window
+from spirl_ray.skills.batches import Batches, PretrainJob
+from spirl_ray.skills.listening import listening
 from spirl_ray.skills.pretrain import pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -57,7 +59,7 @@ def observed_worker(log: Path, lose_at: int | None, config: dict[str, Any]) -> N
         note(f"update {update} {rank}")
         return numbers(seed, update, rank)
 
-    def noted_stream(own: Batches, update: int) -> Iterator[Window]:
+    def noted_stream(own: Batches, update: int) -> Iterator[Batch]:
         note(f"stream {update}")
         return stream(own, update)
 
@@ -111,7 +113,7 @@ def check_normalisation(out: Path, job: PretrainJob) -> None:
         values = training_values(job, name)
         np.testing.assert_allclose(model.statistics.mean[name], values.mean(0), atol=1e-6)
         np.testing.assert_allclose(model.statistics.std[name], np.maximum(values.std(0), 0.05), atol=1e-6)
-    encoder = model.observations.encoder("lamps")
+    encoder = model.observation_encoder.encoder("lamps")
     assert torch.equal(encoder.mean, model.statistics.mean["lamps"])  # type: ignore[arg-type]
 
 
@@ -246,7 +248,7 @@ def test_what_the_listener_raises_is_not_lost() -> None:
         raise SpirlError("Cannot write metrics.csv: No space left on device.")
 
     queue = Queue(actor_options={"num_cpus": 0})
-    with pytest.raises(SpirlError, match="No space left"), pretrain_module._listening(queue, full):
+    with pytest.raises(SpirlError, match="No space left"), listening(queue, full):
         queue.put_nowait_batch([{"update": 1.0}, {"update": 2.0}])
     assert heard == [1.0]
 

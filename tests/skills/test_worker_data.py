@@ -10,10 +10,10 @@ import torch
 from skills.pads_job import EPISODES, HORIZON, make_job
 from torch import Tensor
 
-from spirl_ray.datasets.windows import WindowTable
+from spirl_ray.datasets.windows import Batch, WindowTable
 from spirl_ray.episodes.dataset import dataset_files, episode_index, read_episodes
 from spirl_ray.skills import batches as batches_module
-from spirl_ray.skills.batches import Batches, PretrainJob, Window, update_generator
+from spirl_ray.skills.batches import Batches, PretrainJob, update_generator
 from spirl_ray.skills.pretrain import held_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -23,7 +23,7 @@ def windows_of(observations: dict[str, Tensor]) -> set[bytes]:
     return {window.numpy().tobytes() for window in torch.cat(list(observations.values()), dim=-1)}
 
 
-def held_windows(batches: Batches) -> Window:
+def held_windows(batches: Batches) -> Batch:
     assert batches.held is not None
     return batches.held
 

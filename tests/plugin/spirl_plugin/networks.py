@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spirl_ray.config import SkillSettings
+from spirl_ray.config import Settings, SkillSettings
 from spirl_ray.rl.heads import HeadContext, ResidualHead, register_head
 from spirl_ray.skills.decoders import ClosedLoopCodec, DecoderKind, register_decoder
 from spirl_ray.skills.encoders import EncoderContext, FeatureEncoder, Observations, register_encoder
@@ -33,15 +33,20 @@ class BoundedPrior(GaussianPrior):
 
 
 class WaveEncoder(FeatureEncoder):
-    """Sines and cosines of a vector's entries; ``options.waves`` says of how many frequencies."""
+    """Sines and cosines of a vector's entries."""
+
+    class Options(Settings):
+        waves: int = 2
+        """The number of frequencies."""
+
+    options: Options
 
     def __init__(self, context: EncoderContext) -> None:
         super().__init__(context)
-        self.waves = int(context.options.get("waves", 2))
-        self.outputs = 2 * self.waves * context.feature.size
+        self.outputs = 2 * self.options.waves * context.feature.size
 
     def forward(self, observations: Observations) -> Tensor:
-        angles = [2.0**wave * observations[self.name] for wave in range(self.waves)]
+        angles = [2.0**wave * observations[self.name] for wave in range(self.options.waves)]
         return torch.cat([function(angle) for angle in angles for function in (torch.sin, torch.cos)], dim=-1)
 
 
