@@ -9,7 +9,7 @@ from typing import Any
 from spirl_ray.config import EnvSettings, EvaluateSettings, Experiment
 from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.envs import render_problem
-from spirl_ray.envs.metrics import MODES, Mode
+from spirl_ray.envs.metrics import Mode
 from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.validation import file_digest
 from spirl_ray.errors import SpirlError
@@ -26,7 +26,6 @@ from spirl_ray.pipeline.results import (
     DemonstrationsResult,
     EvaluationResult,
     SkillsResult,
-    Snapshot,
     TrainingResult,
 )
 from spirl_ray.pipeline.rollouts import (
@@ -189,18 +188,16 @@ def train(
         ran=not done,
         method=trial.method,
         seed=trial.seed,
-        best=_snapshot(trained["best"]),
-        last=_snapshot(trained["last"]),
-        **{name: trained[name] for name in ("env_steps", "decisions", "updates", "wall_clock_s", "commit")},
-        score=trained["score"],
-        publish=trained["publish"],
+        env_steps=trained.env_steps,
+        decisions=trained.decisions,
+        updates=trained.updates,
+        wall_clock_s=trained.wall_clock_s,
+        commit=trained.commit,
+        score=trained.score,
+        publish=trained.publish,
+        best=trained.best,
+        last=trained.last,
         findings=(*noted_offline(trial), *noted_findings(trial.policy, trial.experiment.train, trial.method_config)),
-    )
-
-
-def _snapshot(evaluated: Row) -> Snapshot:
-    return Snapshot(
-        evaluated["env_steps"], evaluated["score"], {mode: evaluated[mode] for mode in MODES if mode in evaluated}
     )
 
 

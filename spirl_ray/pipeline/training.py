@@ -14,7 +14,6 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from spirl_ray.config import TrainSettings
-from spirl_ray.envs.metrics import SCORE
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, remove_partial_folders, write_atomically, write_json
@@ -34,6 +33,7 @@ from spirl_ray.pipeline.snapshots import (
     snapshot_folder,
 )
 from spirl_ray.pipeline.stopping import TERMINATED
+from spirl_ray.pipeline.trained import TrainedRecord, read_trained, write_trained
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config, rllib_seed
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC, SkillPriorSACConfig
@@ -50,25 +50,26 @@ Trained = tuple[Row, list[Row]]
 
 def is_trained(run: TrainingRun) -> bool:
     """True when the run has reached the experiment's number of steps and has published the snapshot it asks for."""
-    if not _reached(run):
+    record = _reached(run)
+    if record is None:
         return False
     # Another `train.publish` or `evaluate.score` may choose another snapshot; without snapshots, there is no choice.
     found = best_and_last(results_so_far(run.out), experiment_scores(run.experiment))
     wanted = found.get(run.experiment.train.publish)
-    return wanted is None or wanted["env_steps"] == read_json(run.out / layout.TRAINED).get("published_env_steps")
+    return wanted is None or wanted.env_steps == record.published_env_steps
 
 
-def _reached(run: TrainingRun) -> bool:
-    if not (run.out / layout.TRAINED).exists() or not (run.out / layout.POLICY_CARD).exists():
-        return False
-    return read_json(run.out / layout.TRAINED)["env_steps"] >= run.experiment.train.env_steps
+def _reached(run: TrainingRun) -> TrainedRecord | None:
+    """The record of a training that has reached the experiment's number of steps."""
+    record = read_trained(run.out) if (run.out / layout.POLICY_CARD).exists() else None
+    return record if record is not None and record.env_steps >= run.experiment.train.env_steps else None
 
 
 def train_policy(
     run: TrainingRun,
     on_row: Callable[[Row], None] | None = None,
     on_evaluation: Callable[[Row], None] | None = None,
-) -> Row:
+) -> TrainedRecord:
     """Trains one policy, or resumes its training, and writes its artifact to ``run.out``.
 
     Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
@@ -83,18 +84,17 @@ def train_policy(
             of which is called ``score``.
 
     Returns:
-        The contents of ``trained.json``.
+        What ``trained.json`` holds.
 
     Raises:
         SpirlError: skills or environment that do not fit, a damaged checkpoint, storage that fails.
     """
     scores = experiment_scores(run.experiment)
-    if _reached(run):
+    if (record := _reached(run)) is not None:
         if on_evaluation is not None:
             for evaluation in evaluations_so_far(run.out, scores):
                 on_evaluation(evaluation)
-        result = read_json(run.out / layout.TRAINED)
-        return result if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), result)
+        return record if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), dict(record))
     torch.set_num_threads(1)
     config = algorithm_config(run)
     config.validate()  # before the run's folder: nothing is left of a run whose skills or settings are refused
@@ -102,7 +102,7 @@ def train_policy(
     counters, history = _whatever_learners_are_lost(
         run, lambda saved: _train(run, config.copy(copy_frozen=False), attempt, saved, on_row, on_evaluation), on_row
     )
-    result = {
+    totals = {
         "env_steps": counters["env_steps"],
         "decisions": counters["decisions"],
         "updates": counters["updates"],
@@ -110,7 +110,7 @@ def train_policy(
         "config_hash": run.config_hash,
         "commit": joined_commits(history),
     }
-    return _publish_and_note(run, attempt, result)
+    return _publish_and_note(run, attempt, totals)
 
 
 def _whatever_learners_are_lost(
@@ -267,17 +267,18 @@ def _newest_scores(evaluations: SnapshotEvaluations, row: Row) -> dict[str, floa
     return {f"{score.label}{where}": found[score.name] for where, found in newest.items() if score.name in found}
 
 
-def _publish_and_note(run: TrainingRun, attempt: Attempt, result: Row) -> Row:
+def _publish_and_note(run: TrainingRun, attempt: Attempt, totals: Row) -> TrainedRecord:
     """Publishes the snapshot that the settings ask for, then writes ``trained.json``, which says which one it is."""
     scores, publish = experiment_scores(run.experiment), run.experiment.train.publish
     results = results_so_far(run.out)
     found = best_and_last(results, scores)
     attempt.check()
-    _publish(snapshot_folder(run.out, found[publish]["env_steps"]), run.out)
-    chosen = {"publish": publish, "published_env_steps": found[publish]["env_steps"]}
-    result |= {**chosen, SCORE: scores.score_in(results.values()).name, **found}
-    write_json(run.out / layout.TRAINED, result)
-    return result
+    steps = found[publish].env_steps
+    _publish(snapshot_folder(run.out, steps), run.out)
+    chosen = {"publish": publish, "published_env_steps": steps, "score": scores.score_in(results.values()).name}
+    record = TrainedRecord.model_validate({**totals, **chosen, **found})
+    write_trained(run.out, record)
+    return record
 
 
 def _publish(snapshot: Path, out: Path) -> None:

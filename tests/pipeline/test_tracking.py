@@ -103,7 +103,7 @@ PROGRESS = Event(happening="progress", stage="training", done=200.0, total=400.0
 
 
 def trained(place: Workspace) -> Event:
-    snapshot = Snapshot(200, 1.0, {})
+    snapshot = Snapshot(env_steps=200, score=1.0, deterministic={}, sampled={})
     result = TrainingResult(
         folder=place.trial(**TRIAL).policy,
         ran=True,
