@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,16 +107,9 @@ class ExperimentRun:
         def tell(**fields: Any) -> None:
             self._tell(Event(stage=name, method=method, seed=seed, **fields))
 
-        def progress(done: float, total: float, metrics: dict[str, Any]) -> None:
+        def progress(done: float, total: float, **newest: Any) -> None:
             moved()
-            tell(
-                happening="progress",
-                done=done,
-                total=total,
-                metrics=_numbers(metrics),
-                scores=metrics.get("scores") or {},
-                findings=metrics.get("findings") or (),
-            )
+            tell(happening="progress", done=done, total=total, **newest)
 
         self._stage = name
         tell(happening="started")
@@ -209,10 +202,6 @@ class ExperimentRun:
             self._status(event)
             self.tracking(event)
             self._listener(event)
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 @contextlib.contextmanager

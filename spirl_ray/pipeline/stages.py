@@ -62,7 +62,7 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResul
             environment=workspace.experiment.env.id,
             skip_bad=data.skip_bad,
             shards=data.shards,
-            progress=lambda done, total: progress(done, total, {}),
+            progress=progress,
         )
         workspace.remember_import()
     attempts = workspace.data.source.attempts
@@ -122,7 +122,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
             rows[:] = [known for known in rows if float(known["update"]) < row["update"]] + [row]
             write_csv(out / layout.METRICS, rows)
             monitor.show(row)
-            progress(row["update"], settings.updates, row)
+            progress(row["update"], settings.updates, metrics=row)
 
         with monitor.at_work({"update": float(rows[-1]["update"]) if rows else 0}):
             metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))
@@ -179,10 +179,10 @@ def train(
         offline=trial.offline,
     )
     with trial.workspace.locked(trial.policy):
-        done, total = is_trained(run), trial.experiment.train.env_steps
+        done = is_trained(run)
         if not done and offline_decisions(trial, progress) is not None:
-            progress(0, total, {"findings": noted_offline(trial)})
-        trained = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
+            progress(0, trial.experiment.train.env_steps, findings=noted_offline(trial))
+        trained = train_policy(run, progress, on_evaluation)
     return TrainingResult(
         folder=trial.policy,
         ran=not done,
@@ -288,7 +288,7 @@ def _evaluate(
         write_episodes(out / layout.EPISODES_SO_FAR, rows)
         means = scores.mean(row.metrics for row in rows)
         score = scores.score_in([means])
-        progress(len(rows), total, {"scores": {score.label: means[score.name]} if score.name in means else {}})
+        progress(len(rows), total, scores={score.label: means[score.name]} if score.name in means else {})
 
     recordings = [
         start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in wanted

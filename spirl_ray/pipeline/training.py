@@ -19,6 +19,7 @@ from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, remove_partial_folders, write_atomically, write_json
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.files.tables import read_csv, write_csv
+from spirl_ray.pipeline.events import Progress, silent
 from spirl_ray.pipeline.findings import reward_findings, reward_numbers
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.provenance import commit, hardware, versions
@@ -66,9 +67,7 @@ def _reached(run: TrainingRun) -> TrainedRecord | None:
 
 
 def train_policy(
-    run: TrainingRun,
-    on_row: Callable[[Row], None] | None = None,
-    on_evaluation: Callable[[Row], None] | None = None,
+    run: TrainingRun, progress: Progress = silent, on_evaluation: Callable[[Row], None] | None = None
 ) -> TrainedRecord:
     """Trains one policy, or resumes its training, and writes its artifact to ``run.out``.
 
@@ -78,7 +77,8 @@ def train_policy(
 
     Args:
         run: what to train, and where.
-        on_row: called with each row of metrics; also with ``findings`` once something is known of rewards.
+        progress: called with each row of metrics and the newest scores; also with findings, once something is known of
+            rewards.
         on_evaluation: called with each evaluated snapshot, those from before an interruption included:
             ``env_steps``, ``wall_clock_s``, and ``MODE_METRIC`` for both modes and every metric of the episodes, one
             of which is called ``score``.
@@ -99,8 +99,10 @@ def train_policy(
     config = algorithm_config(run)
     config.validate()  # before the run's folder: nothing is left of a run whose skills or settings are refused
     attempt = Attempt.begin(run.out)
-    counters, history = _whatever_learners_are_lost(
-        run, lambda saved: _train(run, config.copy(copy_frozen=False), attempt, saved, on_row, on_evaluation), on_row
+    counters, history = _train_through_lost_learners(
+        run,
+        lambda saved: _train(run, config.copy(copy_frozen=False), attempt, saved, progress, on_evaluation),
+        progress,
     )
     totals = {
         "env_steps": counters["env_steps"],
@@ -113,8 +115,8 @@ def train_policy(
     return _publish_and_note(run, attempt, totals)
 
 
-def _whatever_learners_are_lost(
-    run: TrainingRun, train: Callable[[Path | None], Trained], on_row: Callable[[Row], None] | None
+def _train_through_lost_learners(
+    run: TrainingRun, train: Callable[[Path | None], Trained], progress: Progress
 ) -> Trained:
     """Calls ``train`` with the newest checkpoint, or None, until it returns; it resumes whenever learners are lost."""
     lost = 0
@@ -129,10 +131,9 @@ def _whatever_learners_are_lost(
                     f"{run.out}: training has lost its learners {lost} times since its last checkpoint ({error}). See "
                     "Ray's logs of their nodes, then start the command again: it resumes from that checkpoint."
                 ) from error
-            if on_row is not None:
-                steps = layout.steps_of(saved[-1]) if saved else 0
-                found = Finding(f"{error}, so training resumes from step {steps:,} with new ones.", warning=True)
-                on_row({"env_steps": steps, "findings": (found,)})
+            steps = layout.steps_of(saved[-1]) if saved else 0
+            found = Finding(f"{error}, so training resumes from step {steps:,} with new ones.", warning=True)
+            progress(steps, run.experiment.train.env_steps, findings=(found,))
 
 
 def _train(
@@ -140,7 +141,7 @@ def _train(
     config: SkillPriorSACConfig,
     attempt: Attempt,
     saved: Path | None,
-    on_row: Callable[[Row], None] | None,
+    progress: Progress,
     on_evaluation: Callable[[Row], None] | None,
 ) -> Trained:
     """Trains to the end from a checkpoint, or from the start."""
@@ -159,7 +160,7 @@ def _train(
         monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train", scores, run.out)
         target = kept_divergence(run.method, run.experiment.train)
         with monitor.at_work({"env_steps": counters["env_steps"], "target_divergence": target}):
-            _loop(run, attempt, algorithm, evaluations, monitor, on_row)
+            _loop(run, attempt, algorithm, evaluations, monitor, progress)
     finally:
         algorithm.stop()
     # After the env runners have given their CPUs back: the evaluations may need them.
@@ -174,7 +175,7 @@ def _loop(
     algorithm: SkillPriorSAC,
     evaluations: SnapshotEvaluations,
     monitor: Monitor,
-    on_row: Callable[[Row], None] | None,
+    progress: Progress,
 ) -> None:
     train, limit = run.experiment.train, run.experiment.train.env_steps
     counters: dict[str, Any] = algorithm.counters
@@ -199,9 +200,7 @@ def _loop(
             steps = counters["env_steps"]
             if algorithm.rewards.warmed_up and told != algorithm.rewards.settled:
                 told = algorithm.rewards.settled
-                findings = _note_rewards(run, attempt, algorithm, monitor)
-                if on_row is not None:
-                    on_row({"env_steps": steps, "findings": findings})
+                progress(steps, limit, findings=_note_rewards(run, attempt, algorithm, monitor))
             leaves = notice.is_set()
             saves = steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit or leaves
             # Also before a checkpoint: what it covers is not measured again after a restart.
@@ -222,8 +221,7 @@ def _loop(
                 log.add(row)
                 last, last_time = dict(counters), now
                 monitor.show(row, evaluations.newest)
-                if on_row is not None:
-                    on_row(row | {"scores": _newest_scores(evaluations, row)})
+                progress(steps, limit, metrics=row, scores=_newest_scores(evaluations, row))
             if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])

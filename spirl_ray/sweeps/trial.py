@@ -180,13 +180,13 @@ def run_trial(request: TrialRequest, name: str, status: Any) -> Row:
     shown = 0.0
 
     def stage(text: str) -> Progress:
-        def progress(done: float, total: float, metrics: Row) -> None:
+        def progress(done: float, total: float, **newest: object) -> None:
             nonlocal shown
             if time.monotonic() - shown > _SHOW_EVERY_S or done >= total:
                 shown = time.monotonic()
                 status.show.remote(name, {"stage": text, "done": done, "total": total})
 
-        progress(0.0, 1.0, {})
+        progress(0.0, 1.0)
         return progress
 
     def say_waiting(target: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,8 @@ from spirl_ray.envs.metrics import EpisodeMetric, declare
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.pipeline import snapshots, training
+from spirl_ray.pipeline.events import silent
+from spirl_ray.pipeline.results import Finding
 from spirl_ray.pipeline.rollouts import EpisodeRow
 from spirl_ray.pipeline.snapshots import SnapshotEvaluations
 from spirl_ray.pipeline.stopping import TERMINATED
@@ -278,7 +280,7 @@ def loop(run: TrainingRun, events: dict[int, Callable[[], Any]], show: Callable[
         scores=declared_scores("spirl/PointPads-v0"),
     )
     monitor: Any = SimpleNamespace(show=show)
-    training._loop(run, attempt, Algorithm(events), evaluations, monitor, None)  # type: ignore[arg-type]
+    training._loop(run, attempt, Algorithm(events), evaluations, monitor, silent)  # type: ignore[arg-type]
 
 
 def test_a_lost_env_runner_is_shown_at_once_and_each_loss_once(tmp_path: Path) -> None:
@@ -337,7 +339,10 @@ def test_seeds_of_resumed_runs_stay_within_32_bits_and_differ() -> None:
 
 def test_training_resumes_from_the_newest_checkpoint_when_learners_are_lost(tmp_path: Path) -> None:
     run, began = run_in(tmp_path, env_steps=500, checkpoint_every=100), list[str | None]()
-    told = list[dict[str, Any]]()
+    told = list[Finding]()
+
+    def tell(done: float, total: float, *, findings: Sequence[Finding] = (), **newest: Any) -> None:
+        told.extend(findings)
 
     def train(checkpoint: Path | None) -> Any:
         began.append(None if checkpoint is None else checkpoint.name)
@@ -349,9 +354,9 @@ def test_training_resumes_from_the_newest_checkpoint_when_learners_are_lost(tmp_
             loop(run, {250: lose})
         return {"env_steps": 500}, []
 
-    assert training._whatever_learners_are_lost(run, train, told.append)[0] == {"env_steps": 500}
+    assert training._train_through_lost_learners(run, train, tell)[0] == {"env_steps": 500}
     assert began == [None, "step-000000000200"]
-    [finding] = told[0]["findings"]
+    [finding] = told
     assert finding.warning
     assert "1 of 2 learners" in finding.text
 
@@ -364,5 +369,5 @@ def test_training_gives_up_when_learners_are_lost_again_and_again_without_a_chec
         raise LearnerLost("2 of 2 learners did not answer")
 
     with pytest.raises(SpirlError, match=r"lost its learners 4 times .*2 of 2"):
-        training._whatever_learners_are_lost(run, train, None)
+        training._train_through_lost_learners(run, train, silent)
     assert len(calls) == 4
