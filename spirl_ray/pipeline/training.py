@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from spirl_ray.config import TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, remove_partial_folders, write_atomically, write_json
 from spirl_ray.files.attempts import Attempt
-from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.pipeline.events import Progress, silent
 from spirl_ray.pipeline.findings import reward_findings, reward_numbers
+from spirl_ray.pipeline.metrics_log import MetricsLog, TrainingClock
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.provenance import commit, hardware, versions
 from spirl_ray.pipeline.results import Finding
@@ -154,7 +152,7 @@ def _train(
         if saved is not None:
             algorithm.load_checkpoint(str(saved))
         algorithm.scores = scores
-        counters: dict[str, Any] = algorithm.counters
+        counters = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
         evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
         monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train", scores, run.out)
@@ -178,51 +176,27 @@ def _loop(
     progress: Progress,
 ) -> None:
     train, limit = run.experiment.train, run.experiment.train.env_steps
-    counters: dict[str, Any] = algorithm.counters
-    log = MetricsLog(run.out, counters["env_steps"])
-    spent = counters.setdefault("wall_clock_s", 0.0)
-    started = time.perf_counter()
+    counters = algorithm.counters
+    log, clock = MetricsLog(run.out, counters["env_steps"]), TrainingClock(algorithm)
+    notices = _Notices(run, attempt, algorithm, monitor, progress)
     if counters["env_steps"] == 0:
         evaluations.snapshot(algorithm, 0)
-    last = dict(counters)
-    last_time = started
-    told: bool | None = None
-    lost: Row = {}
-    with contextlib.closing(log), deferred_termination() as notice:
-        while counters["env_steps"] < limit:
-            before = counters["env_steps"]
+    with contextlib.closing(log), deferred_termination() as termination:
+        while (before := counters["env_steps"]) < limit:
             algorithm.train()
-            if (now_lost := algorithm.sampler.lost()) != lost:
-                lost = now_lost
-                monitor.show(lost)
-            now = time.perf_counter()
-            counters["wall_clock_s"] = spent + now - started
-            steps = counters["env_steps"]
-            if algorithm.rewards.warmed_up and told != algorithm.rewards.settled:
-                told = algorithm.rewards.settled
-                progress(steps, limit, findings=_note_rewards(run, attempt, algorithm, monitor))
-            leaves = notice.is_set()
-            saves = steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit or leaves
+            clock.tick()
+            notices.give()
+            steps, leaves = counters["env_steps"], termination.is_set()
+            ends = steps >= limit
+            saves = ends or leaves or _passes(train.checkpoint_every, before, steps)
             # Also before a checkpoint: what it covers is not measured again after a restart.
-            if steps - last["env_steps"] >= _STEPS_PER_ROW or (saves and steps > last["env_steps"]):
+            if clock.steps_since_row >= (1 if saves else _STEPS_PER_ROW):
                 attempt.check()
-                row: Row = {
-                    "env_steps": steps,
-                    "decisions": counters["decisions"],
-                    "updates": counters["updates"],
-                    "episodes": counters["episodes"],
-                    "wall_clock_s": round(counters["wall_clock_s"], 2),
-                    **algorithm.episode_metrics(),
-                    **algorithm.learner_metrics,
-                    "reward_scale": algorithm.rewards.factor,
-                    "env_steps_per_s": (steps - last["env_steps"]) / (now - last_time),
-                    "updates_per_s": (counters["updates"] - last["updates"]) / (now - last_time),
-                }
+                row = clock.row()
                 log.add(row)
-                last, last_time = dict(counters), now
                 monitor.show(row, evaluations.newest)
                 progress(steps, limit, metrics=row, scores=_newest_scores(evaluations, row))
-            if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:
+            if ends or _passes(train.evaluate_every, before, steps):
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
             if saves:
@@ -230,19 +204,44 @@ def _loop(
             if leaves:
                 sys.exit(TERMINATED)
     if algorithm.rewards.warmed_up:
-        _note_rewards(run, attempt, algorithm, monitor)
+        notices.note_rewards()
 
 
-def _note_rewards(
-    run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC, monitor: Monitor
-) -> tuple[Finding, ...]:
-    """Writes what is known of rewards to ``rewards.json``, and returns what it says."""
-    train, rewards = run.experiment.train, algorithm.rewards
-    numbers = reward_numbers(rewards.numbers(), train, run.method)
-    attempt.check()
-    write_json(run.out / layout.REWARDS, {"settled": rewards.settled, "metrics": numbers})
-    monitor.show(numbers)
-    return reward_findings(numbers, train, run.method, settled=rewards.settled)
+def _passes(every: int, before: int, now: int) -> bool:
+    """True where a multiple of ``every`` lies among the steps after ``before`` up to ``now``."""
+    return now // every > before // every
+
+
+class _Notices:
+    """What is told of a training beside its rows: env runners that are lost, and what rewards are worth."""
+
+    def __init__(
+        self, run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC, monitor: Monitor, progress: Progress
+    ) -> None:
+        self._run, self._attempt, self._algorithm = run, attempt, algorithm
+        self._monitor, self._progress = monitor, progress
+        self._lost: Row = {}
+        self._settled: bool | None = None
+        """Whether rewards had settled when they were told of; None before."""
+
+    def give(self) -> None:
+        """Shows another number of lost env runners; tells of rewards after the warm-up, and once they have settled."""
+        if (lost := self._algorithm.sampler.lost()) != self._lost:
+            self._lost = lost
+            self._monitor.show(lost)
+        rewards, limit = self._algorithm.rewards, self._run.experiment.train.env_steps
+        if rewards.warmed_up and self._settled != rewards.settled:
+            self._settled = rewards.settled
+            self._progress(self._algorithm.counters["env_steps"], limit, findings=self.note_rewards())
+
+    def note_rewards(self) -> tuple[Finding, ...]:
+        """Writes what is known of rewards to ``rewards.json``, and returns what it says."""
+        train, method, rewards = self._run.experiment.train, self._run.method, self._algorithm.rewards
+        numbers = reward_numbers(rewards.numbers(), train, method)
+        self._attempt.check()
+        write_json(self._run.out / layout.REWARDS, {"settled": rewards.settled, "metrics": numbers})
+        self._monitor.show(numbers)
+        return reward_findings(numbers, train, method, settled=rewards.settled)
 
 
 def noted_rewards(out: Path) -> dict[str, float]:
@@ -325,29 +324,3 @@ def _checkpoint(run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC) ->
             attempt.check()
     for old in checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-# --- metrics ---
-
-
-class MetricsLog:
-    """``metrics.csv`` and TensorBoard. Rows from after the restored checkpoint are dropped when a run resumes."""
-
-    def __init__(self, out: Path, env_steps: int) -> None:
-        self.path = out / layout.METRICS
-        self.rows: list[Row] = [
-            dict(row.cells) for row in read_csv(self.path, ["env_steps"]) if row.number("env_steps") <= env_steps
-        ]
-        try:
-            self.board = SummaryWriter(out / layout.TENSORBOARD, purge_step=env_steps)
-        except OSError as error:
-            raise SpirlError(f"Cannot write to {out}: {error.strerror}. Choose another `output`.") from error
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        write_csv(self.path, self.rows)
-        for name, value in row.items():
-            self.board.add_scalar(f"train/{name}", value, row["env_steps"])
-
-    def close(self) -> None:
-        self.board.close()

@@ -20,11 +20,12 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.pipeline import snapshots, training
 from spirl_ray.pipeline.events import silent
+from spirl_ray.pipeline.metrics_log import MetricsLog
 from spirl_ray.pipeline.results import Finding
 from spirl_ray.pipeline.rollouts import EpisodeRow
 from spirl_ray.pipeline.snapshots import SnapshotEvaluations
 from spirl_ray.pipeline.stopping import TERMINATED
-from spirl_ray.pipeline.training import MetricsLog, is_trained, read_provenance
+from spirl_ray.pipeline.training import is_trained, read_provenance
 from spirl_ray.pipeline.training_run import TrainingRun, rllib_seed
 from spirl_ray.rl.learners import LearnerLost
 from spirl_ray.rl.methods import method_config, skill_spec
