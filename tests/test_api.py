@@ -72,7 +72,7 @@ def test_a_stage_tells_of_its_start_its_progress_and_its_result(tmp_path: Path) 
     expected = DataResult(folder=tmp_path, ran=True, episodes=1, steps=2)
 
     def work(progress: Any) -> DataResult:
-        progress(3, 10, {"alpha": 0.5, "method": "spirl_cl", "scores": {"success": 1.0}})
+        progress(3, 10, metrics={"alpha": 0.5}, scores={"success": 1.0})
         made.on_wait(tmp_path / "other")
         return expected
 

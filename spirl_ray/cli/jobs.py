@@ -76,7 +76,7 @@ def submit(
             experiment = load_experiment(config, set or [])
         from spirl_ray.cluster import jobs
         from spirl_ray.cluster.dashboard import missing_place
-        from spirl_ray.pipeline.experiment import check_experiments
+        from spirl_ray.pipeline.checks import check_experiments
 
         check_experiments([experiment])
         jobs.check_output(experiment)

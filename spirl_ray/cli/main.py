@@ -235,7 +235,7 @@ def sweep(
 
         chosen = load_sweep(config, set or [])
         from spirl_ray.cli.sweep import run
-        from spirl_ray.pipeline.experiment import check_experiments
+        from spirl_ray.pipeline.checks import check_experiments
         from spirl_ray.sweeps.search import check_planned
 
         check_planned(chosen)

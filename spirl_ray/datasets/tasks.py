@@ -10,7 +10,7 @@ from typing import Any
 import ray.data
 from ray.exceptions import RayError
 
-from spirl_ray.errors import SpirlError
+from spirl_ray.errors import SpirlError, user_error_in
 
 Work = Callable[[int], dict[str, Any]]
 """A function from the number of a file to a JSON-able result."""
@@ -46,10 +46,9 @@ def run_tasks(work: Work, numbers: Sequence[int]) -> Iterator[tuple[int, dict[st
                     raise SpirlError(result["error"])
                 yield number, result
     except RayError as error:
-        unwrapped = spirl_error_within(error)
-        if unwrapped is None:
+        if (known := user_error_in(error)) is None:
             raise
-        raise unwrapped from error
+        raise known from error
 
 
 def _answer(work: Work, row: dict[str, Any]) -> dict[str, Any]:
@@ -60,18 +59,3 @@ def _answer(work: Work, row: dict[str, Any]) -> dict[str, Any]:
         # As a value, so that Ray neither retries nor logs a traceback for an error that the user can repair.
         result = {"error": str(error)}
     return {"number": number, "result": json.dumps(result)}
-
-
-def spirl_error_within(error: BaseException) -> SpirlError | None:
-    """Returns the `SpirlError` that Ray has wrapped on its way from a task to the driver, if there is one."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        found = pending.pop()
-        if found is None or id(found) in seen:
-            continue
-        seen.add(id(found))
-        if isinstance(found, SpirlError):
-            return SpirlError(*found.args)
-        pending += [found.__context__, found.__cause__, getattr(found, "cause", None)]
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from spirl_ray.pipeline.results import Finding, StageResult
 
@@ -53,11 +53,18 @@ def ignore(event: Event) -> None:
 
 
 class Progress(Protocol):
-    """A callback for the progress of a stage: done, total, and the newest metrics, with ``scores`` by label and
-    ``findings`` among them."""
+    """A callback for the progress of a stage: ``done`` of ``total``, and what `Event` says of the others."""
 
-    def __call__(self, done: float, total: float, metrics: dict[str, Any]) -> None: ...
+    def __call__(
+        self,
+        done: float,
+        total: float,
+        *,
+        metrics: Mapping[str, float] = {},
+        scores: Mapping[str, float] = {},
+        findings: Sequence[Finding] = (),
+    ) -> None: ...
 
 
-def silent(done: float, total: float, metrics: dict[str, Any]) -> None:
+def silent(done: float, total: float, **newest: object) -> None:
     """A `Progress` that shows nothing."""

@@ -5,23 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spirl_ray import envs
 from spirl_ray.config import EnvSettings, Experiment
 from spirl_ray.envs.recorded import recorded_images
 from spirl_ray.episodes.dataset import read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
-from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.pipeline import stages
+from spirl_ray.pipeline.checks import check_experiments
 from spirl_ray.pipeline.events import Event, Listener, Progress, Stage, ignore
 from spirl_ray.pipeline.exploration import exploring_trials, run_exploration
-from spirl_ray.pipeline.kinds import check_kinds
 from spirl_ray.pipeline.offline import check_labels
-from spirl_ray.pipeline.parts import check_parts
 from spirl_ray.pipeline.resources import needs_of, said_while_waiting
 from spirl_ray.pipeline.results import (
     DataResult,
@@ -35,15 +32,9 @@ from spirl_ray.pipeline.results import (
 )
 from spirl_ray.pipeline.session import ray_session, readable_cause
 from spirl_ray.pipeline.status import StageKey, StatusLog
-from spirl_ray.pipeline.trackers import check_trackers
 from spirl_ray.pipeline.tracking import Tracking
-from spirl_ray.pipeline.user_code import make_importable
-from spirl_ray.pipeline.workspace import Trial, Workspace, given_skills
-from spirl_ray.rl.methods import METHODS, skill_spec
-from spirl_ray.rl.policy_network import policy_features
-from spirl_ray.skills.artifact import check_fit, read_skill_card
-from spirl_ray.skills.decoders import DECODERS
-from spirl_ray.skills.own_codec import trust
+from spirl_ray.pipeline.workspace import Trial, Workspace
+from spirl_ray.rl.methods import METHODS
 
 Result = TypeVar("Result", bound=StageResult)
 
@@ -107,16 +98,9 @@ class ExperimentRun:
         def tell(**fields: Any) -> None:
             self._tell(Event(stage=name, method=method, seed=seed, **fields))
 
-        def progress(done: float, total: float, metrics: dict[str, Any]) -> None:
+        def progress(done: float, total: float, **newest: Any) -> None:
             moved()
-            tell(
-                happening="progress",
-                done=done,
-                total=total,
-                metrics=_numbers(metrics),
-                scores=metrics.get("scores") or {},
-                findings=metrics.get("findings") or (),
-            )
+            tell(happening="progress", done=done, total=total, **newest)
 
         self._stage = name
         tell(happening="started")
@@ -211,10 +195,6 @@ class ExperimentRun:
             self._listener(event)
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-
-
 @contextlib.contextmanager
 def experiment_run(
     experiment: Experiment,
@@ -247,69 +227,6 @@ def experiment_run(
         session = ray_session(experiment.ray, needs_of([experiment]), experiment.submit.ship)
         with session if ray else contextlib.nullcontext(), run.planned(stages), run.tracking:
             yield run
-
-
-def check_experiments(experiments: Sequence[Experiment], *, make: bool = True) -> None:
-    """Checks before any work what would otherwise fail later: names of kinds, features, arguments of environments.
-
-    Args:
-        experiments: the experiments whose settings are checked.
-        make: True makes each environment and all networks once.
-
-    Raises:
-        SpirlError: a setting is wrong; the message names its key.
-    """
-    made: set[str] = set()
-    for experiment in experiments:
-        make_importable(experiment.submit.ship)
-        check_kinds(experiment)
-        check_trackers(experiment)
-        _check_options(experiment)
-        for method in experiment.methods:
-            own = experiment.for_method(method)
-            trust(own.skills)
-            _check_files(own)
-        if experiment.env.id is None:
-            continue  # the data say what their features are
-        env = experiment.environment
-        spec = envs.environment(env)
-        artifact = given_skills(experiment)
-        given = None if artifact is None else read_skill_card(artifact).spec
-        if given is not None:
-            check_fit(given, spec.features, spec.action_dim, spec.actions, f"The skills in {artifact} and {spec.id}")
-        for method in experiment.methods:
-            own = experiment.for_method(method)
-            skills = given or skill_spec(own.skills, method, spec.features, spec.action_dim)
-            policy_features(own.train.features, spec.features, skills)
-        if not make:
-            continue
-        check_parts(experiment, spec, given)
-        if (key := fingerprint(env)) not in made:
-            made.add(key)
-            envs.try_out(env)
-
-
-def _check_options(experiment: Experiment) -> None:
-    """Raises `SpirlError` for options that no method has, or that are given to one whose skills have none."""
-    without = [method for method in experiment.methods if not DECODERS[METHODS[method].decoder].takes_options]
-    if experiment.skills.decoder_options and len(without) == len(experiment.methods):
-        names = ", ".join(without)
-        raise SpirlError(f"skills.decoder_options: the skills of {names} have no options. Leave it out.")
-    for method in without:
-        if experiment.for_method(method).skills.decoder_options != experiment.skills.decoder_options:
-            raise SpirlError(
-                f"overrides.{method}: skills.decoder_options: the skills of {method} have no options. Leave it out."
-            )
-
-
-def _check_files(experiment: Experiment) -> None:
-    """Raises `SpirlError` where an import, which may take hours, would write fewer files than there are workers."""
-    workers, files = experiment.pretrain.workers, experiment.data.shards
-    if workers > files and all(source.type != "folder" for source in experiment.data.sources):
-        raise SpirlError(
-            f"pretrain.workers: {workers} training workers need at least as many data files, and data.shards is "
-            f"{files}. Set data.shards to {workers} or more, or lower pretrain.workers."
-        )
 
 
 @contextlib.contextmanager

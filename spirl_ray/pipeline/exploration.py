@@ -117,7 +117,7 @@ def run_exploration(workspace: Workspace, progress: Progress = silent) -> Explor
         for reference, found in finished_tasks(started):
             paths[started[reference]].append(found)
             done += found.shape[0] * (found.shape[1] - 1)
-            progress(done, len(acting) * episodes * limit, {"steps": done})
+            progress(done, len(acting) * episodes * limit, metrics={"steps": done})
         rows = coverage_rows({label: np.concatenate(parts) for label, parts in paths.items()}, plan)
         write_csv(out / layout.EXPLORATION_TABLE, rows)
         write_atomically(out / layout.EXPLORATION_FIGURE, _figure(paths, rows, plan))

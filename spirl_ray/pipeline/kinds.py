@@ -1,4 +1,7 @@
-"""The names of kinds in a config, such as methods and priors, are checked against their tables before any work."""
+"""The names of kinds in a config, such as methods and priors, are checked against their tables before any work.
+
+This stands apart from `spirl_ray.pipeline.checks`, because ``spirl data import --dry-run`` checks names without RLlib.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def offline_decisions(trial: Trial, progress: Progress = silent) -> Path | None:
     with trial.workspace.locked(out):
         if not (out / layout.OFFLINE_CARD).exists():  # making the environment and the policy takes a while
             encoding = _encoding(trial)
-            label_decisions(encoding, trial.workspace.dataset, out, lambda done, total: progress(0, total, {}))
+            label_decisions(encoding, trial.workspace.dataset, out, lambda done, total: progress(0, total))
     return out
 
 

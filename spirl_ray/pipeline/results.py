@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Means = Mapping[str, float]
+from spirl_ray.settings import Settings
+
+Means = Mapping[str, int | float]
 """The means over the episodes of an evaluation, by the name of the metric; ``episodes`` is their number."""
 
 
@@ -69,16 +71,20 @@ class SkillsResult(TrialResult):
     """What the latents decide, in sentences; empty for skills of an older version, which did not measure it."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Settings):
     """The evaluations during training of the policy as it was after some steps."""
 
     env_steps: int
     """The number of primitive environment steps."""
     score: float | None
     """The mean of the score over both modes; None where it has no value."""
-    modes: Mapping[str, Means]
-    """The means by mode, ``deterministic`` or ``sampled``."""
+    deterministic: Means
+    sampled: Means
+
+    @property
+    def modes(self) -> Mapping[str, Means]:
+        """The means by mode."""
+        return {"deterministic": self.deterministic, "sampled": self.sampled}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import ray
 from ray.data import DataContext
 
 from spirl_ray.config import RaySettings
-from spirl_ray.errors import SpirlError
+from spirl_ray.errors import SpirlError, errors_within, user_error_in
 from spirl_ray.files.shared import storage_problem
 from spirl_ray.pipeline.ray_start import advice, check_address
 from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance
@@ -251,24 +251,11 @@ def finished_tasks(references: Iterable[ray.ObjectRef]) -> Iterator[tuple[ray.Ob
 
 
 def readable_cause(error: BaseException) -> SpirlError | None:
-    """Finds the error that a user can repair inside an error of Ray: a `SpirlError`, or failed storage.
-
-    It searches tasks, actors, Ray Train's workers by rank, and its controller.
-    """
-    seen: set[int] = set()
-    pending: list[Any] = [error]
-    storage: OSError | None = None
-    while pending:
-        found = pending.pop(0)
-        if not isinstance(found, BaseException) or id(found) in seen:
-            continue
-        seen.add(id(found))
-        if isinstance(found, SpirlError):
-            return SpirlError(*found.args)
-        if isinstance(found, OSError) and found.strerror and storage is None:
-            # pyarrow, which writes for Ray, names no file.
-            storage = found if found.filename or found.errno in _STORAGE_ERRORS else None
-        pending += [getattr(found, name, None) for name in ("cause", "_base_exc", "controller_failure")]
-        pending += dict(getattr(found, "worker_failures", {})).values()
-        pending += [found.__cause__, found.__context__]
-    return None if storage is None else storage_problem(storage, Path("the output"))
+    """Finds the error that a user can repair inside an error of Ray: a `SpirlError`, or failed storage."""
+    if (known := user_error_in(error)) is not None:
+        return known
+    for found in errors_within(error):
+        # pyarrow, which writes for Ray, names no file.
+        if isinstance(found, OSError) and found.strerror and (found.filename or found.errno in _STORAGE_ERRORS):
+            return storage_problem(found, Path("the output"))
+    return None

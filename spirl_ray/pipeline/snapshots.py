@@ -10,15 +10,12 @@ from typing import Any
 
 import ray
 
-from spirl_ray.envs.metrics import MODES, SCORE, Scores
+from spirl_ray.envs.metrics import MODES, Scores
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.tables import write_csv
-from spirl_ray.pipeline.rollouts import (
-    RolloutPlan,
-    gather_rollouts,
-    start_rollouts,
-)
+from spirl_ray.pipeline.results import Snapshot
+from spirl_ray.pipeline.rollouts import RolloutPlan, gather_rollouts, start_rollouts
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.training_run import TrainingRun
 from spirl_ray.policy.policy import read_policy_card, save_policy
@@ -155,18 +152,17 @@ def _in_one_row(results: list[Row], scores: Scores) -> Row:
     return row
 
 
-def best_and_last(results: dict[tuple[int, str], Row], scores: Scores) -> dict[str, Row]:
+def best_and_last(results: dict[tuple[int, str], Row], scores: Scores) -> dict[str, Snapshot]:
     """Summarizes the best and the last snapshot that were evaluated in every mode.
 
     The best one has the best mean of the score over both modes, because twice the episodes choose with less luck than
     those of one mode; of equals, it is the later one.
 
     Returns:
-        ``best`` and ``last``, each with ``env_steps``, ``score`` (that mean; None where the score has no value), and
-        by mode the ``episodes`` and means of the metrics; empty where no snapshot has been evaluated.
+        ``best`` and ``last``; empty where no snapshot has been evaluated.
     """
     score = scores.score_in(results.values())
-    found: list[Row] = []
+    found: list[Snapshot] = []
     for steps in _steps(results):
         modes: dict[str, Row] = {mode: results[steps, mode] for mode in MODES if (steps, mode) in results}
         if len(modes) < len(MODES):
@@ -174,9 +170,8 @@ def best_and_last(results: dict[tuple[int, str], Row], scores: Scores) -> dict[s
         mean = sum(result.get(score.name, math.nan) for result in modes.values()) / len(modes)
         columns = ("episodes", *scores.names)
         means = {mode: {name: row[name] for name in columns if name in row} for mode, row in modes.items()}
-        found.append({"env_steps": steps, SCORE: None if math.isnan(mean) else mean, **means})
+        found.append(Snapshot(env_steps=steps, score=None if math.isnan(mean) else mean, **means))
     if not found:
         return {}
-    worst = -math.inf
-    best = max(found, key=lambda row: (worst if row[SCORE] is None else score.sign * row[SCORE], row["env_steps"]))
+    best = max(found, key=lambda one: (-math.inf if one.score is None else score.sign * one.score, one.env_steps))
     return {"best": best, "last": found[-1]}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spirl_ray.config import EnvSettings, EvaluateSettings, Experiment
 from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.envs import render_problem
-from spirl_ray.envs.metrics import MODES, Mode
+from spirl_ray.envs.metrics import Mode, Scores
 from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.validation import file_digest
 from spirl_ray.errors import SpirlError
@@ -26,7 +27,6 @@ from spirl_ray.pipeline.results import (
     DemonstrationsResult,
     EvaluationResult,
     SkillsResult,
-    Snapshot,
     TrainingResult,
 )
 from spirl_ray.pipeline.rollouts import (
@@ -63,7 +63,7 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResul
             environment=workspace.experiment.env.id,
             skip_bad=data.skip_bad,
             shards=data.shards,
-            progress=lambda done, total: progress(done, total, {}),
+            progress=progress,
         )
         workspace.remember_import()
     attempts = workspace.data.source.attempts
@@ -123,7 +123,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
             rows[:] = [known for known in rows if float(known["update"]) < row["update"]] + [row]
             write_csv(out / layout.METRICS, rows)
             monitor.show(row)
-            progress(row["update"], settings.updates, row)
+            progress(row["update"], settings.updates, metrics=row)
 
         with monitor.at_work({"update": float(rows[-1]["update"]) if rows else 0}):
             metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))
@@ -180,27 +180,25 @@ def train(
         offline=trial.offline,
     )
     with trial.workspace.locked(trial.policy):
-        done, total = is_trained(run), trial.experiment.train.env_steps
+        done = is_trained(run)
         if not done and offline_decisions(trial, progress) is not None:
-            progress(0, total, {"findings": noted_offline(trial)})
-        trained = train_policy(run, lambda row: progress(row["env_steps"], total, row), on_evaluation)
+            progress(0, trial.experiment.train.env_steps, findings=noted_offline(trial))
+        trained = train_policy(run, progress, on_evaluation)
     return TrainingResult(
         folder=trial.policy,
         ran=not done,
         method=trial.method,
         seed=trial.seed,
-        best=_snapshot(trained["best"]),
-        last=_snapshot(trained["last"]),
-        **{name: trained[name] for name in ("env_steps", "decisions", "updates", "wall_clock_s", "commit")},
-        score=trained["score"],
-        publish=trained["publish"],
+        env_steps=trained.env_steps,
+        decisions=trained.decisions,
+        updates=trained.updates,
+        wall_clock_s=trained.wall_clock_s,
+        commit=trained.commit,
+        score=trained.score,
+        publish=trained.publish,
+        best=trained.best,
+        last=trained.last,
         findings=(*noted_offline(trial), *noted_findings(trial.policy, trial.experiment.train, trial.method_config)),
-    )
-
-
-def _snapshot(evaluated: Row) -> Snapshot:
-    return Snapshot(
-        evaluated["env_steps"], evaluated["score"], {mode: evaluated[mode] for mode in MODES if mode in evaluated}
     )
 
 
@@ -221,104 +219,96 @@ def evaluate_policy(
     if not (trial.policy / layout.POLICY_CARD).exists():
         raise SpirlError(f"There is no trained policy in {trial.policy}: run spirl train first.")
     env = trial.experiment.env if env is None else env
-    settings, out = trial.experiment.evaluate, trial.evaluation_in(env)
-    there = trial.experiment.model_copy(update={"env": env})
-    plans = _plans(there, trial.policy, prior=False)
-    with trial.workspace.locked(out):
-        ran, summary = _evaluate(out, plans, settings, settings.episodes, videos, progress)
-    return _evaluation(trial, out, ran, summary, _no_videos(plans, settings) if videos else None)
+    plan = _plan(trial.experiment.model_copy(update={"env": env}), trial.policy, prior=False)
+    episodes = trial.experiment.evaluate.episodes
+    return _run_episodes(trial, plan, trial.evaluation_in(env), episodes, progress, videos=videos)
 
 
 def roll_out_prior(trial: Trial, progress: Progress = silent, *, videos: bool = True) -> EvaluationResult:
     """Runs episodes of the bare prior: latents drawn from p(z | s), and the prior's mean latent."""
-    settings, out = trial.experiment.evaluate, trial.prior_rollouts
-    plans = _plans(trial.experiment, trial.skills, prior=True)
+    plan = _plan(trial.experiment, trial.skills, prior=True)
+    episodes = trial.experiment.evaluate.prior_episodes
+    return _run_episodes(trial, plan, trial.prior_rollouts, episodes, progress, videos=videos)
+
+
+def _plan(experiment: Experiment, agent: Path, *, prior: bool) -> RolloutPlan:
+    """The plan of an evaluation in its first mode."""
+    settings, scores = experiment.evaluate, experiment_scores(experiment)
+    return RolloutPlan(
+        str(agent), experiment.environment, settings.modes[0], prior=prior, seed=settings.seed, scores=scores
+    )
+
+
+def _run_episodes(
+    trial: Trial, plan: RolloutPlan, out: Path, episodes: int, progress: Progress, *, videos: bool
+) -> EvaluationResult:
+    """Runs and writes the episodes and videos of one agent, except what a stopped evaluation has finished.
+
+    Args:
+        trial: the trial that the agent belongs to.
+        plan: the agent and its environment; it acts in every mode of the settings.
+        out: the folder of the results.
+        episodes: the number of episodes in each mode.
+        progress: callback that gets the number of finished episodes.
+        videos: True to record some episodes as well.
+    """
+    settings, scores = trial.experiment.evaluate, plan.scores
+    plans = {mode: replace(plan, mode=mode) for mode in settings.modes}
+    no_videos = render_problem(plan.env) if videos and settings.videos else None
     with trial.workspace.locked(out):
-        ran, summary = _evaluate(out, plans, settings, settings.prior_episodes, videos, progress)
-    return _evaluation(trial, out, ran, summary, _no_videos(plans, settings) if videos else None)
+        filmed = _missing_videos(out, settings) if videos and no_videos is None else []
+        done = (out / layout.SUMMARY).exists()
+        rows = [] if done else read_episode_rows(out / layout.EPISODES_SO_FAR)
+        finished = {(row.mode, row.episode) for row in rows}
 
+        def on_rows(found: list[EpisodeRow]) -> None:
+            rows.extend(found)
+            rows.sort(key=lambda row: (settings.modes.index(row.mode), row.episode))
+            write_episodes(out / layout.EPISODES_SO_FAR, rows)
+            means = scores.mean(row.metrics for row in rows)
+            score = scores.score_in([means])
+            newest = {score.label: means[score.name]} if score.name in means else {}
+            progress(len(rows), episodes * len(plans), scores=newest)
 
-def _evaluation(trial: Trial, out: Path, ran: bool, summary: Row, no_videos: str | None) -> EvaluationResult:
-    videos = {mode: layout.video(out, mode) for mode in summary["modes"]}
+        missing = {mode: [i for i in range(episodes) if (mode, i) not in finished] for mode in plans}
+        references = [ref for mode in plans if not done for ref in start_rollouts(plans[mode], missing[mode])]
+        recordings = [
+            start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in filmed
+        ]
+        gather_rollouts(references, on_rows)
+        gather_rollouts(recordings)
+        if filmed:
+            write_json(out / layout.VIDEOS / layout.VIDEO_SETTINGS, _video_settings(settings))
+        if not done:
+            _write_evaluation(out, rows, scores, settings.modes)
+        summary = read_json(out / layout.SUMMARY)
+    found = {mode: layout.video(out, mode) for mode in summary["modes"]}
     return EvaluationResult(
         folder=out,
-        ran=ran,
+        ran=bool(filmed) or not done,
         method=trial.method,
         seed=trial.seed,
         score=summary["score"],
         modes=summary["modes"],
         episodes_csv=out / layout.EPISODES,
-        videos={mode: video for mode, video in videos.items() if video.exists()},
+        videos={mode: video for mode, video in found.items() if video.exists()},
         no_videos=no_videos,
     )
 
 
-def _plans(experiment: Experiment, agent: Path, *, prior: bool) -> dict[Mode, RolloutPlan]:
-    env, settings, scores = experiment.environment, experiment.evaluate, experiment_scores(experiment)
-    return {
-        mode: RolloutPlan(str(agent), env, mode, prior=prior, seed=settings.seed, scores=scores)
-        for mode in settings.modes
-    }
-
-
-def _evaluate(
-    out: Path,
-    plans: dict[Mode, RolloutPlan],
-    settings: EvaluateSettings,
-    episodes: int,
-    videos: bool,
-    progress: Progress,
-) -> tuple[bool, Row]:
-    """Runs and writes the episodes of one agent, except those that a stopped evaluation has finished.
-
-    Returns:
-        True where there was anything to do, and the contents of ``summary.json``.
-    """
-    wanted = _missing_videos(out, settings) if videos and _no_videos(plans, settings) is None else []
-    done = (out / layout.SUMMARY).exists()
-    if done and not wanted:
-        return False, read_json(out / layout.SUMMARY)
-    rows = read_episode_rows(out / (layout.EPISODES if done else layout.EPISODES_SO_FAR))
-    scores = next(iter(plans.values())).scores
-    finished = {(row.mode, row.episode) for row in rows}
-    missing = {mode: [i for i in range(episodes) if (mode, i) not in finished] for mode in plans}
-    references = [ref for mode, plan in plans.items() for ref in start_rollouts(plan, missing[mode])]
-    total = episodes * len(plans)
-
-    def on_rows(found: list[EpisodeRow]) -> None:
-        rows.extend(found)
-        rows.sort(key=lambda row: (settings.modes.index(row.mode), row.episode))
-        write_episodes(out / layout.EPISODES_SO_FAR, rows)
-        means = scores.mean(row.metrics for row in rows)
-        score = scores.score_in([means])
-        progress(len(rows), total, {"scores": {score.label: means[score.name]} if score.name in means else {}})
-
-    recordings = [
-        start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in wanted
-    ]
-    gather_rollouts(references, on_rows)
-    gather_rollouts(recordings)
-    if wanted:
-        write_json(out / layout.VIDEOS / layout.VIDEO_SETTINGS, _video_settings(settings))
-    if done:
-        return True, read_json(out / layout.SUMMARY)
+def _write_evaluation(out: Path, rows: list[EpisodeRow], scores: Scores, modes: Sequence[Mode]) -> None:
+    """Writes the episodes and their means; the summary is the last file of an evaluation."""
     summary: Row = {"score": scores.score_in([row.metrics for row in rows]).name, "modes": {}}
-    for mode in settings.modes:
+    for mode in modes:
         chosen = [row.metrics for row in rows if row.mode == mode]
         summary["modes"][mode] = {"episodes": len(chosen), **scores.mean(chosen)}
     write_episodes(out / layout.EPISODES, rows)
     write_json(out / layout.SUMMARY, summary)
     (out / layout.EPISODES_SO_FAR).unlink(missing_ok=True)
-    return True, summary
 
 
 def _video_settings(settings: EvaluateSettings) -> Row:
     return {"episodes": settings.videos, "fps": settings.video_fps}
-
-
-def _no_videos(plans: dict[Mode, RolloutPlan], settings: EvaluateSettings) -> str | None:
-    """Why videos that the settings ask for cannot be made; None where they can, or none are wanted."""
-    return next(filter(None, (render_problem(plan.env) for plan in plans.values())), None) if settings.videos else None
 
 
 def _missing_videos(out: Path, settings: EvaluateSettings) -> list[Mode]:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from spirl_ray.config import TrainSettings
-from spirl_ray.envs.metrics import SCORE
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import partial_folder, read_json, remove_partial_folders, write_atomically, write_json
 from spirl_ray.files.attempts import Attempt
-from spirl_ray.files.tables import read_csv, write_csv
+from spirl_ray.pipeline.events import Progress, silent
 from spirl_ray.pipeline.findings import reward_findings, reward_numbers
+from spirl_ray.pipeline.metrics_log import MetricsLog, TrainingClock
 from spirl_ray.pipeline.monitoring import Monitor
 from spirl_ray.pipeline.provenance import commit, hardware, versions
 from spirl_ray.pipeline.results import Finding
@@ -34,6 +32,7 @@ from spirl_ray.pipeline.snapshots import (
     snapshot_folder,
 )
 from spirl_ray.pipeline.stopping import TERMINATED
+from spirl_ray.pipeline.trained import TrainedRecord, read_trained, write_trained
 from spirl_ray.pipeline.training_run import TrainingRun, algorithm_config, rllib_seed
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.algorithm import SkillPriorSAC, SkillPriorSACConfig
@@ -50,25 +49,24 @@ Trained = tuple[Row, list[Row]]
 
 def is_trained(run: TrainingRun) -> bool:
     """True when the run has reached the experiment's number of steps and has published the snapshot it asks for."""
-    if not _reached(run):
+    record = _reached(run)
+    if record is None:
         return False
     # Another `train.publish` or `evaluate.score` may choose another snapshot; without snapshots, there is no choice.
     found = best_and_last(results_so_far(run.out), experiment_scores(run.experiment))
     wanted = found.get(run.experiment.train.publish)
-    return wanted is None or wanted["env_steps"] == read_json(run.out / layout.TRAINED).get("published_env_steps")
+    return wanted is None or wanted.env_steps == record.published_env_steps
 
 
-def _reached(run: TrainingRun) -> bool:
-    if not (run.out / layout.TRAINED).exists() or not (run.out / layout.POLICY_CARD).exists():
-        return False
-    return read_json(run.out / layout.TRAINED)["env_steps"] >= run.experiment.train.env_steps
+def _reached(run: TrainingRun) -> TrainedRecord | None:
+    """The record of a training that has reached the experiment's number of steps."""
+    record = read_trained(run.out) if (run.out / layout.POLICY_CARD).exists() else None
+    return record if record is not None and record.env_steps >= run.experiment.train.env_steps else None
 
 
 def train_policy(
-    run: TrainingRun,
-    on_row: Callable[[Row], None] | None = None,
-    on_evaluation: Callable[[Row], None] | None = None,
-) -> Row:
+    run: TrainingRun, progress: Progress = silent, on_evaluation: Callable[[Row], None] | None = None
+) -> TrainedRecord:
     """Trains one policy, or resumes its training, and writes its artifact to ``run.out``.
 
     Everything is in ``run.out``: checkpoints, snapshots with their evaluations, ``metrics.csv``,
@@ -77,32 +75,34 @@ def train_policy(
 
     Args:
         run: what to train, and where.
-        on_row: called with each row of metrics; also with ``findings`` once something is known of rewards.
+        progress: called with each row of metrics and the newest scores; also with findings, once something is known of
+            rewards.
         on_evaluation: called with each evaluated snapshot, those from before an interruption included:
             ``env_steps``, ``wall_clock_s``, and ``MODE_METRIC`` for both modes and every metric of the episodes, one
             of which is called ``score``.
 
     Returns:
-        The contents of ``trained.json``.
+        What ``trained.json`` holds.
 
     Raises:
         SpirlError: skills or environment that do not fit, a damaged checkpoint, storage that fails.
     """
     scores = experiment_scores(run.experiment)
-    if _reached(run):
+    if (record := _reached(run)) is not None:
         if on_evaluation is not None:
             for evaluation in evaluations_so_far(run.out, scores):
                 on_evaluation(evaluation)
-        result = read_json(run.out / layout.TRAINED)
-        return result if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), result)
+        return record if is_trained(run) else _publish_and_note(run, Attempt.begin(run.out), dict(record))
     torch.set_num_threads(1)
     config = algorithm_config(run)
     config.validate()  # before the run's folder: nothing is left of a run whose skills or settings are refused
     attempt = Attempt.begin(run.out)
-    counters, history = _whatever_learners_are_lost(
-        run, lambda saved: _train(run, config.copy(copy_frozen=False), attempt, saved, on_row, on_evaluation), on_row
+    counters, history = _train_through_lost_learners(
+        run,
+        lambda saved: _train(run, config.copy(copy_frozen=False), attempt, saved, progress, on_evaluation),
+        progress,
     )
-    result = {
+    totals = {
         "env_steps": counters["env_steps"],
         "decisions": counters["decisions"],
         "updates": counters["updates"],
@@ -110,11 +110,11 @@ def train_policy(
         "config_hash": run.config_hash,
         "commit": joined_commits(history),
     }
-    return _publish_and_note(run, attempt, result)
+    return _publish_and_note(run, attempt, totals)
 
 
-def _whatever_learners_are_lost(
-    run: TrainingRun, train: Callable[[Path | None], Trained], on_row: Callable[[Row], None] | None
+def _train_through_lost_learners(
+    run: TrainingRun, train: Callable[[Path | None], Trained], progress: Progress
 ) -> Trained:
     """Calls ``train`` with the newest checkpoint, or None, until it returns; it resumes whenever learners are lost."""
     lost = 0
@@ -129,10 +129,9 @@ def _whatever_learners_are_lost(
                     f"{run.out}: training has lost its learners {lost} times since its last checkpoint ({error}). See "
                     "Ray's logs of their nodes, then start the command again: it resumes from that checkpoint."
                 ) from error
-            if on_row is not None:
-                steps = layout.steps_of(saved[-1]) if saved else 0
-                found = Finding(f"{error}, so training resumes from step {steps:,} with new ones.", warning=True)
-                on_row({"env_steps": steps, "findings": (found,)})
+            steps = layout.steps_of(saved[-1]) if saved else 0
+            found = Finding(f"{error}, so training resumes from step {steps:,} with new ones.", warning=True)
+            progress(steps, run.experiment.train.env_steps, findings=(found,))
 
 
 def _train(
@@ -140,7 +139,7 @@ def _train(
     config: SkillPriorSACConfig,
     attempt: Attempt,
     saved: Path | None,
-    on_row: Callable[[Row], None] | None,
+    progress: Progress,
     on_evaluation: Callable[[Row], None] | None,
 ) -> Trained:
     """Trains to the end from a checkpoint, or from the start."""
@@ -153,13 +152,13 @@ def _train(
         if saved is not None:
             algorithm.load_checkpoint(str(saved))
         algorithm.scores = scores
-        counters: dict[str, Any] = algorithm.counters
+        counters = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
         evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
         monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train", scores, run.out)
         target = kept_divergence(run.method, run.experiment.train)
         with monitor.at_work({"env_steps": counters["env_steps"], "target_divergence": target}):
-            _loop(run, attempt, algorithm, evaluations, monitor, on_row)
+            _loop(run, attempt, algorithm, evaluations, monitor, progress)
     finally:
         algorithm.stop()
     # After the env runners have given their CPUs back: the evaluations may need them.
@@ -174,57 +173,30 @@ def _loop(
     algorithm: SkillPriorSAC,
     evaluations: SnapshotEvaluations,
     monitor: Monitor,
-    on_row: Callable[[Row], None] | None,
+    progress: Progress,
 ) -> None:
     train, limit = run.experiment.train, run.experiment.train.env_steps
-    counters: dict[str, Any] = algorithm.counters
-    log = MetricsLog(run.out, counters["env_steps"])
-    spent = counters.setdefault("wall_clock_s", 0.0)
-    started = time.perf_counter()
+    counters = algorithm.counters
+    log, clock = MetricsLog(run.out, counters["env_steps"]), TrainingClock(algorithm)
+    notices = _Notices(run, attempt, algorithm, monitor, progress)
     if counters["env_steps"] == 0:
         evaluations.snapshot(algorithm, 0)
-    last = dict(counters)
-    last_time = started
-    told: bool | None = None
-    lost: Row = {}
-    with contextlib.closing(log), deferred_termination() as notice:
-        while counters["env_steps"] < limit:
-            before = counters["env_steps"]
+    with contextlib.closing(log), deferred_termination() as termination:
+        while (before := counters["env_steps"]) < limit:
             algorithm.train()
-            if (now_lost := algorithm.sampler.lost()) != lost:
-                lost = now_lost
-                monitor.show(lost)
-            now = time.perf_counter()
-            counters["wall_clock_s"] = spent + now - started
-            steps = counters["env_steps"]
-            if algorithm.rewards.warmed_up and told != algorithm.rewards.settled:
-                told = algorithm.rewards.settled
-                findings = _note_rewards(run, attempt, algorithm, monitor)
-                if on_row is not None:
-                    on_row({"env_steps": steps, "findings": findings})
-            leaves = notice.is_set()
-            saves = steps // train.checkpoint_every > before // train.checkpoint_every or steps >= limit or leaves
+            clock.tick()
+            notices.give()
+            steps, leaves = counters["env_steps"], termination.is_set()
+            ends = steps >= limit
+            saves = ends or leaves or _passes(train.checkpoint_every, before, steps)
             # Also before a checkpoint: what it covers is not measured again after a restart.
-            if steps - last["env_steps"] >= _STEPS_PER_ROW or (saves and steps > last["env_steps"]):
+            if clock.steps_since_row >= (1 if saves else _STEPS_PER_ROW):
                 attempt.check()
-                row: Row = {
-                    "env_steps": steps,
-                    "decisions": counters["decisions"],
-                    "updates": counters["updates"],
-                    "episodes": counters["episodes"],
-                    "wall_clock_s": round(counters["wall_clock_s"], 2),
-                    **algorithm.episode_metrics(),
-                    **algorithm.learner_metrics,
-                    "reward_scale": algorithm.rewards.factor,
-                    "env_steps_per_s": (steps - last["env_steps"]) / (now - last_time),
-                    "updates_per_s": (counters["updates"] - last["updates"]) / (now - last_time),
-                }
+                row = clock.row()
                 log.add(row)
-                last, last_time = dict(counters), now
                 monitor.show(row, evaluations.newest)
-                if on_row is not None:
-                    on_row(row | {"scores": _newest_scores(evaluations, row)})
-            if steps // train.evaluate_every > before // train.evaluate_every or steps >= limit:
+                progress(steps, limit, metrics=row, scores=_newest_scores(evaluations, row))
+            if ends or _passes(train.evaluate_every, before, steps):
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
             if saves:
@@ -232,19 +204,44 @@ def _loop(
             if leaves:
                 sys.exit(TERMINATED)
     if algorithm.rewards.warmed_up:
-        _note_rewards(run, attempt, algorithm, monitor)
+        notices.note_rewards()
 
 
-def _note_rewards(
-    run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC, monitor: Monitor
-) -> tuple[Finding, ...]:
-    """Writes what is known of rewards to ``rewards.json``, and returns what it says."""
-    train, rewards = run.experiment.train, algorithm.rewards
-    numbers = reward_numbers(rewards.numbers(), train, run.method)
-    attempt.check()
-    write_json(run.out / layout.REWARDS, {"settled": rewards.settled, "metrics": numbers})
-    monitor.show(numbers)
-    return reward_findings(numbers, train, run.method, settled=rewards.settled)
+def _passes(every: int, before: int, now: int) -> bool:
+    """True where a multiple of ``every`` lies among the steps after ``before`` up to ``now``."""
+    return now // every > before // every
+
+
+class _Notices:
+    """What is told of a training beside its rows: env runners that are lost, and what rewards are worth."""
+
+    def __init__(
+        self, run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC, monitor: Monitor, progress: Progress
+    ) -> None:
+        self._run, self._attempt, self._algorithm = run, attempt, algorithm
+        self._monitor, self._progress = monitor, progress
+        self._lost: Row = {}
+        self._settled: bool | None = None
+        """Whether rewards had settled when they were told of; None before."""
+
+    def give(self) -> None:
+        """Shows another number of lost env runners; tells of rewards after the warm-up, and once they have settled."""
+        if (lost := self._algorithm.sampler.lost()) != self._lost:
+            self._lost = lost
+            self._monitor.show(lost)
+        rewards, limit = self._algorithm.rewards, self._run.experiment.train.env_steps
+        if rewards.warmed_up and self._settled != rewards.settled:
+            self._settled = rewards.settled
+            self._progress(self._algorithm.counters["env_steps"], limit, findings=self.note_rewards())
+
+    def note_rewards(self) -> tuple[Finding, ...]:
+        """Writes what is known of rewards to ``rewards.json``, and returns what it says."""
+        train, method, rewards = self._run.experiment.train, self._run.method, self._algorithm.rewards
+        numbers = reward_numbers(rewards.numbers(), train, method)
+        self._attempt.check()
+        write_json(self._run.out / layout.REWARDS, {"settled": rewards.settled, "metrics": numbers})
+        self._monitor.show(numbers)
+        return reward_findings(numbers, train, method, settled=rewards.settled)
 
 
 def noted_rewards(out: Path) -> dict[str, float]:
@@ -267,17 +264,18 @@ def _newest_scores(evaluations: SnapshotEvaluations, row: Row) -> dict[str, floa
     return {f"{score.label}{where}": found[score.name] for where, found in newest.items() if score.name in found}
 
 
-def _publish_and_note(run: TrainingRun, attempt: Attempt, result: Row) -> Row:
+def _publish_and_note(run: TrainingRun, attempt: Attempt, totals: Row) -> TrainedRecord:
     """Publishes the snapshot that the settings ask for, then writes ``trained.json``, which says which one it is."""
     scores, publish = experiment_scores(run.experiment), run.experiment.train.publish
     results = results_so_far(run.out)
     found = best_and_last(results, scores)
     attempt.check()
-    _publish(snapshot_folder(run.out, found[publish]["env_steps"]), run.out)
-    chosen = {"publish": publish, "published_env_steps": found[publish]["env_steps"]}
-    result |= {**chosen, SCORE: scores.score_in(results.values()).name, **found}
-    write_json(run.out / layout.TRAINED, result)
-    return result
+    steps = found[publish].env_steps
+    _publish(snapshot_folder(run.out, steps), run.out)
+    chosen = {"publish": publish, "published_env_steps": steps, "score": scores.score_in(results.values()).name}
+    record = TrainedRecord.model_validate({**totals, **chosen, **found})
+    write_trained(run.out, record)
+    return record
 
 
 def _publish(snapshot: Path, out: Path) -> None:
@@ -326,29 +324,3 @@ def _checkpoint(run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC) ->
             attempt.check()
     for old in checkpoints(run.out)[: -run.experiment.train.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-# --- metrics ---
-
-
-class MetricsLog:
-    """``metrics.csv`` and TensorBoard. Rows from after the restored checkpoint are dropped when a run resumes."""
-
-    def __init__(self, out: Path, env_steps: int) -> None:
-        self.path = out / layout.METRICS
-        self.rows: list[Row] = [
-            dict(row.cells) for row in read_csv(self.path, ["env_steps"]) if row.number("env_steps") <= env_steps
-        ]
-        try:
-            self.board = SummaryWriter(out / layout.TENSORBOARD, purge_step=env_steps)
-        except OSError as error:
-            raise SpirlError(f"Cannot write to {out}: {error.strerror}. Choose another `output`.") from error
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        write_csv(self.path, self.rows)
-        for name, value in row.items():
-            self.board.add_scalar(f"train/{name}", value, row["env_steps"])
-
-    def close(self) -> None:
-        self.board.close()

@@ -16,6 +16,7 @@ from spirl_ray.pipeline.findings import skill_findings
 from spirl_ray.pipeline.offline import noted_offline
 from spirl_ray.pipeline.provenance import hardware, versions
 from spirl_ray.pipeline.scores import experiment_scores
+from spirl_ray.pipeline.trained import read_trained
 from spirl_ray.pipeline.training import joined_commits, noted_findings, noted_rewards, read_provenance
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.reports.records import (
@@ -141,25 +142,24 @@ def _priors(trial: Trial) -> list[PriorRecord]:
 
 def _trial(trial: Trial) -> TrialRecord:
     """The record of a finished training, or of an unfinished one by its metrics so far."""
-    done, metrics = trial.policy / layout.TRAINED, trial.policy / layout.METRICS
-    commits = joined_commits(read_provenance(trial.policy))
-    result: dict[str, Any] = {"commit": commits or "unknown", "env_steps": 0, "wall_clock_s": 0.0}
-    if done.exists():
-        result |= read_json(done)
-    elif metrics.exists():
-        columns = read_columns(metrics)
-        result |= {name: columns[name][-1] for name in ("env_steps", "wall_clock_s") if len(columns.get(name, ()))}
+    trained, metrics = read_trained(trial.policy), trial.policy / layout.METRICS
+    if trained is not None:
+        commit, so_far = trained.commit, {"env_steps": trained.env_steps, "wall_clock_s": trained.wall_clock_s}
+    else:
+        commit = joined_commits(read_provenance(trial.policy)) or "unknown"
+        columns = read_columns(metrics) if metrics.exists() else {}
+        so_far = {name: column[-1] for name, column in columns.items() if len(column)}
     evaluated = (trial.evaluation / layout.SUMMARY).exists()
     return TrialRecord(
         method=trial.method,
         seed=trial.seed,
         config_hash=trial.config_hash,
-        commit=str(result["commit"]),
-        env_steps=int(result["env_steps"]),
-        wall_clock_s=float(result["wall_clock_s"]),
+        commit=commit,
+        env_steps=int(so_far.get("env_steps", 0)),
+        wall_clock_s=float(so_far.get("wall_clock_s", 0.0)),
         metrics_csv=metrics,
         evaluations_csv=trial.policy / layout.EVALUATIONS,
-        selection={key: result[key] for key in ("publish", "best", "last") if key in result},
+        trained=trained,
         final_episodes_csv=trial.evaluation / layout.EPISODES if evaluated else None,
         videos=[path for mode in trial.experiment.evaluate.modes for path in _videos(trial.evaluation, mode)],
     )

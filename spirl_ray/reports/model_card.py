@@ -17,6 +17,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json
 from spirl_ray.files.tables import read_csv
+from spirl_ray.pipeline.trained import read_trained
 from spirl_ray.pipeline.training import read_provenance
 from spirl_ray.policy.policy import PolicyCard, load_policy, read_policy_card
 from spirl_ray.skills.artifact import SkillCard, load_skills, read_skill_card
@@ -139,19 +140,18 @@ def _results(folder: Path, policy: PolicyCard) -> Results:
         metrics = [name for name in rows[0] if name not in _SETTINGS and any(row.get(name) for row in rows)]
         score = str(read_json(report / layout.REPORT_NUMBERS).get("score", ""))
         return Results("Final evaluations of this method, a row for each seed and mode.", score, rows, metrics)
-    if not (folder / layout.TRAINED).exists():
+    trained = read_trained(folder)
+    if trained is None:
         return Results("The policy came without its evaluations.")
-    trained = read_json(folder / layout.TRAINED)
-    snapshot = trained.get(trained["publish"], {})
-    modes = {mode: means for mode, means in snapshot.items() if isinstance(means, dict)}
+    modes = trained.published.modes
     rows = [
-        {"seed": str(policy.seed), "mode": mode, "env_steps": str(snapshot["env_steps"])}
+        {"seed": str(policy.seed), "mode": mode, "env_steps": str(trained.published_env_steps)}
         | {name: f"{value:g}" for name, value in means.items()}
         for mode, means in modes.items()
     ]
     metrics = list(dict.fromkeys(name for means in modes.values() for name in means if name not in _SETTINGS))
     text = "Evaluations during training, by which this snapshot was chosen: they flatter it. A report has final ones."
-    return Results(text, str(trained["score"]), rows, metrics)
+    return Results(text, trained.score, rows, metrics)
 
 
 def _dataset(folder: Path, content_sha256: str) -> DatasetCard | None:

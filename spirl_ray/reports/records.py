@@ -11,6 +11,7 @@ from typing import Any
 from spirl_ray.envs.metrics import Scores
 from spirl_ray.files.tables import CsvRow, read_csv
 from spirl_ray.pipeline.results import Finding
+from spirl_ray.pipeline.trained import TrainedRecord
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class TrialRecord:
     metrics_csv: Path | None = None
     evaluations_csv: Path | None = None
     final_episodes_csv: Path | None = None
-    selection: dict[str, Any] = field(default_factory=dict)
-    """The choice of the published snapshot: ``publish``, ``best`` and ``last`` of ``trained.json``; empty before."""
+    trained: TrainedRecord | None = None
+    """The record of the training with its best and last snapshot; None before its end."""
     videos: list[Path] = field(default_factory=list)
 
 

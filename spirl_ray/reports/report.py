@@ -102,7 +102,7 @@ def write_report(out: Path, experiment: ExperimentRecord, video_limit_bytes: int
             highest=_highest(score),
             bounded=None not in score.range and score.range[0] != score.range[1],
             modes=MODES,
-            snapshots=[trial for trial in experiment.trials if "best" in trial.selection],
+            snapshots=[trial for trial in experiment.trials if trial.trained is not None],
             scores=scores,
             bare_prior=bare_prior,
             final=bool(scores) and all(score.final for score in scores),

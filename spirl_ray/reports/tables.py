@@ -324,9 +324,13 @@ def numbers_of_tables(
             for row in methods
         ],
         "snapshots": [
-            {"method": trial.method, "seed": trial.seed, **trial.selection}
+            {
+                "method": trial.method,
+                "seed": trial.seed,
+                **trial.trained.model_dump(mode="json", include={"publish", "best", "last"}),
+            }
             for trial in experiment.trials
-            if trial.selection
+            if trial.trained is not None
         ],
         "deciding": [
             {

@@ -229,7 +229,7 @@ class SkillPriorSAC(Algorithm):
         self.settings = self.config.settings
         self.learners = Learners(self.learner_group)
         self.rewards = RewardScale(self.settings, read_skill_card(Path(self.config.env_config["skills"])).spec.horizon)
-        self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
+        self.counters: dict[str, Any] = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
         environment = EnvironmentSettings.model_validate(self.config.env_config["environment"])
         self.environment = envs.environment(environment)
         self._rewards_are_replaced = environment.interface.reward != "env"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from spirl_ray.errors import SpirlError
+from spirl_ray.errors import SpirlError, user_error_in
 
 _POLL_S = 0.002
 _PAUSE_S = 0.5
@@ -41,10 +41,7 @@ def _try_to_sample(runner: EnvRunner) -> Sampled | SpirlError | str:
     try:
         return _sample_and_measure(runner)
     except Exception as error:  # whatever a user's environment raises; the driver reports it
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, SpirlError):
-            cause = cause.__cause__ or cause.__context__
-        return traceback.format_exc() if cause is None else SpirlError(*cause.args)
+        return user_error_in(error) or traceback.format_exc()
 
 
 class Sampler:

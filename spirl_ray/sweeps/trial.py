@@ -31,6 +31,7 @@ from spirl_ray.pipeline.events import Progress
 from spirl_ray.pipeline.results import EvaluationResult, TrainingResult
 from spirl_ray.pipeline.scores import experiment_scores
 from spirl_ray.pipeline.session import readable_cause
+from spirl_ray.pipeline.trained import read_trained
 from spirl_ray.pipeline.training import checkpoints, joined_commits, read_provenance
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.sweeps.sweep_file import TrialResources
@@ -179,13 +180,13 @@ def run_trial(request: TrialRequest, name: str, status: Any) -> Row:
     shown = 0.0
 
     def stage(text: str) -> Progress:
-        def progress(done: float, total: float, metrics: Row) -> None:
+        def progress(done: float, total: float, **newest: object) -> None:
             nonlocal shown
             if time.monotonic() - shown > _SHOW_EVERY_S or done >= total:
                 shown = time.monotonic()
                 status.show.remote(name, {"stage": text, "done": done, "total": total})
 
-        progress(0.0, 1.0, {})
+        progress(0.0, 1.0)
         return progress
 
     def say_waiting(target: Path) -> None:
@@ -214,14 +215,12 @@ def run_trial(request: TrialRequest, name: str, status: Any) -> Row:
 
 def _check_steps(trial: Trial) -> None:
     """Raises `SpirlError` for a policy that has been trained for more steps, because it would win by its steps."""
-    train, result = trial.experiment.train, trial.policy / layout.TRAINED
-    if not result.exists():
-        return
-    found = read_json(result)["env_steps"]
-    if found >= train.env_steps + train.evaluate_every:
+    train, found = trial.experiment.train, read_trained(trial.policy)
+    if found is not None and found.env_steps >= train.env_steps + train.evaluate_every:
         raise SpirlError(
-            f"{trial.policy} has been trained for {found:,} steps, this sweep asks for {train.env_steps:,}, so it "
-            "could not be compared. Give the sweep a folder of its own with --set output=…, or raise train.env_steps."
+            f"{trial.policy} has been trained for {found.env_steps:,} steps, this sweep asks for "
+            f"{train.env_steps:,}, so it could not be compared. Give the sweep a folder of its own with --set "
+            "output=…, or raise train.env_steps."
         )
 
 

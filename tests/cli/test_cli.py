@@ -99,8 +99,7 @@ def test_progress_without_a_terminal_is_a_line_every_tenth(tmp_path: Path, capsy
         for step in range(1, 1042):
             metrics = {"env_steps": step, "alpha": 0.123456}
             show(Event(happening="progress", done=step, total=1000, metrics=metrics, scores={"success": 0.25}, **trial))
-        means = {"deterministic": {"success": 0.5}, "sampled": {}}
-        snapshot = Snapshot(1040, 0.5, means)
+        snapshot = Snapshot(env_steps=1040, score=0.5, deterministic={"success": 0.5}, sampled={})
         result = TrainingResult(
             folder=tmp_path,
             ran=True,

@@ -23,13 +23,12 @@ from spirl_ray.datasets import importing
 from spirl_ray.datasets.importing import import_dataset
 from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, Description, Identity
-from spirl_ray.datasets.tasks import spirl_error_within
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.dataset import read_card, read_episodes
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature
 from spirl_ray.episodes.validation import validate_dataset
-from spirl_ray.errors import SpirlError
+from spirl_ray.errors import SpirlError, user_error_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -316,8 +315,8 @@ def test_a_spirl_error_is_found_within_what_ray_wraps_around_it() -> None:
 
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(fail.remote())
-    assert str(spirl_error_within(caught.value)) == "the reason"
-    assert spirl_error_within(ValueError("other")) is None
+    assert str(user_error_in(caught.value)) == "the reason"
+    assert user_error_in(ValueError("other")) is None
 
 
 def test_storage_that_fails_in_a_task_is_named_with_the_reason(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spirl_ray.config import parse_experiment
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import stages
 from spirl_ray.pipeline.offline import offline_decisions
+from spirl_ray.pipeline.results import Finding
 from spirl_ray.pipeline.workspace import Trial, Workspace
 from spirl_ray.rl.offline_decisions import read_decisions, read_offline_card
 
@@ -33,10 +35,14 @@ def prepared(folder: Path, *methods: str, **changes: Any) -> list[Trial]:
 def test_presets_with_offline_decisions_learn_from_both(tmp_path: Path) -> None:
     many = {"critics": 3, "critics_in_minimum": 2, "critic_layer_norm": True, "updates_per_decision": 2.0}
     trials = prepared(tmp_path, "spirl_offline", "supe", "rlpd", "flow_offline", train=many)
+    told: list[Finding] = []
+
+    def tell(done: float, total: float, *, findings: Sequence[Finding] = (), **newest: Any) -> None:
+        told.extend(findings)
+
     for trial in trials:
         stages.train_skills(trial)
-        told: list[Any] = []
-        result = stages.train(trial, lambda done, total, row, told=told: told.append(row))
+        result = stages.train(trial, tell)
         assert result.updates > 0
         assert trial.offline is not None
         card = read_offline_card(trial.offline)
@@ -44,7 +50,7 @@ def test_presets_with_offline_decisions_learn_from_both(tmp_path: Path) -> None:
         assert 0 < card.rewarded < card.decisions
         [finding] = [f for f in result.findings if f"{card.decisions:,} offline decisions" in f.text]
         assert not finding.warning
-        assert any(finding in row.get("findings", ()) for row in told)
+        assert finding in told
     names = {trial.offline.name for trial in trials if trial.offline is not None}
     assert len(names) == 4
 

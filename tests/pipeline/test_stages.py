@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from workspaces import workspace
+from workspaces import trial, workspace
 
-from spirl_ray.config import EnvironmentSettings, EvaluateSettings
-from spirl_ray.envs.metrics import MODES
+from spirl_ray.config import EnvironmentSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import stages as pipeline
 from spirl_ray.pipeline.events import silent
+from spirl_ray.pipeline.results import EvaluationResult
 from spirl_ray.pipeline.rollouts import EpisodeRow, RolloutPlan
 from spirl_ray.pipeline.stages import check_files
 
 ENV = EnvironmentSettings(id="spirl/PointPads-v0")
-PLANS = {mode: RolloutPlan("agent", ENV, mode) for mode in MODES}
+PLAN = RolloutPlan("agent", ENV, "deterministic")
 
 
 class Rollouts:
@@ -52,8 +53,9 @@ class Rollouts:
         return []
 
 
-def evaluate(out: Path, *, episodes: int = 3, videos: bool = False, **settings: Any) -> tuple[bool, dict[str, Any]]:
-    return pipeline._evaluate(out, PLANS, EvaluateSettings(**settings), episodes, videos, silent)
+def evaluate(folder: Path, *, videos: bool = False, **settings: Any) -> EvaluationResult:
+    """Three episodes in each mode; videos of one of them where they are asked for."""
+    return pipeline._run_episodes(trial(folder, evaluate=settings), PLAN, folder / "episodes", 3, silent, videos=videos)
 
 
 def test_an_evaluation_that_was_stopped_runs_only_what_is_missing(
@@ -62,20 +64,20 @@ def test_an_evaluation_that_was_stopped_runs_only_what_is_missing(
     first = Rollouts(monkeypatch, tasks=4)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path)
-    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "episodes" / "summary.json").exists()
     second = Rollouts(monkeypatch)
-    _, summary = evaluate(tmp_path)
+    found = evaluate(tmp_path)
     assert first.asked + second.asked == [(mode, i) for mode in ("deterministic", "sampled") for i in range(3)]
-    assert summary["score"] == "success"
-    assert summary["modes"]["sampled"] == {"episodes": 3, "return": 1.0, "success": pytest.approx(1 / 3)}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "summary.json"]
+    assert found.score == "success"
+    assert found.modes["sampled"] == {"episodes": 3, "return": 1.0, "success": pytest.approx(1 / 3)}
+    assert sorted(path.name for path in found.folder.iterdir()) == ["episodes.csv", "summary.json"]
 
 
 def test_a_finished_evaluation_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Rollouts(monkeypatch)
     first = evaluate(tmp_path)
     again = Rollouts(monkeypatch)
-    assert evaluate(tmp_path) == (False, first[1])
+    assert evaluate(tmp_path) == replace(first, ran=False)
     assert again.asked == []
 
 
@@ -85,8 +87,10 @@ def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(
     Rollouts(monkeypatch)
     evaluate(tmp_path)
     later = Rollouts(monkeypatch)
-    assert evaluate(tmp_path, videos=True)[0]
-    assert not evaluate(tmp_path, videos=True)[0]
+    filmed = evaluate(tmp_path, videos=True)
+    assert filmed.ran
+    assert filmed.videos.keys() == {"deterministic", "sampled"}
+    assert not evaluate(tmp_path, videos=True).ran
     assert (later.asked, later.filmed) == ([], ["deterministic", "sampled"])
     evaluate(tmp_path, videos=True, video_fps=10)
     assert later.filmed == ["deterministic", "sampled"] * 2
@@ -95,7 +99,8 @@ def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(
 def test_an_environment_that_cannot_be_filmed_has_no_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = Rollouts(monkeypatch)
     monkeypatch.setattr("spirl_ray.pipeline.stages.render_problem", lambda env: "no screen" if env == ENV else None)
-    assert evaluate(tmp_path, videos=True)[0]
+    found = evaluate(tmp_path, videos=True)
+    assert (found.ran, found.no_videos, found.videos) == (True, "no screen", {})
     assert rollouts.asked
     assert rollouts.filmed == []
 

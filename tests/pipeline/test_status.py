@@ -117,7 +117,7 @@ def test_a_stage_of_an_experiment_is_in_its_status(tmp_path: Path) -> None:
     running, seen = ExperimentRun(workspace), {}
 
     def work(progress: Any) -> DataResult:
-        progress(1, 2, {})
+        progress(1, 2)
         seen.update(states(workspace.folder))
         return DataResult(folder=workspace.folder, ran=True, episodes=1, steps=2)
 

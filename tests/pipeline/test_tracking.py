@@ -22,8 +22,8 @@ from spirl_ray.config_tracking import TrackingSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.tables import write_csv
 from spirl_ray.pipeline import tracking
+from spirl_ray.pipeline.checks import check_experiments
 from spirl_ray.pipeline.events import Event
-from spirl_ray.pipeline.experiment import check_experiments
 from spirl_ray.pipeline.results import EvaluationResult, ReportResult, SkillsResult, Snapshot, TrainingResult
 from spirl_ray.pipeline.trackers import Described, Point
 from spirl_ray.pipeline.tracking import Tracking
@@ -103,7 +103,7 @@ PROGRESS = Event(happening="progress", stage="training", done=200.0, total=400.0
 
 
 def trained(place: Workspace) -> Event:
-    snapshot = Snapshot(200, 1.0, {})
+    snapshot = Snapshot(env_steps=200, score=1.0, deterministic={}, sampled={})
     result = TrainingResult(
         folder=place.trial(**TRIAL).policy,
         ran=True,

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +19,13 @@ from spirl_ray.envs.metrics import EpisodeMetric, declare
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
 from spirl_ray.pipeline import snapshots, training
+from spirl_ray.pipeline.events import silent
+from spirl_ray.pipeline.metrics_log import MetricsLog
+from spirl_ray.pipeline.results import Finding
 from spirl_ray.pipeline.rollouts import EpisodeRow
 from spirl_ray.pipeline.snapshots import SnapshotEvaluations
 from spirl_ray.pipeline.stopping import TERMINATED
-from spirl_ray.pipeline.training import MetricsLog, is_trained, read_provenance
+from spirl_ray.pipeline.training import is_trained, read_provenance
 from spirl_ray.pipeline.training_run import TrainingRun, rllib_seed
 from spirl_ray.rl.learners import LearnerLost
 from spirl_ray.rl.methods import method_config, skill_spec
@@ -37,6 +40,10 @@ def run_in(folder: Path, **train: Any) -> TrainingRun:
     spec = skill_spec(experiment.skills, "spirl_cl", pads.features, pads.action_dim)
     method = method_config("spirl_cl", experiment.train, spec)
     return TrainingRun(experiment, method, 0, folder / "skills", folder / "out", "hash")
+
+
+TOTALS = dict(env_steps=400, decisions=40, updates=7, wall_clock_s=1.5, config_hash="hash", commit="abc")
+"""What ``trained.json`` says of a training beside its snapshots."""
 
 
 def steps_in(path: Path) -> list[int]:
@@ -92,17 +99,17 @@ def test_the_best_snapshot_has_the_best_mean_of_both_modes_and_is_the_later_of_e
     scores = declared_scores("spirl/PointPads-v0")
     evaluated(tmp_path, {0: (4.0, 0.0), 100: (2.0, 3.0), 200: (3.0, 2.0), 300: (1.0, 1.0)})
     found = snapshots.best_and_last(snapshots.results_so_far(tmp_path), scores)
-    assert (found["best"]["env_steps"], found["last"]["env_steps"]) == (200, 300)
-    assert found["best"]["deterministic"] == {"episodes": 5, "return": -200, "subtasks": 3.0}
+    assert (found["best"].env_steps, found["last"].env_steps) == (200, 300)
+    assert found["best"].deterministic == {"episodes": 5, "return": -200, "subtasks": 3.0}
     (snapshots.snapshot_folder(tmp_path, 200) / "evaluation-sampled.json").unlink()  # evaluated in one mode only
-    assert snapshots.best_and_last(snapshots.results_so_far(tmp_path), scores)["best"]["env_steps"] == 100
+    assert snapshots.best_and_last(snapshots.results_so_far(tmp_path), scores)["best"].env_steps == 100
 
 
 def test_the_best_snapshot_has_the_least_of_a_score_of_which_less_is_better(tmp_path: Path) -> None:
     slow = EpisodeMetric(name="slowness", meaning="x", more_is_better=False, of=lambda outcome: 0.0)
     evaluated(tmp_path, {0: (9.0, 9.0), 100: (2.0, 2.0), 200: (5.0, 5.0)}, "slowness")
     found = snapshots.best_and_last(snapshots.results_so_far(tmp_path), declare([slow], "slowness"))
-    assert found["best"]["env_steps"] == 100
+    assert found["best"].env_steps == 100
 
 
 @pytest.mark.parametrize(("publish", "steps"), [("best", 200), ("last", 400)])
@@ -110,7 +117,7 @@ def test_the_settings_choose_which_snapshot_is_published(tmp_path: Path, publish
     run = run_in(tmp_path, publish=publish)
     evaluated(run.out, {200: (3.0, 3.0), 400: (1.0, 1.0)})
     attempt = Attempt.begin(run.out)
-    training._publish_and_note(run, attempt, {"env_steps": 400})
+    training._publish_and_note(run, attempt, TOTALS)
     trained = json.loads((run.out / "trained.json").read_text())
     assert (trained["publish"], trained["published_env_steps"], trained["score"]) == (publish, steps, "subtasks")
     assert (trained["best"]["env_steps"], trained["last"]["env_steps"]) == (200, 400)
@@ -128,24 +135,25 @@ def test_another_choice_publishes_another_snapshot_without_a_training(
     run = run_in(tmp_path)
     evaluated(run.out, {200: (3.0, 3.0), 400: (1.0, 1.0)})
     (run.out / "policy.json").touch()
-    training._publish_and_note(run, Attempt.begin(run.out), {"env_steps": 400, "updates": 7})
+    training._publish_and_note(run, Attempt.begin(run.out), TOTALS)
     assert is_trained(run)
     last = run_in(tmp_path, publish="last")
     assert last.config_hash == run.config_hash
     assert not is_trained(last)
     result = training.train_policy(last)
-    assert (result["published_env_steps"], result["updates"]) == (400, 7)
+    assert (result.published_env_steps, result.updates) == (400, 7)
     assert (run.out / "policy.safetensors").read_text() == "weights 400"
     assert is_trained(last)
-    assert training.train_policy(run)["published_env_steps"] == 200
+    assert training.train_policy(run).published_env_steps == 200
 
 
 def test_a_longer_training_may_publish_a_later_snapshot(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     evaluated(run.out, {200: (3.0, 3.0), 400: (1.0, 1.0)})
-    assert training._publish_and_note(run, Attempt.begin(run.out), {"env_steps": 400})["published_env_steps"] == 200
+    assert training._publish_and_note(run, Attempt.begin(run.out), TOTALS).published_env_steps == 200
     evaluated(run.out, {600: (3.5, 3.0)})
-    assert training._publish_and_note(run, Attempt.begin(run.out), {"env_steps": 600})["published_env_steps"] == 600
+    longer = {**TOTALS, "env_steps": 600}
+    assert training._publish_and_note(run, Attempt.begin(run.out), longer).published_env_steps == 600
 
 
 def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path: Path) -> None:
@@ -154,7 +162,7 @@ def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path: Path) -> None
     old = Attempt.begin(run.out)
     Attempt.begin(run.out)
     with pytest.raises(SpirlError, match="attempt 2"):
-        training._publish_and_note(run, old, {"env_steps": 400})
+        training._publish_and_note(run, old, TOTALS)
     assert not (run.out / "trained.json").exists()
     assert not (run.out / "policy.safetensors").exists()
 
@@ -222,9 +230,9 @@ def test_a_published_policy_is_completed_by_its_card(tmp_path: Path, monkeypatch
 def test_a_run_is_trained_when_it_has_reached_the_asked_steps(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     assert not is_trained(run)
-    run.out.mkdir()
+    evaluated(run.out, {400: (1.0, 1.0)})
     (run.out / "policy.json").touch()
-    (run.out / "trained.json").write_text('{"env_steps": 400}')
+    training._publish_and_note(run, Attempt.begin(run.out), TOTALS)
     assert is_trained(run)
     assert not is_trained(run_in(tmp_path, env_steps=401))
 
@@ -273,7 +281,7 @@ def loop(run: TrainingRun, events: dict[int, Callable[[], Any]], show: Callable[
         scores=declared_scores("spirl/PointPads-v0"),
     )
     monitor: Any = SimpleNamespace(show=show)
-    training._loop(run, attempt, Algorithm(events), evaluations, monitor, None)  # type: ignore[arg-type]
+    training._loop(run, attempt, Algorithm(events), evaluations, monitor, silent)  # type: ignore[arg-type]
 
 
 def test_a_lost_env_runner_is_shown_at_once_and_each_loss_once(tmp_path: Path) -> None:
@@ -332,7 +340,10 @@ def test_seeds_of_resumed_runs_stay_within_32_bits_and_differ() -> None:
 
 def test_training_resumes_from_the_newest_checkpoint_when_learners_are_lost(tmp_path: Path) -> None:
     run, began = run_in(tmp_path, env_steps=500, checkpoint_every=100), list[str | None]()
-    told = list[dict[str, Any]]()
+    told = list[Finding]()
+
+    def tell(done: float, total: float, *, findings: Sequence[Finding] = (), **newest: Any) -> None:
+        told.extend(findings)
 
     def train(checkpoint: Path | None) -> Any:
         began.append(None if checkpoint is None else checkpoint.name)
@@ -344,9 +355,9 @@ def test_training_resumes_from_the_newest_checkpoint_when_learners_are_lost(tmp_
             loop(run, {250: lose})
         return {"env_steps": 500}, []
 
-    assert training._whatever_learners_are_lost(run, train, told.append)[0] == {"env_steps": 500}
+    assert training._train_through_lost_learners(run, train, tell)[0] == {"env_steps": 500}
     assert began == [None, "step-000000000200"]
-    [finding] = told[0]["findings"]
+    [finding] = told
     assert finding.warning
     assert "1 of 2 learners" in finding.text
 
@@ -359,5 +370,5 @@ def test_training_gives_up_when_learners_are_lost_again_and_again_without_a_chec
         raise LearnerLost("2 of 2 learners did not answer")
 
     with pytest.raises(SpirlError, match=r"lost its learners 4 times .*2 of 2"):
-        training._whatever_learners_are_lost(run, train, None)
+        training._train_through_lost_learners(run, train, silent)
     assert len(calls) == 4

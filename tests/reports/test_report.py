@@ -6,8 +6,9 @@ from reports.made_reports import DECIDING, SCORES, episodes_csv, experiment, rep
 
 from spirl_ray.envs.metrics import EpisodeMetric, declare, undeclared
 from spirl_ray.errors import SpirlError
-from spirl_ray.pipeline.results import Finding
+from spirl_ray.pipeline.results import Finding, Snapshot
 from spirl_ray.pipeline.status import duration
+from spirl_ray.pipeline.trained import TrainedRecord
 from spirl_ray.reports.records import DecidingRecord, PriorRecord, TrialRecord
 from spirl_ray.reports.report import write_report
 
@@ -203,11 +204,23 @@ def test_a_prior_is_scored_by_the_episodes_of_its_own_mode(tmp_path):
 
 def test_the_report_shows_the_best_and_the_last_snapshot_and_which_is_published(tmp_path):
     def snapshot(steps, value):
-        modes = {mode: {"episodes": 20, "subtasks": value} for mode in ("deterministic", "sampled")}
-        return {"env_steps": steps, "score": value, **modes}
+        means = {"episodes": 20, "subtasks": value}
+        return Snapshot(env_steps=steps, score=value, deterministic=means, sampled=means)
 
-    selection = {"publish": "best", "best": snapshot(300_000, 2.75), "last": snapshot(500_000, 1.25)}
-    record = experiment(trials=[trial(tmp_path, selection=selection), trial(tmp_path, "begun")])
+    trained = TrainedRecord(
+        env_steps=500_000,
+        decisions=9,
+        updates=9,
+        wall_clock_s=1.0,
+        config_hash="h",
+        commit="c",
+        publish="best",
+        published_env_steps=300_000,
+        score="subtasks",
+        best=snapshot(300_000, 2.75),
+        last=snapshot(500_000, 1.25),
+    )
+    record = experiment(trials=[trial(tmp_path, trained=trained), trial(tmp_path, "begun")])
     files, page = report(tmp_path / "report", record)
     assert "best300 k2.7520 episodes2.7520 episodespublished" in page.text
     assert "last500 k1.2520 episodes1.2520 episodes" in page.text

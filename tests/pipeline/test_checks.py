@@ -8,7 +8,7 @@ from toy_environments import CAMERAS, GOAL
 
 from spirl_ray.config import load_experiment
 from spirl_ray.errors import SpirlError
-from spirl_ray.pipeline.experiment import check_experiments
+from spirl_ray.pipeline.checks import check_experiments
 
 
 @pytest.mark.parametrize(
