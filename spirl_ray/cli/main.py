@@ -231,16 +231,11 @@ def sweep(
     of the base experiment (--set output=FOLDER).
     """
     with readable_errors():
-        from spirl_ray.sweeps.sweep_file import load_sweep
+        from spirl_ray.cli.sweep import SweepDisplay, print_sweep
 
-        chosen = load_sweep(config, set or [])
-        from spirl_ray.cli.sweep import run
-        from spirl_ray.pipeline.experiment import check_experiments
-        from spirl_ray.sweeps.search import check_planned
-
-        check_planned(chosen)
-        check_experiments([chosen.base, *chosen.examples()])
-        run(chosen)
+        with SweepDisplay() as show:
+            found = api.sweep(config, set or [], listener=show)
+        print_sweep(found)
 
 
 @data_app.command("import")
