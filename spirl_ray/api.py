@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from spirl_ray.pipeline.experiment import ExperimentRun
+    from spirl_ray.sweeps.run import SweepListener, SweepResult
 
 _IN_PYTHON = 'spirl.run(spirl.load_experiment("my_experiment.yaml"))  # in Python; the settings are below'
 
@@ -225,6 +226,26 @@ def report(experiment: Experiment, *, on_event: Listener = ignore, command: str 
     with _at_work(experiment, on_event, ray=False, create=False) as running:
         running.require_data()
         return _report(running, command)
+
+
+def sweep(path: str | Path, overrides: Sequence[str] = (), *, listener: SweepListener | None = None) -> SweepResult:
+    """Runs the remaining trials of a sweep with Ray Tune, and writes its results.
+
+    Args:
+        path: the sweep's YAML file, such as ``tune_configs/smoke_sweep.yaml``.
+        overrides: changes of settings as after ``--set``, such as ``["samples=20", "output=FOLDER"]``.
+        listener: told of what happens.
+
+    Returns:
+        The result, also where trials have failed; their records say why.
+
+    Raises:
+        SpirlError: as `run`.
+    """
+    prepare_ray()  # before the import that imports Ray
+    from spirl_ray.sweeps import run as sweeps
+
+    return sweeps.run(sweeps.prepare(Path(path), overrides), listener or sweeps.SweepListener())
 
 
 def _in_environment(experiment: Experiment) -> None:

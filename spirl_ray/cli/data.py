@@ -39,10 +39,8 @@ def inspect_data(
     ] = None,
 ) -> None:
     """Shows what datasets hold: episodes, lengths, features, subtasks and their order, ranges of numbers."""
-    from spirl_ray.episodes.summary import summarize
-
     with readable_errors():
-        summaries = [summarize(dataset) for dataset in datasets]
+        summaries = [summary_of(dataset) for dataset in datasets]
         _print_overview(datasets, summaries)
         _print_subtasks(datasets, summaries)
         print_expert(datasets, summaries)
@@ -55,6 +53,15 @@ def inspect_data(
             write_contact_sheet(datasets, sheet)
             console.print(f"Contact sheet: {escape(shown(sheet))}")
         print_next(["spirl", "data", "validate", str(datasets[0])], "check every value and hash")
+
+
+def summary_of(dataset: Path) -> DatasetSummary:
+    """Summarizes a dataset, with the tries of its environment's scripted expert."""
+    from spirl_ray.envs.recorded import recorded_tries
+    from spirl_ray.episodes.dataset import read_card
+    from spirl_ray.episodes.summary import summarize
+
+    return summarize(dataset, recorded_tries(read_card(dataset)))
 
 
 def _columns(title: str, first: str, datasets: Sequence[Path]) -> Table:

@@ -74,11 +74,12 @@ def submit(
             experiment, text = _sweep_to_submit(config, set or [])
         else:
             experiment = load_experiment(config, set or [])
+            from spirl_ray.pipeline.checks import check_experiments
+
+            check_experiments([experiment])
         from spirl_ray.cluster import jobs
         from spirl_ray.cluster.dashboard import missing_place
-        from spirl_ray.pipeline.checks import check_experiments
 
-        check_experiments([experiment])
         jobs.check_output(experiment)
         client, dashboard, job = submit_job(
             address, [command, layout.JOB_CONFIG], name=experiment.name, experiment=experiment, config=text
@@ -103,11 +104,9 @@ def _command_in(words: list[str]) -> tuple[str, Path]:
 def _sweep_to_submit(config: Path, overrides: list[str]) -> tuple[Experiment, str]:
     """The base of a sweep, and the text of the sweep with that base in full."""
     from spirl_ray.cluster.shipping import as_on_cluster
-    from spirl_ray.sweeps.search import check_planned
-    from spirl_ray.sweeps.sweep_file import load_sweep
+    from spirl_ray.sweeps.run import prepare
 
-    sweep = load_sweep(config, overrides)
-    check_planned(sweep)
+    sweep = prepare(config, overrides)
     base = as_on_cluster(sweep.base).model_dump(mode="json")
     return sweep.base, to_yaml(sweep.file.model_copy(update={"base": base, "changes": {}}))
 

@@ -24,7 +24,7 @@ from spirl_ray.cli import cluster as cli_cluster
 from spirl_ray.cli import deploy, door
 from spirl_ray.cli import status as cli_status
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
-from spirl_ray.cli.data import data_app, print_expert
+from spirl_ray.cli.data import data_app, print_expert, summary_of
 from spirl_ray.cli.terminal import (
     StageDisplay,
     console,
@@ -231,16 +231,11 @@ def sweep(
     of the base experiment (--set output=FOLDER).
     """
     with readable_errors():
-        from spirl_ray.sweeps.sweep_file import load_sweep
+        from spirl_ray.cli.sweep import SweepDisplay, print_sweep
 
-        chosen = load_sweep(config, set or [])
-        from spirl_ray.cli.sweep import run
-        from spirl_ray.pipeline.checks import check_experiments
-        from spirl_ray.sweeps.search import check_planned
-
-        check_planned(chosen)
-        check_experiments([chosen.base, *chosen.examples()])
-        run(chosen)
+        with SweepDisplay() as show:
+            found = api.sweep(config, set or [], listener=show)
+        print_sweep(found)
 
 
 @data_app.command("import")
@@ -270,36 +265,22 @@ def import_data(
 def generate_data(
     config: ConfigFile,
     episodes: Annotated[int | None, typer.Option(help="How many; the config's number if not given.")] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(help="Subtasks of every episode, in order, as in 'microwave,kettle'; else the expert chooses."),
-    ] = None,
-    keep_failures: Annotated[
-        bool, typer.Option("--keep-failures", help="Keep failed episodes, labelled as such, instead of trying again.")
-    ] = False,
     set: Overrides = None,
 ) -> None:
     """Generates the experiment's trajectories with the environment's scripted expert, on all CPUs of the Ray cluster.
 
-    The same seed gives the same episodes whatever the number of workers; an interrupted generation is resumed. Other
-    options of the expert, and the seed: --set data.sources.0.options.action_noise=0.1 --set data.sources.0.seed=1.
+    The same seed gives the same episodes whatever the number of workers; an interrupted generation is resumed.
+    Options of the expert, and the seed: --set data.sources.0.options.action_noise=0.1 --set data.sources.0.seed=1.
     """
     with readable_errors():
         known = load_experiment(config, set or []).data.sources
     source = next((dict(s.model_extra or {}) for s in known if s.type == "generated"), {})
-    options = dict(source.get("options") or {})
     if episodes is not None:
         source["episodes"] = episodes
-    if tasks is not None:
-        options["tasks"] = [name.strip() for name in tasks.split(",")]
-    if keep_failures:
-        options["keep_failures"] = True
-    chosen = [f"data.sources={json.dumps([{'type': 'generated', **source, 'options': options}])}"]
+    chosen = [f"data.sources={json.dumps([{'type': 'generated', **source}])}"]
     with _command(config, [*(set or []), *chosen]) as command:
         dataset = api.import_data(command.experiment, on_event=command.show).folder
-        from spirl_ray.episodes.summary import summarize
-
-        print_expert([dataset], [summarize(dataset)])
+        print_expert([dataset], [summary_of(dataset)])
         print_next(["spirl", "data", "inspect", shown(dataset)], "look at what is in it")
 
 

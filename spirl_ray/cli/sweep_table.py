@@ -111,11 +111,10 @@ def print_failures(records: Sequence[Any]) -> None:
         console.print(f"[red]trial {record.number} failed[/red]{escape(_because(record))}")
 
 
-def print_files(files: Sequence[Path | None]) -> None:
+def print_files(files: Sequence[Path]) -> None:
     """Prints the files that were written."""
     for file in files:
-        if file is not None:
-            console.print(f"      {escape(shown(file))}")
+        console.print(f"      {escape(shown(file))}")
 
 
 def _because(record: Any) -> str:

@@ -1,4 +1,4 @@
-"""Images of recorded episodes for people: drawn by the environment, or those that the episodes hold."""
+"""What an environment knows of recorded episodes: images of them for people, and the tries of its expert."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spirl_ray.envs import ENVIRONMENTS, EnvironmentEntry
-from spirl_ray.envs.spec import RenderRecorded
+from spirl_ray.envs.spec import EnvironmentSpec, RenderRecorded
 from spirl_ray.episodes.dataset import DatasetCard
+from spirl_ray.episodes.episode import Tries
 from spirl_ray.episodes.features import Observation
 
 
 def recorded_images(card: DatasetCard) -> RenderRecorded | None:
     """What renders the episodes of a dataset: the environment, or else the first feature that is an image; None where
     there is neither."""
-    if card.environment in ENVIRONMENTS:
-        entry: object = ENVIRONMENTS[card.environment]  # a class or function, where an entry point names one
-        if isinstance(entry, EnvironmentEntry) and entry.spec is not None and entry.spec.render_recorded is not None:
-            return entry.spec.render_recorded
+    spec = _described(card)
+    if spec is not None and spec.render_recorded is not None:
+        return spec.render_recorded
     stored = [name for name, feature in card.features.items() if feature.is_image and feature.stored]
     return partial(_stored_images, stored[0]) if stored else None
+
+
+def recorded_tries(card: DatasetCard) -> Tries | None:
+    """What finds the tries of a dataset's scripted expert; None where its environment says nothing of them."""
+    spec = _described(card)
+    return None if spec is None else spec.expert_tries
+
+
+def _described(card: DatasetCard) -> EnvironmentSpec | None:
+    entry: object = ENVIRONMENTS[card.environment] if card.environment in ENVIRONMENTS else None
+    return entry.spec if isinstance(entry, EnvironmentEntry) else None  # an entry point may be a class or function
 
 
 def _stored_images(

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from spirl_ray.envs.judgement import Judge
 from spirl_ray.envs.metrics import Scores
 from spirl_ray.episodes.actions import ActionRange
+from spirl_ray.episodes.episode import Tries
 from spirl_ray.episodes.features import Array, Feature, FeatureName, Features, Observation
 from spirl_ray.errors import SpirlError
 from spirl_ray.settings import in_words
@@ -95,6 +96,9 @@ class EnvironmentSpec:
     position_target: PositionTarget | None = None
     expert: str | None = None
     """The scripted expert that `generate` calls, as "module:function"; it is imported when needed."""
+    expert_tries: Tries | None = None
+    """A function that finds in the metadata of the expert's episodes which subtasks it tried, for ``spirl data
+    inspect``."""
     renderers: Mapping[str, MakeRenderer] = field(default_factory=dict)
     """The renderers of the features that episodes do not store, by the features' names."""
     render_recorded: RenderRecorded | None = None

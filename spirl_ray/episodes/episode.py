@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from spirl_ray.episodes.features import Array
 from spirl_ray.errors import SpirlError
 
 FloatArray = npt.NDArray[np.float32]
+Tries = Callable[[Mapping[str, Any]], Iterable[tuple[str, bool]]]
+"""A function from an episode's metadata to the subtasks that a scripted expert tried, and whether it solved them."""
 
 
 @dataclass(frozen=True, eq=False)

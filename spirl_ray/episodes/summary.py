@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spirl_ray.episodes.dataset import DatasetCard, read_card, read_episodes
+from spirl_ray.episodes.episode import Tries
 from spirl_ray.episodes.features import Array, stored_features
 from spirl_ray.errors import SpirlError
 
@@ -51,10 +52,8 @@ class DatasetSummary:
     orders: dict[tuple[str, ...], int]
     """The number of episodes for each order of completion, most frequent first; without those that do not record it."""
     expert: dict[str, tuple[int, int]]
-    """The number of times that a scripted expert solved a subtask and that it tried, failed attempts included; by name.
-
-    The expert goes through a chain in order (``metadata["tasks"]``) and gives up at the first subtask that it fails.
-    """
+    """The number of times that a scripted expert solved a subtask and that it tried, failed attempts included; by
+    name."""
     reward_rises: dict[int, int]
     """The number of episodes for each number of steps at which the reward rose to a positive value.
 
@@ -93,8 +92,12 @@ class _Moments:
         return Spread(self.minimum, self.maximum, self.mean, np.sqrt(self.squares / self.count))
 
 
-def summarize(path: str | Path) -> DatasetSummary:
+def summarize(path: str | Path, tries: Tries | None = None) -> DatasetSummary:
     """Summarizes the dataset in the folder ``path``, reading every episode once.
+
+    Args:
+        path: folder of the dataset.
+        tries: function that finds an expert's tries; without it, there are none.
 
     Raises:
         SpirlError: the dataset cannot be read or holds no step.
@@ -126,12 +129,9 @@ def summarize(path: str | Path) -> DatasetSummary:
             order = tuple(str(subtask) for subtask in episode.metadata["completed"])
             orders[order] += 1
             subtasks.update(set(order))
-            for completed in [order, *episode.metadata.get("failed_attempts", ())]:
-                for task in episode.metadata.get("tasks", ()):
-                    tried[task] += 1
-                    if task not in completed:
-                        break
-                    solved[task] += 1
+        for task, succeeded in () if tries is None else tries(episode.metadata):
+            tried[task] += 1
+            solved[task] += succeeded
     if not lengths:
         raise SpirlError(f"{Path(path).absolute()}: the dataset holds no step; import it again")
     return DatasetSummary(

@@ -7,12 +7,14 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
+from stored import ACTION_DIM, FEATURES, make_episode, write_dataset
 from toy import TOY, write_config
 from typer.testing import CliRunner
 
@@ -41,6 +43,16 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     if command[0] != "data":
         assert "--set" in result.output
         assert "output=FOLDER" in result.output
+
+
+def test_an_inspection_shows_the_tries_of_the_environments_own_expert(tmp_path: Path) -> None:
+    chain = {"completed": ["kettle"], "tasks": ["kettle", "microwave"], "failed_attempts": [[]]}
+    for name, environment, shown in (("ours", "spirl/Kitchen-v0", True), ("others", "spirl/PointPads-v0", False)):
+        one = replace(make_episode(), metadata=chain)
+        folder = write_dataset(tmp_path / name, [[one]], FEATURES, ACTION_DIM, environment=environment)
+        result = runner.invoke(cli.app, ["data", "inspect", str(folder)])
+        assert result.exit_code == 0
+        assert ("kettle" in result.output and "50.0 % of 2 tries" in result.output) == shown
 
 
 def test_the_program_without_a_command_shows_where_to_begin() -> None:

@@ -11,7 +11,7 @@ import pytest
 from spirl_ray.envs import environment
 from spirl_ray.envs.kitchen import experts as kitchen_experts
 from spirl_ray.envs.kitchen.arm import OPEN, Actions, Arm, Matrix
-from spirl_ray.envs.kitchen.env import GOALS, SPEC, KitchenEnv, completed_subtasks, joint_positions
+from spirl_ray.envs.kitchen.env import GOALS, SPEC, KitchenEnv, completed_subtasks, expert_tries, joint_positions
 from spirl_ray.envs.kitchen.experts import EXPERTS, HELD_OUT, generate
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.validation import check_episode
@@ -114,6 +114,15 @@ def test_the_environments_spec_generates_the_same_data() -> None:
 
 
 # --- chains that fail ---
+
+
+def test_tries_count_failed_attempts_and_no_subtask_after_the_failed_one() -> None:
+    solved = {"completed": ["a", "c"], "tasks": ["c", "a"], "failed_attempts": [["c"], []]}
+    assert list(expert_tries(solved)) == [("c", True), ("a", True), ("c", True), ("a", False), ("c", False)]
+    kept = {"completed": ["a", "c"], "tasks": ["a", "b", "c"], "failed_attempts": []}
+    assert list(expert_tries(kept)) == [("a", True), ("b", False)]
+    texts = {"completed": ["kettle"], "tasks": ["move the kettle"]}  # of LeRobot
+    assert list(expert_tries(texts)) == []
 
 
 def test_a_subtask_that_fails_is_tried_once_more_in_the_same_episode(monkeypatch: pytest.MonkeyPatch) -> None:

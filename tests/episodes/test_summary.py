@@ -43,14 +43,13 @@ def write(folder: Path, files: list[list[Episode]]) -> Path:
     return write_dataset(folder, files, FEATURES, 1)
 
 
-def test_the_experts_success_counts_failed_attempts_and_no_subtask_after_the_failed_one(tmp_path: Path) -> None:
-    first, second, recorded = (episode(number, [0], ["a", "c"]) for number in range(3))
-    first.metadata.update(tasks=["c", "a"], failed_attempts=[["c"], []])
-    second.metadata.update(tasks=["a", "b", "c"])  # kept although it failed
-    del recorded.metadata["completed"]
-    summary = summarize(write(tmp_path / "d", [[first, second, recorded]]))
-    assert summary.expert == {"a": (2, 3), "b": (0, 1), "c": (2, 3)}
-    assert summarize(write(tmp_path / "e", [[recorded]])).expert == {}
+def test_the_experts_success_is_that_of_all_its_tries(tmp_path: Path) -> None:
+    first, second = (episode(number, [0]) for number in range(2))
+    first.metadata["tries"] = [["c", True], ["a", False], ["c", True], ["a", True]]
+    second.metadata["tries"] = [["c", False]]
+    folder = write(tmp_path / "d", [[first, second]])
+    assert summarize(folder, lambda metadata: metadata["tries"]).expert == {"a": (1, 2), "c": (2, 3)}
+    assert summarize(folder).expert == {}
 
 
 def test_counts_and_lengths(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ whose ``kitchen_multitask_v0.py`` and ``franka_config.xml`` fix the constants be
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,6 +134,20 @@ def judge(arguments: Mapping[str, Any], episode: Episode) -> Judgement:
     return judge_subtasks(complete, in_order=bool(arguments.get("enforce_order", False)))
 
 
+def expert_tries(metadata: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """The subtasks that the scripted experts tried for an episode, and whether they solved them.
+
+    They go through a chain in order, and give up at the first subtask that they fail.
+    """
+    if "failed_attempts" not in metadata:
+        return  # an episode from elsewhere, whose "tasks" may be anything
+    for completed in (metadata["completed"], *metadata["failed_attempts"]):
+        for task in metadata["tasks"]:
+            yield task, task in completed
+            if task not in completed:
+                break
+
+
 def render_recorded(
     metadata: Mapping[str, Any], observations: Observation, steps: Sequence[int]
 ) -> list[NDArray[np.uint8]]:
@@ -162,6 +176,7 @@ SPEC = EnvironmentSpec(
         objects=("objects",),
     ),
     expert="spirl_ray.envs.kitchen.experts:generate",
+    expert_tries=expert_tries,
     render_recorded=render_recorded,
     from_recordings=FromRecordings(("observation",), recorded_features),
     completed=completed_subtasks,
