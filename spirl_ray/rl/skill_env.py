@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
+from ray import cloudpickle
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings
@@ -16,14 +17,17 @@ from spirl_ray.skills.artifact import check_fit
 from spirl_ray.skills.execution import Array, SkillExecution
 from spirl_ray.skills.model import SkillModel
 
+LAST_INFO = "last_info"
+"""The key of the info of an episode's last primitive step, as a tuple of one."""
+
 
 class SkillEnv(gymnasium.Env[Array, Array]):
     """An environment that executes latents with a frozen skill decoder.
 
     ``step(latent [Z])`` runs up to H primitive steps and returns the next policy observation [D], the summed reward
-    and the flags of the last primitive step; a skill is cut short by the end of the episode. ``info`` is that of the
-    last primitive step with ``primitive_steps`` (of this skill) and ``phase`` (where in the episode the skill began,
-    from 0 to 1) added.
+    and the flags of the last primitive step; a skill is cut short by the end of the episode. ``info`` has
+    ``primitive_steps`` (of this skill), ``phase`` (where in the episode the skill began, from 0 to 1) and, at the end
+    of an episode, ``last_info``, see `last_info`.
 
     Args:
         environment: settings of the environment in which skills run.
@@ -62,9 +66,9 @@ class SkillEnv(gymnasium.Env[Array, Array]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
-        self._observation, info = self.env.reset(seed=seed, options=options)
+        self._observation, _ = self.env.reset(seed=seed, options=options)
         self._elapsed = 0
-        return self.observer(self._observation), {**info, "primitive_steps": 0, "phase": 0.0}
+        return self.observer(self._observation), {"primitive_steps": 0, "phase": 0.0}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         self.execution.begin(action)
@@ -75,13 +79,35 @@ class SkillEnv(gymnasium.Env[Array, Array]):
             total += float(reward)
             steps += 1
             ended = terminated or truncated
-        phase = self._elapsed / self.limit
+        told: dict[str, Any] = {"primitive_steps": steps, "phase": self._elapsed / self.limit}
         self._elapsed += steps
-        info = {**info, "primitive_steps": steps, "phase": phase}
-        return self.observer(self._observation), total, terminated, truncated, info
+        if ended:
+            # In a tuple, because a vector environment merges all else: it makes one array of a key's values, which
+            # fails where their shapes differ, and cuts a number to the type of the first one.
+            told[LAST_INFO] = (_snapshot(info),)
+        return self.observer(self._observation), total, terminated, truncated, told
 
     def render(self) -> Any:
         return self.env.render()
 
     def close(self) -> None:
         self.env.close()
+
+
+def last_info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment's own info of the last primitive step, from the info of an episode's last decision.
+
+    It is a copy, without the keys whose values cannot be pickled, because it travels to the learner's process.
+    """
+    return info[LAST_INFO][0]
+
+
+def _snapshot(info: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of an info, because an environment may write into the same arrays in its next episode."""
+    copied = {}
+    for key, value in info.items():
+        try:
+            copied[key] = cloudpickle.loads(cloudpickle.dumps(value))
+        except Exception:  # whatever the pickling of a user's object raises
+            continue
+    return copied
