@@ -35,6 +35,8 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         policy: what the policy observes.
         latent_limit: bounds latents by ``limit * tanh(.)``; None leaves them as they are.
         render_mode: render mode of the environment.
+        stream: numbers that are mixed into every seed of `reset`, so that environments whose seeds are neighbours draw
+            other random numbers; without any, seeds are passed on as they are.
 
     Raises:
         SpirlError: the skills do not fit the environment.
@@ -49,6 +51,7 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         policy: PolicySpec,
         latent_limit: float | None = None,
         render_mode: str | None = None,
+        stream: tuple[int, ...] = (),
     ) -> None:
         described = envs.environment(environment)
         self.env = envs.make(environment, render_mode=render_mode)
@@ -59,12 +62,16 @@ class SkillEnv(gymnasium.Env[Array, Array]):
         self.execution = SkillExecution(skills, latent_limit)
         self.observer = PolicyObserver(policy, skills)
         self.limit = described.max_episode_steps
+        self.stream = stream
         self.observation_space = Box(-np.inf, np.inf, (self.observer.size,), np.float32)
         self.action_space = Box(-np.inf, np.inf, (spec.latent_dim,), np.float32)
         self._observation: Mapping[str, Any] = {}
         self._elapsed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        if seed is not None and self.stream:
+            # Of 31 bits, because environments may pass it on to libraries that take no more.
+            seed = int(np.random.SeedSequence((seed, *self.stream)).generate_state(1)[0]) >> 1
         super().reset(seed=seed)
         self._observation, _ = self.env.reset(seed=seed, options=options)
         self._elapsed = 0
