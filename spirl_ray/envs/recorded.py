@@ -33,7 +33,9 @@ def recorded_tries(card: DatasetCard) -> Tries | None:
 
 
 def _described(card: DatasetCard) -> EnvironmentSpec | None:
-    entry: object = ENVIRONMENTS[card.environment] if card.environment in ENVIRONMENTS else None
+    if card.environment not in ENVIRONMENTS:
+        return None
+    entry: object = ENVIRONMENTS[card.environment]
     return entry.spec if isinstance(entry, EnvironmentEntry) else None  # an entry point may be a class or function
 
 

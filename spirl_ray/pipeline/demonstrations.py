@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from spirl_ray.envs.recorded import recorded_images
-from spirl_ray.episodes.dataset import read_card, read_episodes
+from spirl_ray.episodes.dataset import read_card, read_chosen
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.session import finished_tasks
@@ -21,14 +21,14 @@ MOST_FRAMES = 150
 
 
 def spread_episodes(dataset: Path, count: int) -> list[Episode]:
-    """Reads some episodes of a dataset, from its first to its last, read in one pass.
+    """Reads some episodes of a dataset, evenly spread from its first to its last, and little more than these.
 
     Raises:
         SpirlError: the dataset cannot be read.
     """
     last = max(0, read_card(dataset).episodes - 1)
     chosen = set(np.linspace(0, last, count).round().astype(int).tolist())
-    return [episode for number, episode in enumerate(read_episodes(dataset)) if number in chosen]
+    return list(read_chosen(dataset, chosen))
 
 
 def render_demonstrations(dataset: Path, video: Path, episodes: int, fps: float) -> None:

@@ -41,6 +41,7 @@ from spirl_ray.rl.policy_network import PolicySpec
 from spirl_ray.rl.replay import decisions
 from spirl_ray.rl.rewards import RewardScale, rewards_of_demonstrations
 from spirl_ray.rl.sampling import Sampler
+from spirl_ray.rl.skill_env import last_info
 from spirl_ray.skills.artifact import read_skill_card
 
 _RECENT_EPISODES = 50
@@ -302,7 +303,7 @@ class SkillPriorSAC(Algorithm):
                 self._running[episode.id_] = total, length
                 continue
             self.counters["episodes"] += 1
-            last = infos[-1] if infos else {}
+            last = last_info(infos[-1])
             outcome = EpisodeOutcome(total, length, bool(episode.is_terminated), bool(episode.is_truncated), last)
             measured = self.scores.of(outcome)
             self.recent.append({name: value for name, value in measured.items() if math.isfinite(value)})

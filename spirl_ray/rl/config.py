@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 import torch
+from ray.rllib.env.env_context import EnvContext
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
@@ -85,13 +88,29 @@ def _method_for(spec: SkillSpec) -> str:
     )
 
 
-def make_skill_env(config: Any) -> SkillEnv:
-    """Makes the skill environment of an env runner from the ``env_config`` that `SkillPriorSACConfig.validate`
-    writes."""
+def make_skill_env(config: EnvContext) -> SkillEnv:
+    """Makes a skill environment of an env runner from the ``env_config`` that `SkillPriorSACConfig.validate` writes."""
     torch.set_num_threads(1)
     return SkillEnv(
         EnvironmentSettings.model_validate(config["environment"]),
         load_skills(config["skills"]),
         PolicySpec.model_validate(config["policy"]),
         config["latent_limit"],
+        stream=_stream(config),
     )
+
+
+def _stream(context: EnvContext) -> tuple[int, ...]:
+    """The numbers that tell an environment from all others of its training, which RLlib's seeds do not: environment j
+    of env runner i gets the seed of the run + i + j, so several environments would draw the same episodes.
+
+    These are the numbers of the env runner and of the environment in it. A restarted env runner gets the seeds of the
+    first one again, so a random number follows; what was lost with the first one depends on the time of its end, so
+    such a training cannot be repeated exactly anyway.
+    """
+    number = context.vector_index
+    # All environments of an env runner are made from one context, in which RLlib leaves this number at 0.
+    context.vector_index += 1
+    here = ray.get_runtime_context() if ray.is_initialized() else None
+    restarted = here is not None and here.get_actor_id() is not None and here.was_current_actor_reconstructed
+    return (context.worker_index, number, *([secrets.randbits(32)] if restarted else []))

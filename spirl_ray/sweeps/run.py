@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spirl_ray.files import layout
-from spirl_ray.pipeline.events import Event
 from spirl_ray.pipeline.checks import check_experiments
+from spirl_ray.pipeline.events import Event
 from spirl_ray.pipeline.experiment import ExperimentRun, readable
 from spirl_ray.pipeline.resources import said_while_waiting
 from spirl_ray.pipeline.workspace import Workspace

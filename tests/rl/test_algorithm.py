@@ -52,6 +52,14 @@ def learner_module(algorithm: Any) -> Any:
     return learner(algorithm).networks
 
 
+def streams(algorithm: Any) -> list[tuple[int, ...]]:
+    """The numbers that environments mix into their seeds."""
+    [found] = algorithm.env_runner_group.foreach_env_runner(
+        lambda runner: [env.unwrapped.stream for env in runner.env.unwrapped.envs]
+    )
+    return found
+
+
 def runner_weights(algorithm: Any) -> dict[str, torch.Tensor]:
     [state] = algorithm.env_runner_group.foreach_env_runner(
         lambda runner: {name: value.clone() for name, value in runner.module.unwrapped().state_dict().items()}
@@ -258,11 +266,13 @@ def test_training_goes_on_after_its_env_runner_was_killed(build: Callable[..., A
     algorithm = build(env_runners=1, warmup_decisions=0, actor_lr=0.01)
     train_until(algorithm, lambda: algorithm.counters["updates"] > 0)
     [first] = algorithm.env_runner_group.foreach_env_runner(lambda _: os.getpid())
+    assert streams(algorithm) == [(1, 0), (1, 1)]
     os.kill(first, signal.SIGKILL)
     at_least = algorithm.counters["decisions"] + 4 * DECISIONS
     train_until(algorithm, lambda: algorithm.counters["decisions"] >= at_least)
     [second] = algorithm.env_runner_group.foreach_env_runner(lambda _: os.getpid())
     assert second != first
+    assert [len(stream) for stream in streams(algorithm)] == [3, 3]  # with a random number, so no episode is repeated
     start = algorithm.policy_state()
     algorithm._send_weights([1])
     for name, value in runner_weights(algorithm).items():

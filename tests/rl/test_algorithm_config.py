@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.algorithm import SkillPriorSACConfig
-from spirl_ray.rl.config import SKILL_ENV
+from spirl_ray.rl.config import SKILL_ENV, _stream
 
 PADS = "spirl/PointPads-v0"
 SMALL: dict[str, Any] = {"critic_width": 8, "critic_layers": 1, "batch_size": 16, "warmup_decisions": 8}
+HORIZON = 4
 MakeSkills = Callable[..., Path]
 
 
@@ -120,3 +125,36 @@ def test_users_of_tune_search_its_settings(make_skills: MakeSkills, tmp_path: Pa
     found = {result.config["train"]["target_divergence"]: result.metrics["skills"]["updates"] for result in results}
     assert found.keys() == {1.0, 4.0}
     assert min(found.values()) > 0
+
+
+def starts(skills: Path, seed: int, env_runner: int) -> list[tuple[float, ...]]:
+    """The first policy observation of four episodes in each of the two environments of an env runner, as RLlib makes
+    and seeds them."""
+    config = SkillPriorSACConfig().skills(skills).environment(PADS).training(**SMALL).reading(max_episode_steps=HORIZON)
+    config.env_runners(num_env_runners=2, num_envs_per_env_runner=2).debugging(seed=seed)
+    config.validate()
+    runner = SingleAgentEnvRunner(config=config, worker_index=env_runner)
+    pieces = runner.sample(num_timesteps=8, random_actions=True)
+    runner.stop()
+    return [tuple(episode.get_observations(0).tolist()) for episode in pieces if len(episode)]
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+def test_no_two_environments_of_a_training_or_of_the_next_seed_draw_the_same_episodes(make_skills: MakeSkills) -> None:
+    skills = make_skills()
+    drawn = {(seed, runner): starts(skills, seed, runner) for seed in (0, 1) for runner in (1, 2)}
+    assert all(len(each) >= 8 for each in drawn.values())
+    together = [start for each in drawn.values() for start in each]
+    assert len(set(together)) == len(together)
+    assert starts(skills, 1, 2) == drawn[1, 2]
+
+
+def test_a_restarted_env_runner_does_not_repeat_its_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarted = SimpleNamespace(get_actor_id=lambda: "1f", was_current_actor_reconstructed=True)
+    context = EnvContext({}, worker_index=3)
+    assert [_stream(context), _stream(context)] == [(3, 0), (3, 1)]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: restarted)
+    first, again = _stream(EnvContext({}, worker_index=3)), _stream(EnvContext({}, worker_index=3))
+    assert first[:2] == again[:2] == (3, 0)
+    assert first != again

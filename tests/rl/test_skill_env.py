@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers.vector import DictInfoToList
 from toy_skills import METHODS
 
 import spirl_ray.envs as envs
@@ -16,7 +19,7 @@ from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.methods import method_config
 from spirl_ray.rl.policy_network import PolicySpec, policy_spec
-from spirl_ray.rl.skill_env import SkillEnv
+from spirl_ray.rl.skill_env import SkillEnv, last_info
 from spirl_ray.skills.artifact import load_skills
 from spirl_ray.skills.execution import SkillExecution
 
@@ -71,14 +74,55 @@ def test_skill_sums_its_rewards_and_is_cut_by_the_end_of_the_episode(
 
     state, reward, terminated, truncated, info = env.step(LATENT)
     assert (reward, terminated, truncated) == (1 + 2 + 3 + 4, False, False)
-    assert (info["primitive_steps"], info["phase"], info["completed"]) == (4, 0.0, ())
+    assert info == {"primitive_steps": 4, "phase": 0.0}
     assert state[0] == 4
 
     state, reward, terminated, truncated, info = env.step(LATENT)
     assert (reward, terminated, truncated) == (5 + 6, not truncate, truncate)
-    assert (info["primitive_steps"], info["completed"]) == (2, ("done",))
+    assert (info["primitive_steps"], last_info(info)) == (2, {"completed": ("done",)})
     assert info["phase"] == pytest.approx(4 / 120)
     assert state[0] == 6
+
+
+class TellingEnv(CountingEnv):
+    """Its infos differ between environments in their shapes and types, and it writes into the same array again."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(truncate=False)
+        self.number, self.visited = number, np.zeros(number)
+
+    def step(self, action: Any) -> Any:
+        self.visited[:] = self.count
+        observation, reward, terminated, truncated, _ = super().step(action)
+        told = {
+            "visited": self.visited,
+            "energy": 0 if self.number == 1 else 0.7,
+            "failure": None if self.number == 1 else 2.5,
+            "task": {"names": ["a"] * self.number},
+            "_hidden": self.number,
+            "lock": threading.Lock(),
+        }
+        return observation, reward, terminated, truncated, told
+
+
+def test_each_environment_of_an_env_runner_keeps_its_own_last_info(
+    make_skills: MakeSkills, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter((1, 3))
+    monkeypatch.setattr(envs, "make", lambda *_, **__: TellingEnv(next(numbers)))
+    folder = make_skills()
+    vector = DictInfoToList(SyncVectorEnv([lambda: skill_env(folder)] * 2))  # as RLlib makes it
+    vector.reset(seed=0)
+    *_, first = vector.step(np.stack([LATENT, LATENT]))
+    *_, last = vector.step(np.stack([LATENT, LATENT]))
+    vector.step(np.stack([LATENT, LATENT]))  # the next episode
+    vector.step(np.stack([LATENT, LATENT]))
+    assert first == [{"primitive_steps": 4, "phase": 0.0}] * 2
+    one, three = map(last_info, last)
+    assert (one["visited"].tolist(), three["visited"].tolist()) == ([5.0], [5.0] * 3)
+    assert (one["energy"], three["energy"], one["failure"], three["failure"]) == (0, 0.7, None, 2.5)
+    assert (one["task"], three["task"], one["_hidden"]) == ({"names": ["a"]}, {"names": ["a"] * 3}, 1)
+    assert "lock" not in one  # it cannot travel to the learner
 
 
 @pytest.mark.parametrize("limit", [None, 2.0])
