@@ -142,6 +142,9 @@ class PretrainSettings(Settings):
     warmup_updates: int = Field(default=100, ge=0, le=MANY)
     """Updates with the gradient norm clipped to ``warmup_clip``."""
     warmup_clip: float = Field(default=1e-3, gt=0.0)
+    gradient_clip: float = Field(default=1.0, gt=0.0)
+    """The largest gradient norm of a later update, because a single window that is far from all others can otherwise
+    throw the prior off for good."""
     augmentation: AugmentationSettings = AugmentationSettings()
     workers: int = Field(default=1, ge=1, le=10_000)
     use_gpu: bool = False

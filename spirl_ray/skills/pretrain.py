@@ -216,8 +216,8 @@ class _Worker:
     def _step(self, update: int) -> None:
         """Changes the parameters by their gradients, at the learning rate of this update."""
         settings, rate = self.settings, self.settings.learning_rate
-        if update < settings.warmup_updates:
-            torch.nn.utils.clip_grad_norm_(self.learned, settings.warmup_clip)
+        clip = settings.warmup_clip if update < settings.warmup_updates else settings.gradient_clip
+        torch.nn.utils.clip_grad_norm_(self.learned, clip)
         if settings.cosine_decay:
             rate *= 0.5 * (1.0 + math.cos(math.pi * update / settings.updates))
         for group in self.optimizer.param_groups:
