@@ -288,7 +288,7 @@ def _run_episodes(
         ran=bool(filmed) or not done,
         method=trial.method,
         seed=trial.seed,
-        score=summary["score"],
+        score=scores.score_in(summary["modes"].values()).name,
         modes=summary["modes"],
         episodes_csv=out / layout.EPISODES,
         videos={mode: video for mode, video in found.items() if video.exists()},

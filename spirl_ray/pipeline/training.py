@@ -53,9 +53,14 @@ def is_trained(run: TrainingRun) -> bool:
     if record is None:
         return False
     # Another `train.publish` or `evaluate.score` may choose another snapshot; without snapshots, there is no choice.
-    found = best_and_last(results_so_far(run.out), experiment_scores(run.experiment))
-    wanted = found.get(run.experiment.train.publish)
-    return wanted is None or wanted.env_steps == record.published_env_steps
+    scores, publish, results = experiment_scores(run.experiment), run.experiment.train.publish, results_so_far(run.out)
+    wanted = best_and_last(results, scores).get(publish)
+    if wanted is None:
+        return True
+    published = wanted.env_steps == record.published_env_steps
+    if wanted.score is None:  # no snapshot was evaluated by this score, so none is the best
+        return published or publish == "best"
+    return published and record.score == scores.score_in(results.values()).name
 
 
 def _reached(run: TrainingRun) -> TrainedRecord | None:

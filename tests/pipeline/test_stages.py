@@ -10,6 +10,7 @@ import pytest
 from workspaces import trial, workspace
 
 from spirl_ray.config import EnvironmentSettings
+from spirl_ray.envs import declared_scores
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import stages as pipeline
 from spirl_ray.pipeline.events import silent
@@ -79,6 +80,16 @@ def test_a_finished_evaluation_is_read_back(tmp_path: Path, monkeypatch: pytest.
     again = Rollouts(monkeypatch)
     assert evaluate(tmp_path) == replace(first, ran=False)
     assert again.asked == []
+
+
+def test_another_score_needs_no_other_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Rollouts(monkeypatch)
+    assert evaluate(tmp_path).score == "success"
+    scores = declared_scores(ENV).adding([], "return")
+    found = pipeline._run_episodes(
+        trial(tmp_path), replace(PLAN, scores=scores), tmp_path / "episodes", 3, silent, videos=False
+    )
+    assert (found.ran, found.score) == (False, "return")
 
 
 def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(

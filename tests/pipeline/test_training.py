@@ -147,6 +147,34 @@ def test_another_choice_publishes_another_snapshot_without_a_training(
     assert training.train_policy(run).published_env_steps == 200
 
 
+def test_another_score_chooses_among_the_snapshots_that_were_evaluated_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path)
+    evaluated(run.out, {200: (3.0, 3.0), 400: (1.0, 1.0)})
+    (run.out / "policy.json").touch()
+    training._publish_and_note(run, Attempt.begin(run.out), TOTALS)
+    assert is_trained(run)
+    new = EpisodeMetric(name="energy", meaning="x", more_is_better=True, of=lambda outcome: 0.0)
+    monkeypatch.setattr(training, "experiment_scores", lambda _: declare([new], "energy"))
+    assert is_trained(run)  # no snapshot has an energy, so the published one stays
+    low = EpisodeMetric(name="subtasks", meaning="x", more_is_better=False, of=lambda outcome: 0.0)
+    monkeypatch.setattr(training, "experiment_scores", lambda _: declare([low], "subtasks"))
+    assert not is_trained(run)
+
+
+def test_the_record_of_a_training_has_the_score_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path)
+    evaluated(run.out, {200: (3.0, 3.0)})
+    (run.out / "policy.json").touch()
+    training._publish_and_note(run, Attempt.begin(run.out), TOTALS)
+    monkeypatch.setattr(training, "experiment_scores", lambda _: declare(["return"], "return"))
+    assert not is_trained(run)
+    assert training.train_policy(run).score == "return"
+
+
 def test_a_longer_training_may_publish_a_later_snapshot(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     evaluated(run.out, {200: (3.0, 3.0), 400: (1.0, 1.0)})
