@@ -10,18 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from spirl_ray import __version__
 from spirl_ray.datasets.opened import OpenedData
 from spirl_ray.datasets.sources import Chunk, EpisodeSource
 from spirl_ray.datasets.tasks import run_tasks
 from spirl_ray.episodes.actions import ActionRange
-from spirl_ray.episodes.dataset import FORMAT_VERSION, DatasetCard, FileEntry, is_full_group, read_card
-from spirl_ray.episodes.episode import Episode
+from spirl_ray.episodes.dataset import FORMAT_VERSION, DatasetCard, FileEntry, read_card
+from spirl_ray.episodes.dataset_file import DatasetFile, write_card
 from spirl_ray.episodes.features import Features
-from spirl_ray.episodes.table import episodes_to_table, schema
-from spirl_ray.episodes.validation import Problem, check_episode, content_digest, episode_digest, file_digest
+from spirl_ray.episodes.validation import Problem, check_episode, episode_digest, file_digest
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import FolderExists, partial_file, partial_folder, write_json
@@ -149,23 +146,21 @@ def _write_dataset(
             else f"{description.source}: gave no episode for any of {sum(map(len, chunks))} indices"
         )
     _refuse_twins(description.source, [identifier for identifier, _ in digests])
-    card = DatasetCard(
+    card = write_card(
+        partial,
+        _name_files(partial, tasks, results),
+        digests,
+        sum(result["steps"] for result in results),
         environment=environment,
         features=data.features,
         action_dim=data.action_dim,
         actions=data.actions,
         rewards=data.rewards,
-        episodes=len(digests),
-        steps=sum(result["steps"] for result in results),
         source=description.source,
         licence=description.licence,
         attribution=description.attribution,
-        content_sha256=content_digest(digests),
-        files=_name_files(partial, tasks, results),
-        created_by=f"spirl-ray {__version__}",
     )
     read = len(digests) + len({problem.episode for problem in problems})
-    write_json(partial / layout.DATASET_CARD, card.model_dump(mode="json"))
     return ImportReport(card, problems, missing=sum(map(len, chunks)) - read)
 
 
@@ -200,34 +195,23 @@ def _write_one(tasks: list[_Shard], number: int) -> dict[str, Any]:
 def _write_shard(shard: _Shard) -> dict[str, Any]:
     """Reads, checks and writes one shard; returns a JSON-able description of it."""
     require_seen(shard.file.parent)
-    digests: list[tuple[str, str]] = []
     problems: list[tuple[str, str, str]] = []
-    steps = 0
-    kind = (shard.features, shard.action_dim)
     with (
         partial_file(shard.file) as partial,
-        pq.ParquetWriter(partial, schema(*kind), compression="zstd", write_page_checksum=True) as writer,
+        DatasetFile(partial, shard.features, shard.action_dim) as written,
     ):
-        waiting: list[Episode] = []
         for episode in shard.source.read(shard.indices):
             if episode.terminated and episode.truncated:
                 episode = replace(episode, truncated=False)  # a time limit in the step in which the task ended
-            found = check_episode(episode, *kind, shard.actions)
+            found = check_episode(episode, shard.features, shard.action_dim, shard.actions)
             if found:
                 problems += [(episode.id, name, what) for name, what in found]
                 if not shard.skip_bad and len(problems) >= _SHOWN_PROBLEMS:
                     break
                 continue
-            digests.append((episode.id, episode_digest(episode)))
-            steps += episode.length
-            waiting.append(episode)
-            if is_full_group(waiting):
-                writer.write_table(episodes_to_table(waiting, *kind))
-                waiting = []
-        if waiting:
-            writer.write_table(episodes_to_table(waiting, *kind))
-    entry = FileEntry(sha256=file_digest(shard.file), bytes=shard.file.stat().st_size, rows=len(digests))
-    result = {"digests": digests, "problems": problems, "steps": steps, "file": entry.model_dump()}
+            written.add(episode, episode_digest(episode))
+        entry = written.finish()
+    result = {"digests": written.digests, "problems": problems, "steps": written.steps, "file": entry.model_dump()}
     write_json(shard.result, {"key": shard.key, "result": result})
     return result
 

@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from spirl_ray import __version__
 from spirl_ray.episodes.actions import ActionRange
-from spirl_ray.episodes.dataset import GROUP_BYTES, DatasetCard, FileEntry, is_full_group
+from spirl_ray.episodes.dataset import GROUP_BYTES
+from spirl_ray.episodes.dataset_file import DatasetFile, write_card
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, Feature, FeatureName, stored_features
-from spirl_ray.episodes.table import episodes_to_table, schema
-from spirl_ray.episodes.validation import check_episode, content_digest, episode_digest, file_digest
+from spirl_ray.episodes.validation import check_episode, episode_digest
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
-from spirl_ray.files.atomic import partial_folder, write_atomically
+from spirl_ray.files.atomic import partial_folder
 from spirl_ray.settings import in_words
 
 _FEATURES = TypeAdapter(dict[FeatureName, Feature])
@@ -101,11 +99,8 @@ class DatasetWriter:
         self._source, self._licence, self._attribution = source, licence, attribution
         self._shards = shards
         self._open = ExitStack()
-        self._writers: list[pq.ParquetWriter] = []
-        self._waiting: list[list[Episode]] = []
-        self._rows: list[int] = []
-        self._digests: dict[str, str] = {}
-        self._steps = 0
+        self._files: list[DatasetFile] = []
+        self._identifiers: set[str] = set()
         self._entered = False
 
     def _range(self, ends: Sequence[tuple[float, float]] | None) -> ActionRange | None:
@@ -130,7 +125,7 @@ class DatasetWriter:
     @property
     def episodes(self) -> int:
         """The number of episodes that have been added."""
-        return len(self._digests)
+        return len(self._identifiers)
 
     def __enter__(self) -> DatasetWriter:
         if os.path.lexists(self.path) and not (self.path.is_dir() and not any(self.path.iterdir())):
@@ -171,7 +166,7 @@ class DatasetWriter:
         if not self._entered:
             raise SpirlError(f"{self._where}: episodes can be added within the `with` block only")
         identifier = f"episode-{self.episodes:06d}" if id is None else id
-        if identifier in self._digests:
+        if identifier in self._identifiers:
             raise SpirlError(f"{self._where}: there is an episode {identifier!r} already; ids must be unique")
         acted = self._numbers(identifier, "actions", actions)
         if self.actions is not None and acted.ndim == 2 and acted.shape[1] == self.action_dim:
@@ -193,13 +188,12 @@ class DatasetWriter:
             raise SpirlError(f"{self._where}: episode {identifier!r} is not valid:\n{listing}")
         try:
             digest = episode_digest(episode)
-            self._take(episode)
+            self._file(self.episodes % self._shards).add(episode, digest)
         except SpirlError as error:  # metadata that are not JSON-able
             raise SpirlError(f"{self._where}: {error}") from error
         except (OSError, pa.ArrowException) as error:
             raise self._storage(error) from error
-        self._digests[identifier] = digest
-        self._steps += episode.length
+        self._identifiers.add(identifier)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._entered = False
@@ -234,59 +228,37 @@ class DatasetWriter:
             raise SpirlError(f"{self._where}: episode {identifier!r}: {name} is a single number, not an array")
         return found.copy()  # the caller may fill the same array again
 
-    def _take(self, episode: Episode) -> None:
-        shard = self.episodes % self._shards
-        if shard == len(self._writers):
-            file, columns = self._file(shard), schema(self.features, self.action_dim)
-            writer = pq.ParquetWriter(file, columns, compression="zstd", write_page_checksum=True)
-            self._writers.append(self._open.enter_context(writer))
-            self._waiting.append([])
-            self._rows.append(0)
-        group = self._waiting[shard]
-        group.append(episode)
-        self._rows[shard] += 1
-        most = min(GROUP_BYTES, _OPEN_BYTES / self._shards)
-        if is_full_group(group, most):
-            self._write(shard)
-
-    def _write(self, shard: int) -> None:
-        group, self._waiting[shard] = self._waiting[shard], []
-        if group:
-            self._writers[shard].write_table(episodes_to_table(group, self.features, self.action_dim))
-
-    def _file(self, shard: int) -> Path:
-        return self._partial / f"shard-{shard:05d}"
+    def _file(self, shard: int) -> DatasetFile:
+        if shard == len(self._files):
+            path, group_bytes = self._partial / f"shard-{shard:05d}", min(GROUP_BYTES, _OPEN_BYTES / self._shards)
+            file = DatasetFile(path, self.features, self.action_dim, group_bytes)
+            self._files.append(self._open.enter_context(file))
+        return self._files[shard]
 
     def _finish(self) -> None:
-        if not self._digests:
+        if not self._identifiers:
             raise SpirlError(f"{self._where}: no episode has been added")
         try:
-            for shard in range(len(self._writers)):
-                self._write(shard)
-            self._open.close()
+            entries = [file.finish() for file in self._files]
         except pa.ArrowException as error:
             raise self._storage(error) from error
-        files = {}
-        for shard, rows in enumerate(self._rows):
-            name = layout.episodes_file(shard, len(self._rows))
-            file = self._file(shard).rename(self._partial / name)
-            files[name] = FileEntry(sha256=file_digest(file), bytes=file.stat().st_size, rows=rows)
-        card = DatasetCard(
+        files = {layout.episodes_file(shard, len(entries)): entry for shard, entry in enumerate(entries)}
+        for file, name in zip(self._files, files, strict=True):
+            file.path.rename(self._partial / name)
+        write_card(
+            self._partial,
+            files,
+            [pair for file in self._files for pair in file.digests],
+            sum(file.steps for file in self._files),
             environment=self.environment,
             features=self.features,
             action_dim=self.action_dim,
             actions=self.actions,
             rewards=self._rewards,
-            episodes=self.episodes,
-            steps=self._steps,
             source=self._source,
             licence=self._licence,
             attribution=self._attribution,
-            content_sha256=content_digest(self._digests.items()),
-            files=files,
-            created_by=f"spirl-ray {__version__}",
         )
-        write_atomically(self._partial / layout.DATASET_CARD, card.model_dump_json(indent=2) + "\n")
 
     def _storage(self, error: Exception) -> SpirlError:
         name, reason = getattr(error, "filename", None) or self.path, getattr(error, "strerror", None) or error

@@ -79,7 +79,7 @@ def test_groups_are_written_while_episodes_come(tmp_path: Path, monkeypatch: pyt
     with writer(tmp_path, shards=1) as out:
         for number in range(5):
             out.add(**arrays(seed=number))
-            assert [len(group) for group in out._waiting] == [(number + 1) % 2]
+            assert [len(file._group) for file in out._files] == [(number + 1) % 2]
     assert validate_dataset(tmp_path / "mine") == []
     assert read_card(tmp_path / "mine").episodes == 5
 
