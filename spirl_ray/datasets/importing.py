@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from spirl_ray.datasets.tasks import run_tasks
 from spirl_ray.episodes.actions import ActionRange
 from spirl_ray.episodes.dataset import FORMAT_VERSION, DatasetCard, FileEntry, read_card
 from spirl_ray.episodes.dataset_file import DatasetFile, write_card
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Features
 from spirl_ray.episodes.validation import Problem, check_episode, episode_digest, file_digest
 from spirl_ray.errors import SpirlError
@@ -200,7 +201,8 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
         partial_file(shard.file) as partial,
         DatasetFile(partial, shard.features, shard.action_dim) as written,
     ):
-        for episode in shard.source.read(shard.indices):
+        episodes = shard.source.read(shard.indices)
+        for episode in _readable(shard.source, shard.indices, problems) if shard.skip_bad else episodes:
             if episode.terminated and episode.truncated:
                 episode = replace(episode, truncated=False)  # a time limit in the step in which the task ended
             found = check_episode(episode, shard.features, shard.action_dim, shard.actions)
@@ -214,6 +216,23 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
     result = {"digests": written.digests, "problems": problems, "steps": written.steps, "file": entry.model_dump()}
     write_json(shard.result, {"key": shard.key, "result": result})
     return result
+
+
+def _readable(source: EpisodeSource, indices: Chunk, problems: list[tuple[str, str, str]]) -> Iterator[Episode]:
+    """Reads the episodes that can be read, and notes a problem for each that the source refuses. Which one it refused
+    is found by reading halves, because sources read many episodes of a file much faster than one at a time."""
+    seen: set[str] = set()
+    try:
+        for episode in source.read(indices):
+            seen.add(episode.id)
+            yield episode
+    except SpirlError as error:
+        if len(indices) == 1:
+            problems.append((f"number {indices[0]}", "", str(error)))
+            return
+        half = len(indices) // 2
+        for part in (indices[:half], indices[half:]):
+            yield from (episode for episode in _readable(source, part, problems) if episode.id not in seen)
 
 
 def _finished(shard: _Shard) -> dict[str, Any] | None:

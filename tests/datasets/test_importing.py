@@ -267,6 +267,23 @@ def test_bad_episodes_are_left_out_on_request(tmp_path: Path) -> None:
     assert validate_dataset(tmp_path / "out") == []
 
 
+def test_episodes_that_the_source_refuses_are_left_out_on_request(tmp_path: Path) -> None:
+    def refused(index: int) -> Episode:
+        if index in (2, 5):
+            raise SpirlError(f"tape {index} is torn")
+        return good(index)
+
+    with pytest.raises(SpirlError, match="tape 2 is torn"):
+        import_dataset(made(7, refused), tmp_path / "no", environment="spirl/Test-v0", shards=1)
+    report = import_dataset(made(7, refused), tmp_path / "out", environment="spirl/Test-v0", shards=1, skip_bad=True)
+    assert [str(problem) for problem in report.skipped] == [
+        "made: number 2: tape 2 is torn",
+        "made: number 5: tape 5 is torn",
+    ]
+    assert (report.card.episodes, report.missing) == (5, 0)
+    assert sorted(load_all(tmp_path / "out")) == ["e000", "e001", "e003", "e004", "e006"]
+
+
 def test_nothing_but_bad_episodes_is_an_error_even_so(tmp_path: Path) -> None:
     with pytest.raises(SpirlError, match="at least one must be good"):
         import_dataset(made(2, with_nan), tmp_path / "out", environment="spirl/Test-v0", skip_bad=True)
