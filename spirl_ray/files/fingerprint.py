@@ -45,7 +45,15 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a key cannot be made of {type(value).__name__}; give its plain data")
 
 
-def files_identity(files: Iterable[Path], root: Path) -> list[list[str | int]]:
+class FilesIdentity(list[list[str | int]]):
+    """The name below ``root``, the size and the time of change (ns) of each of some files, as plain data."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+
+def files_identity(files: Iterable[Path], root: Path) -> FilesIdentity:
     """Plain data that change when one of these files changes: the names below ``root``, sizes and times of change.
 
     Contents are not hashed, because recordings can be larger than one would read at the start of every command.
@@ -53,7 +61,7 @@ def files_identity(files: Iterable[Path], root: Path) -> list[list[str | int]]:
     Raises:
         OSError: a file is missing; ``filename`` names it.
     """
-    found: list[list[str | int]] = []
+    found = FilesIdentity(root)
     for file in sorted(files):
         state = file.stat()
         found.append([file.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns])

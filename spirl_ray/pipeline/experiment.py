@@ -220,6 +220,8 @@ def experiment_run(
     check_experiments([experiment], make=ray)
     with readable():
         workspace = Workspace(experiment)
+        if workspace.storage is not None:
+            workspace.reserve(create=create)  # it fetches a dataset whose sources may not be here
         if ray and workspace.has_data:
             _ = workspace.dataset  # opens the sources, so that what is wrong with them is said before any work
         run = ExperimentRun(workspace, listener)

@@ -78,21 +78,21 @@ def _digest(name: str) -> str | None:
     try:
         place = expanded(name)
         if not place.is_dir():
-            return _file_digest(place)
+            return digest_of_file(place)
         files = sorted(file for file in place.rglob("*") if file.is_file())
-        return fingerprint([(file.relative_to(place).as_posix(), _file_digest(file)) for file in files])
+        return fingerprint([(file.relative_to(place).as_posix(), digest_of_file(file)) for file in files])
     except (OSError, ValueError):
         return None
 
 
-def _file_digest(file: Path) -> str:
+def digest_of_file(file: Path) -> str:
+    """The SHA-256 of a file, read once for each size and time of its last change; it can have gigabytes."""
     state = file.stat()
     return _digest_of_state(file, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1024)
 def _digest_of_state(file: Path, size: int, changed: int) -> str:
-    """The SHA-256 of a file, read once for each size and time of its last change; weights can have gigabytes."""
     return file_digest(file)
 
 

@@ -56,6 +56,7 @@ def prepare_data(workspace: Workspace, progress: Progress = silent) -> DataResul
     with workspace.locked(out):
         if (out / layout.DATASET_CARD).exists():
             card = read_card(out)
+            workspace.remember_import()
             return DataResult(folder=out, ran=False, episodes=card.episodes, steps=card.steps)
         report = import_dataset(
             workspace.data,

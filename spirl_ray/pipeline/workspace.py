@@ -7,7 +7,6 @@ folder is continued. Several processes may share it; each result has a lock.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,16 +14,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spirl_ray.config import EnvSettings, Experiment, SourceSettings
+from spirl_ray.config import EnvSettings, Experiment
 from spirl_ray.config_environment import ActionSettings
 from spirl_ray.datasets.opened import OpenedData, open_data
 from spirl_ray.envs import EnvironmentSpec, environment
-from spirl_ray.episodes.dataset import FORMAT_VERSION, read_card
+from spirl_ray.episodes.dataset import read_card
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.fingerprint import fingerprint
 from spirl_ray.files.mirror import OWNER, PARTIAL, Storage
+from spirl_ray.pipeline.imports import Imports
 from spirl_ray.pipeline.keys import acting_environment, offline_key, policy_key, skills_key
 from spirl_ray.policy.policy import read_policy_card
 from spirl_ray.rl.methods import METHODS, MethodConfig, method_config, skill_spec
@@ -35,25 +35,6 @@ _PASSING = "working_dir_files"
 """A part of the path of every folder that Ray makes for a job's files, and removes after the job."""
 _FORMAT = 1
 _LOCK_POLL_S = 0.5
-_LONGEST_NAME = 120
-"""The most characters of a dataset folder's name before its key; the names of many joined sources are longer."""
-
-
-def _may_be_gone(source: SourceSettings) -> bool:
-    """False where the files of a source are in their place, so that an error is about what they hold."""
-    given = (source.model_extra or {}).get("path")
-    paths = [given] if isinstance(given, str) else given
-    if not isinstance(paths, list | tuple):
-        return source.type != "generated"  # only the source itself knows what it reads
-    return not all(map(_holds_something, paths))
-
-
-def _holds_something(path: str) -> bool:
-    place = Path(path).expanduser()
-    try:
-        return any(place.iterdir()) if place.is_dir() else place.exists()  # an empty folder may be a disk that is away
-    except OSError:
-        return False
 
 
 class Workspace:
@@ -156,23 +137,8 @@ class Workspace:
 
     @cached_property
     def dataset(self) -> Path:
-        """The folder of the imported dataset.
-
-        Where the sources are gone, it is the one that was imported with the same settings.
-
-        Raises:
-            SpirlError: a source cannot be opened, and its files are there or it has not been imported either.
-        """
-        try:
-            return self._dataset_of_sources()
-        except SpirlError:
-            if not any(map(_may_be_gone, self.experiment.data.sources)):
-                raise  # what is there is wrong, such as a file that has been replaced
-            known = read_json(self._imports) if self._imports.exists() else {}
-            folder = self.folder / layout.DATA / str(known.get(self._data_settings))
-            if self._data_settings not in known or not (folder / layout.DATASET_CARD).exists():
-                raise
-            return folder
+        """The folder of the dataset, see `Imports.find`."""
+        return self._imports.find()
 
     @property
     def described(self) -> EnvironmentSpec:
@@ -182,28 +148,14 @@ class Workspace:
         return self.data.spec
 
     def remember_import(self) -> None:
-        """Notes which dataset these settings of the data stand for, so that it is found without its sources."""
-        known = read_json(self._imports) if self._imports.exists() else {}
-        write_json(self._imports, {**known, self._data_settings: self.dataset.name})
+        """Notes by what the dataset is found again, also without its sources and in a copy of the folder elsewhere."""
+        self._imports.remember(self.dataset, contents=self.storage is not None)
+        if self.storage is not None:
+            self.storage.copy(self._imports.file)
 
     @property
-    def _imports(self) -> Path:
-        return self.folder / layout.DATA / layout.IMPORTS
-
-    @property
-    def _data_settings(self) -> str:
-        data = self.experiment.data.model_dump(
-            mode="json", exclude={"shards", "validation_fraction", "in_memory_limit_mb"}
-        )
-        return fingerprint(self.experiment.environment, data)
-
-    def _dataset_of_sources(self) -> Path:
-        data, identity = self.data, self.data.source.identity()
-        features = {name: feature.model_dump(mode="json") for name, feature in data.features.items()}
-        parts = (features, data.action_dim, data.actions, identity.settings, self.experiment.data.skip_bad)
-        key = fingerprint(FORMAT_VERSION, *parts)
-        name = re.sub(r"[^A-Za-z0-9_.-]", "-", identity.name)[:_LONGEST_NAME]
-        return self.folder / layout.DATA / f"{name}-{key}"
+    def _imports(self) -> Imports:
+        return Imports(self.folder, self.experiment, lambda: self.data)
 
     @property
     def has_data(self) -> bool:
