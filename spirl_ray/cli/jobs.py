@@ -21,6 +21,7 @@ from spirl_ray.config_file import to_yaml
 from spirl_ray.config_submit import RESERVED_TAGS
 from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
+from spirl_ray.pipeline.status import duration
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 COMMANDS = ("run", "sweep", "pretrain", "prior", "train", "evaluate", "explore", "report")
 """The commands that can be jobs."""
 _COLOURS = {"succeeded": "green", "failed": "red", "stopped": "yellow"}
-_MINUTE, _HOUR = 60, 3600
 DashboardAddress = Annotated[
     str | None,
     typer.Option(
@@ -315,9 +315,4 @@ def _moment(milliseconds: int | None) -> str:
 def _duration(job: JobDetails) -> str:
     if not job.start_time:
         return "-"
-    seconds = max(0, int((job.end_time or time.time() * 1000) - job.start_time) // 1000)
-    if seconds < _MINUTE:
-        return f"{seconds} s"
-    if seconds < _HOUR:
-        return f"{seconds // _MINUTE} min"
-    return f"{seconds / _HOUR:.1f} h"
+    return duration(max(0.0, (job.end_time or time.time() * 1000) - job.start_time) / 1000)

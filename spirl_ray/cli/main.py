@@ -21,7 +21,7 @@ import typer
 
 from spirl_ray import __version__, api
 from spirl_ray.cli import cluster as cli_cluster
-from spirl_ray.cli import deploy, door
+from spirl_ray.cli import deploy, new_task
 from spirl_ray.cli import status as cli_status
 from spirl_ray.cli.arguments import ConfigFile, Overrides, readable_errors
 from spirl_ray.cli.data import data_app, print_expert, summary_of
@@ -51,7 +51,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 cli_cluster.add_commands(app)
-door.add_commands(app)
+new_task.add_commands(app)
 deploy.add_commands(app)
 cli_status.add_commands(app)
 
@@ -250,7 +250,7 @@ def import_data(
     if dry_run:
         with readable_errors():
             experiment = load_experiment(config, set or [])
-            door.print_preview(experiment)
+            new_task.print_preview(experiment)
             if experiment.env.id is None:
                 print_next(["spirl", "pretrain", str(config)], "skills from these data")
             else:

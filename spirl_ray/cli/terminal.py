@@ -32,7 +32,7 @@ from spirl_ray.pipeline.results import (
     StageResult,
     TrainingResult,
 )
-from spirl_ray.pipeline.status import Pace, duration
+from spirl_ray.pipeline.status import Pace, duration, number
 
 _FILE_WIDTH = 160
 """The width in characters of tables that are not printed on a terminal."""
@@ -233,14 +233,7 @@ def _brief(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _line(values: Mapping[str, float]) -> str:
-    return " · ".join(f"{name} {_number(value)}" for name, value in values.items())
-
-
-def _number(value: float) -> str:
-    """Formats a number with three digits, or all of those before the point."""
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return " · ".join(f"{name} {number(value)}" for name, value in values.items())
 
 
 def print_scores(title: str, results: Sequence[EvaluationResult]) -> None:
@@ -273,14 +266,6 @@ def print_exploration(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{100 * row['reached_goal']:.1f} %",
             f"{row['prior_over_this']:.2f} x",
         )
-    print_table(table)
-
-
-def print_values(title: str, values: dict[str, str]) -> None:
-    """Prints two columns, name and value."""
-    table = Table(title=title, show_header=False)
-    for name, value in values.items():
-        table.add_row(name, escape(value))
     print_table(table)
 
 

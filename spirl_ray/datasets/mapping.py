@@ -266,13 +266,18 @@ def _scaled(reader: RecordingReader, readers: Mapping[str, FeatureReader], colum
     return reader.scaled({key: (height, width) for key, (height, width) in sizes.items()})
 
 
-def check_actions(layout: RecordingLayout, spec: EnvironmentSpec, where: str) -> None:
-    """Raises `SpirlError` unless recordings have actions of the environment's size."""
+def recorded_actions(layout: RecordingLayout, where: str) -> KeyLayout:
+    """The layout of the actions, or a `SpirlError` where recordings have none."""
     if layout.actions is None:
         raise SpirlError(
             f"{where}: there are no actions, of which skills are made. Name them with columns: {{action: KEY}}."
         )
-    found = math.prod(layout.actions.shape)
+    return layout.actions
+
+
+def check_actions(layout: RecordingLayout, spec: EnvironmentSpec, where: str) -> None:
+    """Raises `SpirlError` unless recordings have actions of the environment's size."""
+    found = math.prod(recorded_actions(layout, where).shape)
     if found != spec.action_dim:
         raise SpirlError(f"{where}: actions have {found} entries, those of {spec.id} have {spec.action_dim}.")
 

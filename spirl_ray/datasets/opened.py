@@ -14,8 +14,10 @@ from spirl_ray.datasets.joined import JoinedSource
 from spirl_ray.datasets.mapping import (
     Columns,
     MappedSource,
+    Outside,
     fitting_features,
     map_recordings,
+    recorded_actions,
     recorded_range,
     without_goals,
 )
@@ -23,9 +25,10 @@ from spirl_ray.datasets.sources import EpisodeSource, RecordingSettings, make_so
 from spirl_ray.envs.interface import action_range, choose_features, position_target
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.actions import ActionRange
-from spirl_ray.episodes.features import Feature
-from spirl_ray.episodes.recording import KeyLayout, RecordingReader
+from spirl_ray.episodes.features import Feature, Features
+from spirl_ray.episodes.recording import RecordingReader
 from spirl_ray.errors import SpirlError
+from spirl_ray.settings import Settings
 
 DATA_ALONE = "data"
 """The name of what data are described by where there is no environment."""
@@ -79,24 +82,29 @@ def open_data(data: DataSettings, interface: InterfaceSettings, spec: Environmen
     sources: list[EpisodeSource] = []
     features, rewards = fitting_features(spec.features, spec), True
     for (source, options), where in zip(made, wheres, strict=True):
-        if isinstance(source, FolderSource):
-            source = fitted(source, spec)
-        if isinstance(source, EpisodeSource):
-            own = source.card.features if isinstance(source, FolderSource) else spec.features
-            rewards &= not isinstance(source, FolderSource) or source.card.rewards
-        else:
-            assert isinstance(options, RecordingSettings)
-            rewards &= source.layout().rewards
-            mapped = map_recordings(source, options, spec, data.actions_outside, where)
-            own = {n: f for n, f in spec.features.items() if mapped.from_recordings is not None or n in mapped.readers}
-            source = mapped
+        opened, own, rewarded = _opened(source, options, spec, data.actions_outside, where)
         features = {name: feature for name, feature in features.items() if name in own}
-        sources.append(source)
+        rewards &= rewarded
+        sources.append(opened)
     rendered = {name: feature for name, feature in spec.features.items() if not feature.stored}
     kept = [without_goals(s, features) if isinstance(s, MappedSource) else s for s in sources]
     joined = kept[0] if len(kept) == 1 else JoinedSource(tuple(kept))
     ordered = {name: feature for name, feature in spec.features.items() if name in features or name in rendered}
     return OpenedData(joined, spec, ordered, rewards)
+
+
+def _opened(
+    source: EpisodeSource | RecordingReader, options: Settings, spec: EnvironmentSpec, outside: Outside, where: str
+) -> tuple[EpisodeSource, Features, bool]:
+    """The source of episodes as the environment has them, their features, and False where it has no rewards."""
+    if isinstance(source, FolderSource):
+        return fitted(source, spec), source.card.features, source.card.rewards
+    if isinstance(source, EpisodeSource):
+        return source, spec.features, True
+    assert isinstance(options, RecordingSettings)
+    mapped = map_recordings(source, options, spec, outside, where)
+    own = {n: f for n, f in spec.features.items() if mapped.from_recordings is not None or n in mapped.readers}
+    return mapped, own, source.layout().rewards
 
 
 def _common_range(ranges: Sequence[ActionRange | None], action_dim: int) -> ActionRange | None:
@@ -128,15 +136,12 @@ def _described_by(
     layout = source.layout()
     found = choose_features(Columns.of(layout, options, where).layouts, interface, where)
     features = {name: reader.feature for name, reader in found.items()}
-    if layout.actions is None:
-        raise SpirlError(
-            f"{where}: there are no actions, of which skills are made. Name them with columns: {{action: KEY}}."
-        )
-    unit = np.ones(int(np.prod(layout.actions.shape)))
+    recorded = recorded_actions(layout, where)
+    unit = np.ones(int(np.prod(recorded.shape)))
     low = -unit if layout.action_low is None else np.array(layout.action_low)
     high = unit if layout.action_high is None else np.array(layout.action_high)
     low, high = np.where(np.isfinite(low), low, -unit), np.where(np.isfinite(high), high, unit)
-    actions = action_range(KeyLayout(layout.actions.shape, layout.actions.dtype), low, high, interface.action, where)
+    actions = action_range(recorded, low, high, interface.action, where)
     return EnvironmentSpec(
         id=DATA_ALONE,
         features=features,

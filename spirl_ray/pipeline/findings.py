@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 
 from spirl_ray.config import SkillSettings, TrainSettings
 from spirl_ray.pipeline.results import Finding
+from spirl_ray.pipeline.status import number
 from spirl_ray.rl.methods import MethodConfig, kept_divergence
 from spirl_ray.rl.offline_decisions import OfflineCard
 from spirl_ray.rl.rewards import TARGET_VALUE, scale_for
@@ -315,10 +316,3 @@ def _reward_warnings(numbers: Mapping[str, float], train: TrainSettings, method:
         text = f"The penalty at the target divergence is at least {number(least)}, more than values of {number(scaled)}"
         found.append(Finding(f"{text} can make up for. Lower train.alpha_min.", True))
     return found
-
-
-def number(value: float) -> str:
-    """Formats a number with three digits, or all of those before the point; rounding errors are 0."""
-    if abs(value) < 1e-6:
-        return "0"
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

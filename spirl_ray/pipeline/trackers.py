@@ -7,7 +7,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,6 @@ from spirl_ray.config import Experiment
 from spirl_ray.config_tracking import MlflowSettings, WandbSettings
 from spirl_ray.errors import SpirlError
 
-TRACKERS = ("wandb", "mlflow")
-"""The trackers: the names of their settings, of their packages, and of the extras that install them."""
 _METRICS_AT_A_TIME, _PARAMETERS_AT_A_TIME = 1000, 100
 _LONGEST_PARAMETER = 6000
 """MLflow refuses more metrics or parameters in one request, and longer parameters."""
@@ -165,6 +163,11 @@ class MlflowRun:
         self._client.set_terminated(self.id, status="FINISHED" if ended else "KILLED")
 
 
+TRACKERS: dict[str, Callable[[Any, Described, str | None], Tracked]] = {"wandb": WandbRun, "mlflow": MlflowRun}
+"""The trackers by the names of their settings, which are those of their packages and of the extras that install
+them."""
+
+
 def open_run(name: str, settings: Any, run: Described, known: str | None) -> Tracked:
     """Begins a run in a tracker, or resumes one.
 
@@ -174,7 +177,7 @@ def open_run(name: str, settings: Any, run: Described, known: str | None) -> Tra
         run: what it is.
         known: the id of the run that is resumed; None begins one.
     """
-    return WandbRun(settings, run, known) if name == "wandb" else MlflowRun(settings, run, known)
+    return TRACKERS[name](settings, run, known)
 
 
 def _batches(entries: Sequence[Any], size: int) -> Iterable[list[Any]]:

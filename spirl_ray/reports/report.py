@@ -21,8 +21,7 @@ from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically, write_json
 from spirl_ray.files.tables import write_csv
 from spirl_ray.metrics import TrainingMetric, deciding_metrics
-from spirl_ray.pipeline.findings import number
-from spirl_ray.pipeline.status import duration
+from spirl_ray.pipeline.status import duration, number
 from spirl_ray.reports.plots import (
     ENV_STEPS,
     NBSP,

@@ -27,9 +27,9 @@ from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically
 from spirl_ray.pipeline.resources import Needs, check_resources, is_own_instance, needs_of, waited_for
 from spirl_ray.pipeline.session import ray_session, readable_cause
+from spirl_ray.sweeps.concurrency import ClusterState, TrialSlots
 from spirl_ray.sweeps.ledger import Ledger, TrialRecord
 from spirl_ray.sweeps.results import write_results
-from spirl_ray.sweeps.room import Room, Situation
 from spirl_ray.sweeps.search import NUMBER, PARENT, decode, scheduler, searcher
 from spirl_ray.sweeps.sweep_file import Sweep
 from spirl_ray.sweeps.trackers import callbacks
@@ -148,8 +148,8 @@ def run_sweep(sweep: Sweep, concurrency: int, on_change: OnChange, on_progress: 
         return ledger
     scratch = sweep.folder / _SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    room = None if is_own_instance() else _WatchedRoom(concurrency, cpus_of_a_trial(sweep), status, on_room)
-    recorder = _Recorder(sweep, ledger, status, on_change, on_progress, room)
+    slots = None if is_own_instance() else _WatchedSlots(concurrency, cpus_of_a_trial(sweep), status, on_room)
+    recorder = _Recorder(sweep, ledger, status, on_change, on_progress, slots)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, sweep=sweep, output=sweep.base.folder.absolute(), status=status),
@@ -206,29 +206,29 @@ def _trial(config: Row, sweep: Sweep, output: Path, status: Any) -> None:
     supervise(request, tune.get_context().get_trial_name(), status)
 
 
-class _WatchedRoom:
-    """The room for trials on a cluster whose nodes come and go: looked at now and then, told to the trials and the
+class _WatchedSlots:
+    """The slots for trials on a cluster whose nodes come and go: looked at now and then, told to the trials and the
     user."""
 
     def __init__(self, most: int, each: float, status: Any, say: OnRoom) -> None:
         self.status, self.say = status, say
-        self._room = Room(most, each, self._situation())
-        if self._room.trials < most:
+        self._slots = TrialSlots(most, each, self._state())
+        if self._slots.trials < most:
             self._tell()
 
     def look(self) -> None:
-        if time.monotonic() - self._looked_s > _LOOK_S and self._room.look(self._situation()):
+        if time.monotonic() - self._looked_s > _LOOK_S and self._slots.look(self._state()):
             self._tell()
 
-    def _situation(self) -> Situation:
+    def _state(self) -> ClusterState:
         self._looked_s = time.monotonic()
         cpus, free = (found.get("CPU", 0.0) for found in (ray.cluster_resources(), ray.available_resources()))
         self._there = f"the cluster has {cpus:g} CPUs ({free:g} free), and a trial takes"
-        return Situation(self._looked_s, cpus, free, bool(waited_for()))
+        return ClusterState(self._looked_s, cpus, free, bool(waited_for()))
 
     def _tell(self) -> None:
-        self.status.limit.remote(self._room.trials)
-        self.say(f"room for {self._room.trials} of {self._room.most} trial(s): {self._there} {self._room.each:g}")
+        self.status.limit.remote(self._slots.trials)
+        self.say(f"room for {self._slots.trials} of {self._slots.most} trial(s): {self._there} {self._slots.each:g}")
 
 
 class _Recorder(tune.Callback):
@@ -241,10 +241,10 @@ class _Recorder(tune.Callback):
         status: Any,
         on_change: OnChange,
         on_progress: OnProgress,
-        room: _WatchedRoom | None,
+        slots: _WatchedSlots | None,
     ) -> None:
         self.sweep, self.ledger, self.status = sweep, ledger, status
-        self.on_change, self.on_progress, self.room = on_change, on_progress, room
+        self.on_change, self.on_progress, self.slots = on_change, on_progress, slots
         self._records: dict[str, TrialRecord] = {}
         self._asked: Any = None
 
@@ -308,8 +308,8 @@ class _Recorder(tune.Callback):
         self._save(record)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self.room is not None:
-            self.room.look()
+        if self.slots is not None:
+            self.slots.look()
         if self._asked is None:
             self._asked = self.status.progress.remote()
         if not ray.wait([self._asked], timeout=0)[0]:

@@ -9,8 +9,9 @@ from toy_skills import METHODS, toy_spec
 
 from spirl_ray.config import TrainSettings
 from spirl_ray.episodes.features import Feature
-from spirl_ray.pipeline.findings import number, offline_findings, reward_findings, reward_numbers, skill_findings
+from spirl_ray.pipeline.findings import offline_findings, reward_findings, reward_numbers, skill_findings
 from spirl_ray.pipeline.results import Finding
+from spirl_ray.pipeline.status import number
 from spirl_ray.rl.methods import method_config
 from spirl_ray.rl.offline_decisions import OfflineCard
 from spirl_ray.rl.policy_network import PolicySpec

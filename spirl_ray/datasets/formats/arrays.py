@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spirl_ray.episodes.recording import NUMBERS, KeyLayout, Recording, Values
 from spirl_ray.errors import SpirlError
+
+
+@contextmanager
+def errors_at(where: str, file: Path) -> Iterator[None]:
+    """Lets an error that begins with the file's path begin with ``where``, which also names the episode."""
+    try:
+        yield
+    except SpirlError as error:
+        raise SpirlError(f"{where}: {str(error).removeprefix(f'{file}: ')}") from error
 
 
 def numbers(values: Any, where: str) -> Values:

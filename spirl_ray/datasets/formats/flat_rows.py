@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from spirl_ray.datasets.formats.arrays import (
     assemble,
+    errors_at,
     joined,
     joined_layout,
     missing,
@@ -246,7 +247,5 @@ def _flat(flag: Values) -> npt.NDArray[np.bool_]:
 
 def _rows(file: RowFile, where: str, name: str, first: int, last: int) -> Values:
     """Rows of an array; an error also names the episode."""
-    try:
+    with errors_at(where, file.path):
         return vectors(numbers(file.rows(name, first, last), str(file.path)))
-    except SpirlError as error:
-        raise SpirlError(f"{where}: {str(error).removeprefix(f'{file.path}: ')}") from error

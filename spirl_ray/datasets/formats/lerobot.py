@@ -27,6 +27,7 @@ from spirl_ray.datasets.formats.lerobot_meta import (
     read_meta,
     read_parquet,
 )
+from spirl_ray.datasets.formats.tables import column_values
 from spirl_ray.datasets.formats.videos import Clip, decode_clip
 from spirl_ray.datasets.sources import RecordingSettings, register_source
 from spirl_ray.envs.spec import EnvironmentSpec
@@ -253,21 +254,12 @@ def _numbers(column: pa.ChunkedArray, feature: FeatureInfo, where: str) -> Value
     layout, rows = _numbers_layout(feature), len(column)
     if layout is None:
         raise SpirlError(f"{where}: is of type {feature.dtype}, not numbers.")
-    flat = pa.concat_arrays(column.chunks)
-    nulls = flat.null_count
-    while pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
-        flat = flat.flatten()
-        nulls += flat.null_count
-    try:
-        values = flat.to_numpy(zero_copy_only=False).astype(layout.dtype, copy=False)
-    except (ValueError, TypeError, pa.ArrowException) as error:
-        raise SpirlError(f"{where}: is no column of {feature.dtype}: {error}") from error
-    if nulls or values.size != rows * int(np.prod(layout.shape)):
+    values = column_values(column, where)
+    if values.size != rows * int(np.prod(layout.shape)):
         raise SpirlError(
-            f"{where}: {values.size} numbers{' with nulls' if nulls else ''} in {rows} rows, but meta/info.json says "
-            f"{list(layout.shape)} in each row."
+            f"{where}: {values.size} numbers in {rows} rows, but meta/info.json says {list(layout.shape)} in each row."
         )
-    return values.reshape(rows, *layout.shape)
+    return values.astype(layout.dtype, copy=False).reshape(rows, *layout.shape)
 
 
 def _images(column: pa.ChunkedArray, shape: tuple[int, ...], scaled: bool, where: str) -> NDArray[np.uint8]:

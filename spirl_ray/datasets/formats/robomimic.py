@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirl_ray.datasets.formats.arrays import assemble, joined, joined_layout, keys_to_read, missing, per_row
+from spirl_ray.datasets.formats.arrays import assemble, errors_at, joined, joined_layout, keys_to_read, missing, per_row
 from spirl_ray.datasets.formats.flat_rows import array_named, reward_arrays
 from spirl_ray.datasets.formats.hdf5_file import Hdf5File
 from spirl_ray.datasets.formats.locations import RecordedFiles, numeric_order
@@ -132,10 +132,8 @@ def _keys(file: Hdf5File, demonstration: str) -> dict[str, str]:
 
 def _whole(file: Hdf5File, where: str, name: str) -> Values:
     """A whole array of a demonstration; an error also names the episode."""
-    try:
+    with errors_at(where, file.path):
         layout = file.arrays[name]
         if not layout.shape:
             raise SpirlError(f"{name}: is a single value; expected a row for each step.")
         return file.rows(name, 0, layout.shape[0])
-    except SpirlError as error:
-        raise SpirlError(f"{where}: {str(error).removeprefix(f'{file.path}: ')}") from error

@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from spirl_ray.datasets.formats.arrays import assemble, joined, joined_layout, missing, vectors, without_last_action
+from spirl_ray.datasets.formats.arrays import (
+    assemble,
+    errors_at,
+    joined,
+    joined_layout,
+    missing,
+    vectors,
+    without_last_action,
+)
 from spirl_ray.datasets.formats.locations import RecordedFiles
 from spirl_ray.datasets.formats.table_columns import Columns, Roles
 from spirl_ray.datasets.formats.tables import TableFile, column_values, is_list
@@ -55,10 +63,8 @@ class _Window:
         return pa.concat_tables(pieces)
 
     def _read(self, group: int, where: str) -> pa.Table:
-        try:
+        with errors_at(where, self.file.path):
             return self.file.group(group, self.columns)
-        except SpirlError as error:
-            raise SpirlError(f"{where}: {str(error).removeprefix(f'{self.file.path}: ')}") from error
 
 
 def _asked(columns: Columns, keys: Sequence[str], where: str) -> tuple[str, ...]:

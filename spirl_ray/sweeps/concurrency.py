@@ -11,7 +11,7 @@ _BETWEEN_S = 10.0
 
 
 @dataclass(frozen=True)
-class Situation:
+class ClusterState:
     """What the cluster looks like at one moment."""
 
     time_s: float
@@ -23,7 +23,7 @@ class Situation:
     """True where something is asked for that has no place."""
 
 
-class Room:
+class TrialSlots:
     """The number of trials that may run at the same time.
 
     Trials that hold a part of the CPUs that the others wait for would never end. So a trial begins where all of its
@@ -36,7 +36,7 @@ class Room:
         now: what there is at the beginning.
     """
 
-    def __init__(self, most: int, each: float, now: Situation) -> None:
+    def __init__(self, most: int, each: float, now: ClusterState) -> None:
         self.most, self.each = most, each
         self.trials = max(1, min(most, self._fit(now.free)))
         """The number of trials that may run now."""
@@ -45,7 +45,7 @@ class Room:
     def _fit(self, cpus: float) -> int:
         return int((cpus - 1) // self.each)  # one CPU remains for the short tasks of all trials
 
-    def look(self, now: Situation) -> bool:
+    def look(self, now: ClusterState) -> bool:
         """Takes in what there is now; True where the number of trials has changed."""
         before = self.trials
         if not now.waits:

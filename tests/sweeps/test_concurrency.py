@@ -10,45 +10,45 @@ import pytest
 from ray.exceptions import TaskCancelledError
 
 from spirl_ray.sweeps import trial
-from spirl_ray.sweeps.room import PATIENCE_S, Room, Situation
+from spirl_ray.sweeps.concurrency import PATIENCE_S, ClusterState, TrialSlots
 from spirl_ray.sweeps.trial import TrialStatus
 
-SIX_FREE = Situation(time_s=0.0, cpus=6.0, free=6.0, waits=False)
+SIX_FREE = ClusterState(time_s=0.0, cpus=6.0, free=6.0, waits=False)
 
 
 def test_a_cluster_that_has_lost_a_node_runs_fewer_trials_and_more_when_another_joins() -> None:
-    room = Room(2, 2.0, SIX_FREE)
-    assert room.trials == 2
-    assert not room.look(Situation(100.0, 6.0, 1.0, waits=False))
+    slots = TrialSlots(2, 2.0, SIX_FREE)
+    assert slots.trials == 2
+    assert not slots.look(ClusterState(100.0, 6.0, 1.0, waits=False))
     # Two trials of two CPUs and one for tasks do not fit into four, and each waits for what the other holds.
-    lost = Situation(101.0, 4.0, 0.0, waits=True)
-    assert not room.look(lost)  # a node may join at once
-    assert room.look(replace(lost, time_s=101.0 + PATIENCE_S))
-    assert room.trials == 1
-    assert not room.look(Situation(200.0, 4.0, 3.0, waits=False))  # the trial takes the other one later
-    assert not room.look(Situation(200.5, 6.0, 2.0, waits=False))  # one of the two is for tasks
-    assert room.look(Situation(201.0, 6.0, 4.0, waits=False))
-    assert room.trials == 2
-    assert not room.look(Situation(300.0, 60.0, 50.0, waits=False))  # not more than asked for
+    lost = ClusterState(101.0, 4.0, 0.0, waits=True)
+    assert not slots.look(lost)  # a node may join at once
+    assert slots.look(replace(lost, time_s=101.0 + PATIENCE_S))
+    assert slots.trials == 1
+    assert not slots.look(ClusterState(200.0, 4.0, 3.0, waits=False))  # the trial takes the other one later
+    assert not slots.look(ClusterState(200.5, 6.0, 2.0, waits=False))  # one of the two is for tasks
+    assert slots.look(ClusterState(201.0, 6.0, 4.0, waits=False))
+    assert slots.trials == 2
+    assert not slots.look(ClusterState(300.0, 60.0, 50.0, waits=False))  # not more than asked for
 
 
 def test_what_waits_for_its_turn_alone_sets_no_trial_aside() -> None:
-    room = Room(2, 2.0, SIX_FREE)
-    assert not any(room.look(Situation(10.0 * i, 6.0, 0.0, waits=True)) for i in range(100))
+    slots = TrialSlots(2, 2.0, SIX_FREE)
+    assert not any(slots.look(ClusterState(10.0 * i, 6.0, 0.0, waits=True)) for i in range(100))
 
 
 def test_one_trial_remains_however_little_there_is() -> None:
-    room = Room(3, 4.0, replace(SIX_FREE, cpus=13.0, free=13.0))
-    assert room.trials == 3
-    assert room.look(Situation(PATIENCE_S, 1.0, 0.0, waits=True))
-    assert room.trials == 1
+    slots = TrialSlots(3, 4.0, replace(SIX_FREE, cpus=13.0, free=13.0))
+    assert slots.trials == 3
+    assert slots.look(ClusterState(PATIENCE_S, 1.0, 0.0, waits=True))
+    assert slots.trials == 1
 
 
 def test_trials_begin_where_all_of_their_cpus_are_free() -> None:
-    room = Room(2, 2.0, replace(SIX_FREE, free=3.0))  # another job has the others
-    assert room.trials == 1
-    assert not room.look(replace(SIX_FREE, time_s=60.0, free=2.0))
-    assert room.look(replace(SIX_FREE, time_s=90.0, free=3.0))
+    slots = TrialSlots(2, 2.0, replace(SIX_FREE, free=3.0))  # another job has the others
+    assert slots.trials == 1
+    assert not slots.look(replace(SIX_FREE, time_s=60.0, free=2.0))
+    assert slots.look(replace(SIX_FREE, time_s=90.0, free=3.0))
 
 
 def test_the_oldest_trials_run() -> None:
