@@ -1,14 +1,14 @@
 """How datasets should store frames: ``python -m benchmarks.frame_storage [--episodes 3] [--out results.csv]``.
 
-Demonstrations in the kitchen are filmed at 64 × 64 and 128 × 128 pixels, RGB, without noise and with noise of deviation
-``noise`` (of 255 grey levels) in every byte, as a real camera has it, and written to one file in several ways:
+Demonstrations in the kitchen are rendered at 64 × 64 and 128 × 128 pixels, RGB, without noise and with noise of
+deviation ``noise`` (of 255 grey levels) in every byte, as a real camera has it, and written to one file in several ways:
 
 - ``raw_zstd``: bytes of the pixels in a column of Parquet with zstd, which is what datasets have;
 - ``raw_zstd_9``: the same at level 9; ``raw_lz4``: the same with lz4;
 - ``change_zstd``: the change of each byte since the frame before, with zstd;
 - ``png``: each frame as a PNG file, in Parquet without compression; ``webp``: the same with lossless WebP;
 - ``mp4_lossless`` and ``mp4``: one H.264 video an episode beside the numbers, without loss, and at crf 18 with 4:2:0
-  colours; ``pixel_difference`` is the mean difference from what was filmed (0 to 255).
+  colours; ``pixel_difference`` is the mean difference from what was rendered (0 to 255).
 
 ``write_ms``, ``read_ms`` and ``windows_ms`` are milliseconds of one core (of this process and its ffmpeg) for each
 1,000 frames: of writing, of reading the file into episodes in memory, and of one pass of all windows of 10 steps with
@@ -234,7 +234,7 @@ def measure(episodes: list[Episode], noise: float, rounds: int) -> list[Row]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.frame_storage", description=__doc__.splitlines()[0])
-    parser.add_argument("--episodes", type=int, default=3, help="demonstrations to film")
+    parser.add_argument("--episodes", type=int, default=3, help="demonstrations to render")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="height and width of a frame in pixels")
     parser.add_argument("--out", type=Path, help="CSV file to write")

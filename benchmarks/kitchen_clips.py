@@ -23,13 +23,13 @@ def features(size: int) -> Features:
 
 
 def clips(count: int, size: int) -> list[Episode]:
-    """Films demonstrations of the scripted expert, with the features of `features`.
+    """Renders demonstrations of the scripted expert, with the features of `features`.
 
     Raises:
         SpirlError: OpenGL does not work here.
     """
     env = KitchenEnv(render_mode="rgb_array", render_size=size)
-    filmed = []
+    rendered = []
     for demonstration in experts.generate(range(count), 0, keep_failures=True):
         if demonstration is None:
             continue
@@ -38,9 +38,9 @@ def clips(count: int, size: int) -> list[Episode]:
             env.data.qpos[:] = positions
             env._mujoco.mj_forward(env.model, env.data)
             frames.append(env.render())
-        filmed.append(_episode(demonstration, np.stack([frame for frame in frames if frame is not None])))
+        rendered.append(_episode(demonstration, np.stack([frame for frame in frames if frame is not None])))
     env.close()
-    return filmed
+    return rendered
 
 
 def _episode(demonstration: Episode, frames: Frames) -> Episode:

@@ -1,4 +1,4 @@
-"""Worker nodes that are killed under a sweep, which goes on with those that are left, for `benchmarks.recovery`."""
+"""Worker nodes that are killed under a sweep, which continues with those that are left, for `benchmarks.recovery`."""
 
 from __future__ import annotations
 

@@ -48,13 +48,13 @@ from spirl_ray.rl.methods import skill_spec
 from spirl_ray.skills import pretrain as pretraining
 from spirl_ray.skills.batches import MEGABYTE, Batches, PretrainJob
 
-SIZE, BATCH, WARM_UPDATES, FILMED = 64, 128, 50, 4
+SIZE, BATCH, WARM_UPDATES, CLIPS = 64, 128, 50, 4
 Row = dict[str, Any]
 
 
-def vary(filmed: list[Episode], number: int) -> Episode:
-    """Another episode: a film with other brightness and colours, shifted, perhaps mirrored, and its actions."""
-    rng, source = np.random.default_rng(number), filmed[number % len(filmed)]
+def vary(rendered: list[Episode], number: int) -> Episode:
+    """Another episode: a clip with other brightness and colours, shifted, perhaps mirrored, and its actions."""
+    rng, source = np.random.default_rng(number), rendered[number % len(rendered)]
     gains = (256 * rng.uniform(0.6, 1.0, 3)).astype(np.uint16)
     frames = (np.asarray(source.observations["front"], np.uint16) * gains >> 8).astype(np.uint8)
     frames = np.roll(frames, rng.integers(0, SIZE, 2), (1, 2))[:, :, :: rng.choice((-1, 1))]
@@ -62,7 +62,7 @@ def vary(filmed: list[Episode], number: int) -> Episode:
     return replace(source, id=f"{number:06d}", observations={"robot": robot, "front": np.ascontiguousarray(frames)})
 
 
-def write_dataset(filmed: list[Episode], folder: Path, size: float) -> None:
+def write_dataset(rendered: list[Episode], folder: Path, size: float) -> None:
     """Writes episodes until they have ``size`` bytes in memory."""
     written = 0
     # The environment's id is needed for features that are rendered, of which there are none.
@@ -70,7 +70,7 @@ def write_dataset(filmed: list[Episode], folder: Path, size: float) -> None:
         folder, features=features(SIZE), action_dim=ACTION_DIM, environment="spirl/Kitchen-v0"
     ) as writer:
         for number in range(10**9):
-            episode = vary(filmed, number)
+            episode = vary(rendered, number)
             writer.add(observations=episode.observations, actions=episode.actions, id=episode.id)
             written += episode.nbytes
             if written >= size:
@@ -176,11 +176,11 @@ def train(dataset: Path, out: Path, updates: int, limit_mb: float, *, in_memory:
 
 def measure(folder: Path, gigabytes: float, limit_mb: float, updates: int, rounds: int) -> Row:
     """Generates the data, and trains on them from memory and streamed."""
-    filmed = clips(FILMED, SIZE)
+    rendered = clips(CLIPS, SIZE)
     tiny, part, whole = folder / "tiny", folder / "part", folder / "whole"
-    write_dataset(filmed, tiny, 2 * filmed[0].nbytes)
-    write_dataset(filmed, part, 0.9 * limit_mb * MEGABYTE)
-    write_dataset(filmed, whole, gigabytes * 1e9)
+    write_dataset(rendered, tiny, 2 * rendered[0].nbytes)
+    write_dataset(rendered, part, 0.9 * limit_mb * MEGABYTE)
+    write_dataset(rendered, whole, gigabytes * 1e9)
     spec = skill_spec(SkillSettings(), "spirl", features(SIZE), ACTION_DIM)
     windows = sum(max(0, entry.length - spec.horizon + 1) for entry in episode_index(whole))
     found: dict[str, list[Row]] = {"memory": [], "streamed": []}

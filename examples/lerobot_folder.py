@@ -48,7 +48,7 @@ def reach(rng: np.random.Generator, rows: int) -> tuple[NDArray[np.float32], NDA
     return state, command
 
 
-def picture(angles: NDArray[np.float32]) -> NDArray[np.uint8]:
+def image(angles: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The camera's image of the arm, uint8 [64, 64, 3]."""
     image = np.full((SIZE, SIZE, 3), 230, np.uint8)
     first, second = np.deg2rad(angles[0]), np.deg2rad(angles[0] + angles[1])
@@ -97,7 +97,7 @@ def write(root: Path, lengths: list[int]) -> None:
                 f"videos/{CAMERA}/to_timestamp": (first + rows) / FPS,
             }
         )
-        frames += [picture(angles) for angles in state]
+        frames += [image(angles) for angles in state]
         recorded.append(command)
     place = "chunk-000/file-000"
     for folder in ("meta/episodes/chunk-000", "data/chunk-000", f"videos/{CAMERA}/chunk-000"):

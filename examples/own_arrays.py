@@ -4,7 +4,7 @@
     spirl data inspect data/own_arrays
     spirl pretrain examples/own_arrays.yaml
 
-Replace `recordings` by a function that loads yours. The notebook `your_data.ipynb` goes on from here.
+Replace `recordings` by a function that loads yours. The notebook `your_data.ipynb` continues from here.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def test_the_rate_of_captured_updates_is_found_in_the_file_of_a_card(tmp_path: P
         captured_updates(table)
 
 
-def filmed(count: int, size: int) -> list[Episode]:
+def clips(count: int, size: int) -> list[Episode]:
     """Episodes of smooth frames that change from step to step."""
     axis, episodes = np.arange(size), []
     for number in range(count):
@@ -202,7 +202,7 @@ def filmed(count: int, size: int) -> list[Episode]:
 
 @pytest.mark.parametrize("name", frame_storage.WAYS)
 def test_every_way_to_store_frames_gives_them_back(name: str) -> None:
-    episodes = filmed(2, 64)
+    episodes = clips(2, 64)
     row, found = frame_storage.measure_once(frame_storage.WAYS[name], episodes)
     for written, read in zip(episodes, found, strict=True):
         difference = np.abs(written.observations["front"].astype(int) - read.observations["front"])
@@ -212,8 +212,8 @@ def test_every_way_to_store_frames_gives_them_back(name: str) -> None:
 
 
 def test_data_to_stream_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
-    size = 5.5 * filmed(1, 64)[0].nbytes
-    streaming.write_dataset(filmed(2, 64), tmp_path / "data", size)
+    size = 5.5 * clips(1, 64)[0].nbytes
+    streaming.write_dataset(clips(2, 64), tmp_path / "data", size)
     episodes = list(read_episodes(tmp_path / "data"))
     assert len(episodes) == 6
     assert sum(episode.nbytes for episode in episodes) >= size
@@ -224,7 +224,7 @@ def test_data_to_stream_have_the_size_that_was_asked_for(tmp_path: Path) -> None
 @LONG
 @pytest.mark.slow
 def test_streaming_is_compared_with_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> None:
-    monkeypatch.setattr(streaming, "clips", filmed)
+    monkeypatch.setattr(streaming, "clips", clips)
     cloudpickle.register_pickle_by_value(streaming)  # Ray's workers cannot import it
     try:
         row = streaming.measure(tmp_path, 0.01, 4.0, 100, 1)

@@ -158,7 +158,7 @@ def _print_inspection(found: EnvironmentInspection) -> None:
     table.add_row("the same seed twice", "the same course" if found.seeded else "[yellow]another course[/yellow]")
     table.add_row("a step, a reset", f"{found.step_ms:.3g} ms, {found.reset_ms:.3g} ms")
     table.add_row("an instance", f"{found.instance_mb:.0f} MB")
-    table.add_row("can be filmed", escape("yes" if found.render_problem is None else f"no: {found.render_problem}"))
+    table.add_row("can be rendered", escape("yes" if found.render_problem is None else f"no: {found.render_problem}"))
     print_table(table)
     for warning in found.unrecognised:
         console.print(f"[yellow]The key[/yellow] {escape(warning)}")

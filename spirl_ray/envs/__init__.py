@@ -229,7 +229,7 @@ class _OwnUnits(gymnasium.ActionWrapper):
 
 
 def render_problem(env: EnvironmentSettings | str) -> str | None:
-    """Why an environment cannot be filmed; None where it can. One that does not say so itself renders an image once.
+    """Why an environment cannot be rendered; None where it can. One that does not say so itself renders an image once.
 
     Raises:
         SpirlError: the id is unknown.

@@ -271,7 +271,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         """
         with self._blamed():
             image: Any = self.env.render()
-        if self.render_mode == "rgb_array" and not _filmable(image):
+        if self.render_mode == "rgb_array" and not _is_frame(image):
             told = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
             raise SpirlError(f"render() of {self._where} gives {told}; a frame of a video is uint8 [height, width, 3].")
         return image
@@ -299,5 +299,5 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         return info
 
 
-def _filmable(image: Any) -> bool:
+def _is_frame(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3

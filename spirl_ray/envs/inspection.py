@@ -51,7 +51,7 @@ class EnvironmentInspection:
     rewards: tuple[float, float]
     """The least and the greatest reward of a step."""
     render_problem: str | None
-    """Why it cannot be filmed."""
+    """Why it cannot be rendered."""
 
 
 def inspect_environment(settings: EnvironmentSettings, steps: int = 500) -> EnvironmentInspection:

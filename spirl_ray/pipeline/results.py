@@ -127,7 +127,7 @@ class EvaluationResult(TrialResult):
     videos: Mapping[str, Path] = field(default_factory=dict)
     """The videos by mode, where episodes have been recorded."""
     no_videos: str | None = None
-    """Why the environment cannot be filmed, where ``evaluate.videos`` asks for videos."""
+    """Why the environment cannot be rendered, where ``evaluate.videos`` asks for videos."""
 
     def mean(self, mode: str = "deterministic") -> float | None:
         """The mean score of a mode; None where it has no value."""

@@ -257,7 +257,7 @@ def _run_episodes(
     plans = {mode: replace(plan, mode=mode) for mode in settings.modes}
     no_videos = render_problem(plan.env) if videos and settings.videos else None
     with trial.workspace.locked(out):
-        filmed = _missing_videos(out, settings) if videos and no_videos is None else []
+        wanted = _missing_videos(out, settings) if videos and no_videos is None else []
         done = (out / layout.SUMMARY).exists()
         rows = [] if done else read_episode_rows(out / layout.EPISODES_SO_FAR)
         finished = {(row.mode, row.episode) for row in rows}
@@ -274,11 +274,11 @@ def _run_episodes(
         missing = {mode: [i for i in range(episodes) if (mode, i) not in finished] for mode in plans}
         references = [ref for mode in plans if not done for ref in start_rollouts(plans[mode], missing[mode])]
         recordings = [
-            start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in filmed
+            start_video(plans[mode], settings.videos, layout.video(out, mode), settings.video_fps) for mode in wanted
         ]
         gather_rollouts(references, on_rows)
         gather_rollouts(recordings)
-        if filmed:
+        if wanted:
             write_json(out / layout.VIDEOS / layout.VIDEO_SETTINGS, _video_settings(settings))
         if not done:
             _write_evaluation(out, rows, scores, settings.modes)
@@ -286,7 +286,7 @@ def _run_episodes(
     found = {mode: layout.video(out, mode) for mode in summary["modes"]}
     return EvaluationResult(
         folder=out,
-        ran=bool(filmed) or not done,
+        ran=bool(wanted) or not done,
         method=trial.method,
         seed=trial.seed,
         score=scores.score_in(summary["modes"].values()).name,

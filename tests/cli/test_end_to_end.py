@@ -69,12 +69,12 @@ def test_one_command_goes_from_nothing_to_a_report(folder: Path, first_output: s
     trained = json.loads((policy / "trained.json").read_text())
     assert result["commit"] == trained["commit"]
     assert int(result["env_steps"]) == trained["env_steps"] >= 400
-    for film in (
+    for pattern in (
         "demonstrations/*/demonstrations.mp4",
         "prior/*/videos/sampled.mp4",
         "evaluation/*/videos/deterministic.mp4",
     ):
-        (video,) = out.glob(film)
+        (video,) = out.glob(pattern)
         assert video.stat().st_size > 1000
 
 

@@ -45,14 +45,14 @@ def dead() -> int:
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
-    file = tmp_path / "made" / "film.mp4"
+    file = tmp_path / "made" / "video.mp4"
     with partial_file(file) as partial:
         partial.write_bytes(b"new")
         assert not file.exists()
         assert partial.parent == file.parent
-        assert partial.name.startswith(".film.mp4.partial-")
+        assert partial.name.startswith(".video.mp4.partial-")
     assert file.read_bytes() == b"new"
-    assert names(file.parent) == {"film.mp4"}
+    assert names(file.parent) == {"video.mp4"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -65,9 +65,9 @@ def test_episodes_survive_their_csv(tmp_path: Path) -> None:
         read_episode_rows(tmp_path / "episodes.csv")
 
 
-def test_a_video_is_filmed_beside_the_same_rows(skills: Path, tmp_path: Path) -> None:
-    filmed = run_episodes(plan(skills, "deterministic"), [0], tmp_path / "x.mp4", 25)
-    assert filmed == run_episodes(plan(skills, "deterministic"), [0])
+def test_a_video_is_recorded_beside_the_same_rows(skills: Path, tmp_path: Path) -> None:
+    recorded = run_episodes(plan(skills, "deterministic"), [0], tmp_path / "x.mp4", 25)
+    assert recorded == run_episodes(plan(skills, "deterministic"), [0])
     assert (tmp_path / "x.mp4").stat().st_size > 1000
 
 

@@ -27,7 +27,7 @@ class Rollouts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tasks: int = 1000) -> None:
         self.asked: list[tuple[str, int]] = []
-        self.filmed: list[str] = []
+        self.recorded: list[str] = []
         self.tasks = tasks
         for name in ("start_rollouts", "start_video", "gather_rollouts"):
             monkeypatch.setattr(pipeline, name, getattr(self, name))
@@ -37,8 +37,8 @@ class Rollouts:
 
     def start_video(self, plan: RolloutPlan, episodes: int, video: Path, fps: int) -> list[Any]:
         video.parent.mkdir(parents=True, exist_ok=True)
-        video.write_text("film")
-        self.filmed.append(plan.mode)
+        video.write_text("video")
+        self.recorded.append(plan.mode)
         return []
 
     def gather_rollouts(self, references: list[Any], on_rows: Any = None) -> list[EpisodeRow]:
@@ -92,28 +92,28 @@ def test_another_score_needs_no_other_episodes(tmp_path: Path, monkeypatch: pyte
     assert (found.ran, found.score) == (False, "return")
 
 
-def test_videos_asked_for_later_are_filmed_without_running_the_episodes_again(
+def test_videos_asked_for_later_are_recorded_without_running_the_episodes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Rollouts(monkeypatch)
     evaluate(tmp_path)
     later = Rollouts(monkeypatch)
-    filmed = evaluate(tmp_path, videos=True)
-    assert filmed.ran
-    assert filmed.videos.keys() == {"deterministic", "sampled"}
+    recorded = evaluate(tmp_path, videos=True)
+    assert recorded.ran
+    assert recorded.videos.keys() == {"deterministic", "sampled"}
     assert not evaluate(tmp_path, videos=True).ran
-    assert (later.asked, later.filmed) == ([], ["deterministic", "sampled"])
+    assert (later.asked, later.recorded) == ([], ["deterministic", "sampled"])
     evaluate(tmp_path, videos=True, video_fps=10)
-    assert later.filmed == ["deterministic", "sampled"] * 2
+    assert later.recorded == ["deterministic", "sampled"] * 2
 
 
-def test_an_environment_that_cannot_be_filmed_has_no_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_that_cannot_be_rendered_has_no_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = Rollouts(monkeypatch)
     monkeypatch.setattr("spirl_ray.pipeline.stages.render_problem", lambda env: "no screen" if env == ENV else None)
     found = evaluate(tmp_path, videos=True)
     assert (found.ran, found.no_videos, found.videos) == (True, "no screen", {})
     assert rollouts.asked
-    assert rollouts.filmed == []
+    assert rollouts.recorded == []
 
 
 def test_data_files_are_compared_with_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def trained(place: Workspace) -> Event:
 
 def evaluated(folder: Path) -> Event:
     folder.mkdir(exist_ok=True)
-    (folder / "sampled.mp4").write_text("film")
+    (folder / "sampled.mp4").write_text("video")
     result = EvaluationResult(
         folder=folder,
         ran=True,
@@ -153,7 +153,7 @@ def test_a_tracker_gets_metrics_evaluations_videos_and_the_report(
             (200, {"alpha": 100.0}),
             (100, {"sampled_episodes": 3.0, "sampled_return": 1.5}),
             (200, {"final_sampled_return": 2.5}),
-            ("videos/final/sampled.mp4", "film"),
+            ("videos/final/sampled.mp4", "video"),
             ("report.html", "page"),
         ]
     }
@@ -170,12 +170,12 @@ def test_a_resumed_run_continues_its_tracked_run_and_sends_nothing_twice(
     told(place, PROGRESS, final)
     assert len(tracker.got["mlflow-0"]) == before
     measure(place, 100, 200, 300)
-    (tmp_path / "final" / "sampled.mp4").write_text("another film")
+    (tmp_path / "final" / "sampled.mp4").write_text("another video")
     told(place, PROGRESS, final)
     assert list(tracker.got) == ["mlflow-0"]
     assert tracker.got["mlflow-0"][before:] == [
         (300, {"alpha": 150.0}),
-        ("videos/final/sampled.mp4", "another film"),
+        ("videos/final/sampled.mp4", "another video"),
     ]
 
 

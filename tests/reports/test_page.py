@@ -68,9 +68,9 @@ def test_embedded_video_is_the_file_and_decodes(tmp_path):
     assert "spirl · seed 0 · episode" in page.text
 
 
-def test_films_of_the_data_stand_after_those_of_the_agents(tmp_path):
-    films = [video_file(tmp_path / f"{name}.mp4") for name in ("episode", "demonstrations")]
-    record = experiment(trials=[trial(tmp_path, videos=films[:1])], demonstrations=films[1:])
+def test_videos_of_the_data_stand_after_those_of_the_agents(tmp_path):
+    videos = [video_file(tmp_path / f"{name}.mp4") for name in ("episode", "demonstrations")]
+    record = experiment(trials=[trial(tmp_path, videos=videos[:1])], demonstrations=videos[1:])
     _, page = report(tmp_path / "report", record)
     assert len(page.values("video", "src")) == 2
     assert page.text.index("spirl · seed 0 · episode") < page.text.index("demonstrations")
