@@ -1,7 +1,8 @@
 """How datasets should store frames: ``python -m benchmarks.frame_storage [--episodes 3] [--out results.csv]``.
 
 Demonstrations in the kitchen are rendered at 64 × 64 and 128 × 128 pixels, RGB, without noise and with noise of
-deviation ``noise`` (of 255 grey levels) in every byte, as a real camera has it, and written to one file in several ways:
+deviation ``noise`` (of 255 grey levels) in every byte, as a real camera has it, and written to one file in several
+ways:
 
 - ``raw_zstd``: bytes of the pixels in a column of Parquet with zstd, which is what datasets have;
 - ``raw_zstd_9``: the same at level 9; ``raw_lz4``: the same with lz4;
