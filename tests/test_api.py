@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opened import expert_episodes
 from toy import TOY
 from workspaces import workspace
 
@@ -126,7 +127,7 @@ def test_an_experiment_on_data_of_ones_own_from_arrays_to_a_report(local_ray: No
     with spirl.DatasetWriter(
         tmp_path / "mine", features=spec.features, action_dim=spec.action_dim, environment=POINT_PADS, shards=2
     ) as writer:
-        for episode in spec.generate(range(6), 0):
+        for episode in expert_episodes(POINT_PADS, 6):
             writer.add(
                 observations=episode.observations,
                 actions=episode.actions,

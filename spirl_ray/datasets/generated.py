@@ -42,7 +42,7 @@ class GeneratedSource:
     """The number of attempts; the expert may give up on some."""
     seed: int = 0
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """The keyword arguments of the environment's ``generate``."""
+    """The options of the expert."""
 
     def __post_init__(self) -> None:
         where = f"data.sources: options: the scripted expert of {self.environment}"

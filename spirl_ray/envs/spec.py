@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -95,7 +94,9 @@ class EnvironmentSpec:
     `spirl_ray.envs.metrics.declare`. None: the score is the return, or success where the environment reports it."""
     position_target: PositionTarget | None = None
     expert: str | None = None
-    """The scripted expert that `generate` calls, as "module:function"; it is imported when needed."""
+    """The scripted expert as "module:function", which is imported when needed: ``generate(indices, seed, **options)``
+    yields an `Episode` for each index, or None. An episode depends on (seed, index, options) alone, so any number of
+    workers produces the same data."""
     expert_tries: Tries | None = None
     """A function that finds in the metadata of the expert's episodes which subtasks it tried, for ``spirl data
     inspect``."""
@@ -148,20 +149,6 @@ class EnvironmentSpec:
 
     def _wrong(self, what: str) -> SpirlError:
         return SpirlError(f"environment {self.id!r}: {what}")
-
-    @property
-    def generate(self) -> Callable[..., Iterator[Any]]:
-        """The scripted expert: ``generate(indices, seed, **kwargs)`` yields an `Episode` for each index, or None.
-
-        An episode depends on (seed, index, kwargs) alone, so any number of workers produces the same data.
-
-        Raises:
-            SpirlError: the environment has no expert.
-        """
-        if self.expert is None:
-            raise SpirlError(f"environment {self.id!r} has no scripted expert to generate data with")
-        found: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.expert)
-        return found
 
 
 def observation_space(features: Features, limit: float = np.inf) -> spaces.Dict:

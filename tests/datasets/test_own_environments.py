@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from opened import generated
+from opened import expert_episodes, generated
 from toy_environments import CAMERAS, GOAL, OBJECTS, SIDE
 
 import spirl_ray.envs as envs
@@ -27,7 +27,7 @@ def test_the_toy_environments_follow_gymnasiums_interface_and_their_own_declarat
     check_env(env.unwrapped, skip_render_check=True)
     spec = envs.environment(env_id)
     assert envs.observed_features(env, spec) == spec.features
-    for episode in spec.generate(range(3), 0):
+    for episode in expert_episodes(env_id, 3):
         assert check_episode(episode, spec.features, spec.action_dim) == []
         assert episode.metadata["completed"] == ["reached"]
 
@@ -49,7 +49,7 @@ def test_data_are_generated_by_workers_and_cut_into_windows(env_id: str, tmp_pat
     card = read_card(out)
     assert card.features == spec.features
     episodes = sorted(read_episodes(out), key=lambda episode: episode.id)
-    for found, expected in zip(episodes, spec.generate(range(6), 0, noise=0.3), strict=True):
+    for found, expected in zip(episodes, expert_episodes(env_id, 6, noise=0.3), strict=True):
         for name, values in expected.observations.items():
             np.testing.assert_array_equal(found.observations[name], values)
     table = WindowTable(episodes, HORIZON, spec.features, renderers=spec.renderers)
@@ -60,7 +60,7 @@ def test_data_are_generated_by_workers_and_cut_into_windows(env_id: str, tmp_pat
 
 
 def test_windows_show_what_the_environment_shows() -> None:
-    (episode,) = envs.environment(CAMERAS).generate([0], 0)
+    (episode,) = expert_episodes(CAMERAS, 1)
     env, rng = envs.make(CAMERAS), np.random.default_rng((0, 0))
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     shown = [observation]

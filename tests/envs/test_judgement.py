@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opened import expert_episodes
 from stored import make_episode
 
 import spirl_ray.envs as envs
@@ -47,7 +48,7 @@ def test_point_pads_judge_recorded_lamps_as_their_own_steps(targets: list[str]) 
     spec = envs.environment("spirl/PointPads-v0")
     assert spec.judge is not None
     solved = 0
-    for episode in spec.generate(range(6), 0):
+    for episode in expert_episodes(spec.id, 6):
         actual, said = rolled_out(spec.id, {"tasks": targets}, episode.actions)
         found = judged(spec.judge, {"tasks": targets}, actual)
         np.testing.assert_array_equal(found.rewards, said.rewards)
@@ -61,7 +62,7 @@ def test_point_pads_judge_recorded_lamps_as_their_own_steps(targets: list[str]) 
 def test_the_kitchen_judges_recorded_positions_as_its_own_steps(in_order: bool) -> None:
     spec = envs.environment("spirl/Kitchen-v0")
     assert spec.judge is not None
-    [demonstration] = spec.generate([0], 0)
+    [demonstration] = expert_episodes(spec.id, 1)
     chain = demonstration.metadata["completed"]
     for tasks in (chain[:2], [chain[1], chain[0]]):
         arguments = {"tasks": tasks, "enforce_order": in_order}

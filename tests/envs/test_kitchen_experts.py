@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opened import expert_episodes
 
-from spirl_ray.envs import environment
 from spirl_ray.envs.kitchen import experts as kitchen_experts
 from spirl_ray.envs.kitchen.arm import OPEN, Actions, Arm, Matrix
 from spirl_ray.envs.kitchen.env import GOALS, SPEC, KitchenEnv, completed_subtasks, expert_tries, joint_positions
@@ -106,9 +106,8 @@ def test_action_noise_is_part_of_the_recorded_actions() -> None:
     assert rough[1] > rough[0] + 0.1
 
 
-def test_the_environments_spec_generates_the_same_data() -> None:
-    spec = environment("spirl/Kitchen-v0")
-    ours = next(spec.generate([0], 5, tasks=[QUICK]))
+def test_the_environments_source_generates_the_same_data() -> None:
+    (ours,) = expert_episodes("spirl/Kitchen-v0", 1, seed=5, tasks=[QUICK])
     same = made(1, seed=5, tasks=[QUICK])[0]
     np.testing.assert_array_equal(ours.observations["robot"], same.observations["robot"])
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from opened import expert_episodes
 from ray.rllib.core.columns import Columns
 
 import spirl_ray.envs as envs
@@ -48,7 +49,7 @@ def encoding(
 
 
 def demonstrations(count: int = 3) -> list[Episode]:
-    return list(envs.environment(PADS).generate(range(count), 0))
+    return expert_episodes(PADS, count)
 
 
 def joined(parts: Iterable[Rows]) -> Rows:
@@ -200,7 +201,7 @@ def test_images_are_those_that_the_environment_shows(make_skills: MakeSkills) ->
     spec = SPECS["cameras"]
     skills = make_skills(environment=spec.id)
     how = encoding(skills, labels="recorded", env_id=spec.id)
-    [episode] = spec.generate([0], 0)
+    [episode] = expert_episodes(spec.id, 1)
     rows = make_decisions(how, [episode], 0)
     observer = PolicyObserver(how.policy, load_skills(skills))
     env = envs.make(how.environment)

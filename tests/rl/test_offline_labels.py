@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opened import expert_episodes
 from stored import write_dataset
 
 import spirl_ray.envs as envs
@@ -26,7 +27,7 @@ def labeller(labels: Labels = "environment", **interface: Any) -> Labeller:
 
 
 def demonstration() -> Episode:
-    return next(iter(envs.environment(PADS).generate([0], 0)))
+    return expert_episodes(PADS, 1)[0]
 
 
 def dataset(folder: Path, episode: Episode, *, rewards: bool = True) -> Path:
