@@ -178,7 +178,7 @@ class _Worker:
         if self.metrics and self.rank == 0:
             # A driver that was killed with the last one may not have written this row.
             queue.put(self.metrics)
-        if self.first == last:
+        if self.first >= last:
             return
         upcoming = self._inputs(self.first)
         for update in range(self.first, last):
