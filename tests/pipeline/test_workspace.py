@@ -215,7 +215,7 @@ def test_the_names_of_many_sources_fit_into_a_folder_name(tmp_path: Path) -> Non
     for number in range(4):
         name = f"{number}-" + "x" * 80
         with DatasetWriter(tmp_path / name, features={"state": Feature(shape=(2,))}, action_dim=1) as writer:
-            writer.add(observations={"state": np.zeros((3, 2))}, actions=np.zeros((2, 1)))
+            writer.add(observations={"state": np.full((3, 2), number)}, actions=np.zeros((2, 1)))
         sources.append({"type": "folder", "path": str(tmp_path / name)})
     name = fresh(tmp_path, env={}, data={"sources": sources}).dataset.name
     assert len(name) < 140
