@@ -143,8 +143,8 @@ class PretrainSettings(Settings):
     """Updates with the gradient norm clipped to ``warmup_clip``."""
     warmup_clip: float = Field(default=1e-3, gt=0.0)
     gradient_clip: float = Field(default=1.0, gt=0.0)
-    """The largest gradient norm of a later update, because a single window that is far from all others can otherwise
-    throw the prior off for good."""
+    """The largest gradient norm of a later update. Norms are below 1 as a rule; those of a few windows far from all
+    others can otherwise ruin the prior for good."""
     augmentation: AugmentationSettings = AugmentationSettings()
     workers: int = Field(default=1, ge=1, le=10_000)
     use_gpu: bool = False
