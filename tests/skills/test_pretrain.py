@@ -266,7 +266,7 @@ def refusal(job: PretrainJob, out: Path) -> str:
 def test_more_workers_than_files_are_refused(dataset: Path, tmp_path: Path) -> None:
     message = refusal(make_job(dataset, workers=4), tmp_path / "out")
     assert "4 training workers need at least as many data files" in message
-    assert "has 3. Set data.shards higher" in message
+    assert "has 3. Lower pretrain.workers; or set data.shards to 4" in message
 
 
 def test_a_horizon_beyond_all_episodes_is_refused(dataset: Path, tmp_path: Path) -> None:
