@@ -64,11 +64,16 @@ class Shard:
         kept[list(self.held)] = False
         return np.flatnonzero(kept)
 
-    def read(self, episodes: Numbers, features: Features) -> Iterator[Episode]:
+    def read(self, episodes: Numbers, features: Features, *, copy: bool = False) -> Iterator[Episode]:
         """Reads episodes by number, with these features alone, in the order of the files.
 
-        Row groups that have none of them are not read. The arrays cannot be written to, and an episode that is kept
-        keeps those that were read with it in memory.
+        Row groups that have none of them are not read.
+
+        Args:
+            episodes: their numbers.
+            features: the features that are read.
+            copy: False gives arrays that cannot be written to, and an episode that is kept keeps those that were read
+                with it in memory.
 
         Raises:
             SpirlError: a file is missing or damaged.
@@ -80,7 +85,7 @@ class Shard:
             of_file = list(members)
             numbers = iter(np.flatnonzero(np.isin(self.group, of_file)).tolist())
             for table in read_tables(file, self.card, columns, groups=[self.groups[group][1] for group in of_file]):
-                found = table_to_episodes(table, features, width, where=file, copy=False)
+                found = table_to_episodes(table, features, width, where=file, copy=copy)
                 del table
                 for episode in found:
                     if next(numbers, None) in wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -167,30 +167,6 @@ def read_file(file: str, card: DatasetCard) -> Iterator[Episode]:
     """Reads every episode of one file of a dataset, as `read_episodes`."""
     for table in read_tables(file, card):
         yield from table_to_episodes(table, card.features, card.action_dim, where=file)
-
-
-def read_chosen(path: str | Path, numbers: Collection[int]) -> Iterator[Episode]:
-    """Reads the episodes with these numbers, which count from 0 in the order of `read_episodes`, and no row group that
-    has none of them.
-
-    Raises:
-        SpirlError: see `read_episodes`.
-    """
-    card = read_card(path)
-    known = 0
-    for file in dataset_files(path):
-        groups, members = list[int](), list[int]()
-        for group, size in enumerate(group_sizes(file, card)):
-            of_group = range(known, known + size)
-            if any(number in of_group for number in numbers):
-                groups.append(group)
-                members += of_group
-            known += size
-        place = iter(members)
-        for table in read_tables(file, card, groups=groups) if groups else ():
-            for episode in table_to_episodes(table, card.features, card.action_dim, where=file):
-                if next(place, None) in numbers:
-                    yield episode
 
 
 def group_sizes(file: str, card: DatasetCard) -> list[int]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import ray
 
+from spirl_ray.datasets.shard import Shard
 from spirl_ray.envs.recorded import recorded_images
-from spirl_ray.episodes.dataset import read_card, read_chosen
+from spirl_ray.episodes.dataset import dataset_files, read_card
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline.session import finished_tasks
@@ -26,9 +27,10 @@ def spread_episodes(dataset: Path, count: int) -> list[Episode]:
     Raises:
         SpirlError: the dataset cannot be read.
     """
-    last = max(0, read_card(dataset).episodes - 1)
-    chosen = set(np.linspace(0, last, count).round().astype(int).tolist())
-    return list(read_chosen(dataset, chosen))
+    card = read_card(dataset)
+    shard = Shard.of(card, dataset_files(dataset), held=())
+    chosen = np.unique(np.linspace(0, len(shard.lengths) - 1, count).round().astype(int))
+    return list(shard.read(chosen, card.features, copy=True))
 
 
 def render_demonstrations(dataset: Path, video: Path, episodes: int, fps: float) -> None:

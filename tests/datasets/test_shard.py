@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import stored
 
 from spirl_ray.datasets import shard as shard_module
 from spirl_ray.datasets.shard import Buffer, Passes, Shard, shuffled
 from spirl_ray.datasets.windows import WindowTable
 from spirl_ray.episodes.dataset import dataset_files, read_card
+from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Feature
+from spirl_ray.episodes.table import table_to_episodes
 from spirl_ray.episodes.writer import DatasetWriter
 
 FEATURES = {"place": Feature(shape=(2,)), "front": Feature(shape=(2, 2, 1), role="image")}
@@ -86,6 +91,32 @@ def test_only_row_groups_with_episodes_that_are_wanted_are_read(shard: Shard, mo
     assert [episode.id for episode in found] == ["e3", "e7", "e10"]
     assert [set(episode.observations) for episode in found] == [{"place"}] * 3
     assert groups == [(shard.files[0], [0]), (shard.files[1], [1])]
+
+
+def test_chosen_episodes_are_read_and_of_others_only_those_in_the_same_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = (range(5), range(5, 7), range(7, 12))
+    folder = stored.write_dataset(
+        tmp_path / "d", [[stored.make_episode(n) for n in file] for file in numbers], stored.FEATURES, stored.ACTION_DIM
+    )
+    for file in dataset_files(folder):
+        pq.write_table(pq.read_table(file), file, row_group_size=2)
+    read: list[int] = []
+
+    def noted(table: pa.Table, *args: Any, **options: Any) -> list[Episode]:
+        read.append(len(table))
+        return table_to_episodes(table, *args, **options)
+
+    monkeypatch.setattr(shard_module, "table_to_episodes", noted)
+    shard = Shard.of(read_card(folder), dataset_files(folder), held=())
+    for chosen, groups in (([0, 11], [2, 1]), ([4, 1, 5], [2, 1, 2]), ([2, 3], [2]), ([], [])):
+        read.clear()
+        found = list(shard.read(np.array(chosen, np.int64), stored.FEATURES, copy=True))
+        for episode, number in zip(found, sorted(chosen), strict=True):
+            stored.assert_same(episode, stored.make_episode(number))
+            assert episode.actions.flags.writeable
+        assert sum(read) == sum(groups)
 
 
 @pytest.mark.parametrize("steps", [0, 20, 45, 10**6])

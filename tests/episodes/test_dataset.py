@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from stored import ACTION_DIM, FEATURES, assert_same, make_episode, rewrite_card, write_dataset
 
-import spirl_ray.episodes.dataset as datasets
-from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_chosen, read_episodes
-from spirl_ray.episodes.episode import Episode
-from spirl_ray.episodes.table import episodes_to_table, table_to_episodes
+from spirl_ray.episodes.dataset import dataset_files, episode_index, read_card, read_episodes
+from spirl_ray.episodes.table import episodes_to_table
 from spirl_ray.errors import SpirlError
 
 
@@ -28,28 +25,6 @@ def test_a_dataset_is_read_file_after_file(dataset: Path) -> None:
     assert len(found) == 3
     for number, episode in enumerate(found):
         assert_same(episode, make_episode(number))
-
-
-def test_chosen_episodes_are_read_and_of_others_only_those_in_the_same_row_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numbers = (range(5), range(5, 7), range(7, 12))
-    folder = write_dataset(tmp_path / "d", [[make_episode(n) for n in file] for file in numbers], FEATURES, ACTION_DIM)
-    for file in dataset_files(folder):
-        pq.write_table(pq.read_table(file), file, row_group_size=2)
-    read: list[int] = []
-
-    def noted(table: pa.Table, *args: Any, **options: Any) -> list[Episode]:
-        read.append(len(table))
-        return table_to_episodes(table, *args, **options)
-
-    monkeypatch.setattr(datasets, "table_to_episodes", noted)
-    for chosen, groups in (([0, 11], [2, 1]), ([4, 1, 5], [2, 1, 2]), ([2, 3], [2]), ([], [])):
-        read.clear()
-        found = list(read_chosen(folder, chosen))
-        for episode, number in zip(found, sorted(chosen), strict=True):
-            assert_same(episode, make_episode(number))
-        assert sum(read) == sum(groups)
 
 
 def test_the_index_names_each_episode_with_length_and_file(dataset: Path) -> None:
