@@ -220,12 +220,13 @@ def experiment_run(
     check_experiments([experiment], make=ray)
     with readable():
         workspace = Workspace(experiment)
-        if workspace.storage is not None:
-            workspace.reserve(create=create)  # it fetches a dataset whose sources may not be here
+        run, fetches = ExperimentRun(workspace, listener), workspace.storage is not None
+        if fetches:
+            workspace.reserve(create=create)  # first, because it fetches a dataset whose sources may not be here
         if ray and workspace.has_data:
             _ = workspace.dataset  # opens the sources, so that what is wrong with them is said before any work
-        run = ExperimentRun(workspace, listener)
-        workspace.reserve(create=create)
+        if not fetches:
+            workspace.reserve(create=create)
         session = ray_session(experiment.ray, needs_of([experiment]), experiment.submit.ship)
         with session if ray else contextlib.nullcontext(), run.planned(stages), run.tracking:
             yield run
