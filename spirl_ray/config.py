@@ -46,10 +46,13 @@ class SourceSettings(Settings):
     ``folder`` (a dataset of ours), or a name given to `spirl_ray.datasets.sources.register_source`."""
 
 
+Outside = Literal["refuse", "clip", "rescale"]
+
+
 class DataSettings(Settings):
     sources: tuple[SourceSettings, ...] = ()
     """The sources of the episodes, which become one dataset."""
-    actions_outside: Literal["refuse", "clip", "rescale"] = "refuse"
+    actions_outside: Outside = "refuse"
     """What happens to actions outside the range of the environment's actions: an error, the nearest one in the range,
     or the range becomes that of the data."""
     shards: int = Field(default=8, ge=1, le=100_000)

@@ -8,6 +8,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from spirl_ray.settings import MANY, Settings
 
+Labels = Literal["environment", "recorded", "learned"]
+Publish = Literal["best", "last"]
+
 
 class LearnerSettings(Settings):
     """The settings that policy and learner read; `SkillPriorSACConfig.training` takes them by name."""
@@ -102,7 +105,7 @@ class TrainSettings(LearnerSettings):
 
     env_steps: int = Field(default=300_000, ge=1, le=MANY)
     """Primitive environment steps. Raising it continues a finished run."""
-    offline_labels: Literal["environment", "recorded", "learned"] = "environment"
+    offline_labels: Labels = "environment"
     """Rewards of offline decisions: what the environment says of the recorded states, the recorded rewards (right only
     if they are those of this task), or a learned reward with a bonus for novelty."""
     env_runners: int = Field(default=1, ge=0, le=10_000)
@@ -118,7 +121,7 @@ class TrainSettings(LearnerSettings):
     checkpoint_every: int = Field(default=10_000, ge=1, le=MANY)
     """Primitive steps."""
     keep_checkpoints: int = Field(default=2, ge=1, le=MANY)
-    publish: Literal["best", "last"] = "best"
+    publish: Publish = "best"
     """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
 
     @model_validator(mode="after")

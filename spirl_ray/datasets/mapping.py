@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from spirl_ray.config import Outside
 from spirl_ray.datasets.sources import NOT_FEATURES, Chunk, Description, Identity, RecordingSettings
 from spirl_ray.envs.interface import FeatureReader, feature_name
 from spirl_ray.envs.spec import EnvironmentSpec, FromRecordings
@@ -21,8 +22,6 @@ from spirl_ray.episodes.episode import Episode
 from spirl_ray.episodes.features import Array, Feature, Features, Observation, stored_features
 from spirl_ray.episodes.recording import KeyLayout, Recording, RecordingLayout, RecordingReader
 from spirl_ray.errors import SpirlError
-
-Outside = Literal["refuse", "clip", "rescale"]
 
 
 @dataclass(frozen=True)

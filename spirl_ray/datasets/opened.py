@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spirl_ray.config import DataSettings
+from spirl_ray.config import DataSettings, Outside
 from spirl_ray.config_environment import InterfaceSettings
 from spirl_ray.datasets.folder import FolderSource, fitted
 from spirl_ray.datasets.joined import JoinedSource
 from spirl_ray.datasets.mapping import (
     Columns,
     MappedSource,
-    Outside,
     fitting_features,
     map_recordings,
     recorded_actions,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
+from spirl_ray.config_train import Publish
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import read_json, write_json
 from spirl_ray.files.untrusted import validate_card
@@ -21,7 +21,7 @@ class TrainedRecord(Settings):
     wall_clock_s: float
     config_hash: str
     commit: str
-    publish: Literal["best", "last"]
+    publish: Publish
     published_env_steps: int
     score: str
     best: Snapshot

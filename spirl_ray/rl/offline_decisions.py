@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from spirl_ray.config import EnvironmentSettings, Settings
+from spirl_ray.config_train import Labels
 from spirl_ray.datasets.observed import RecordedObservations
 from spirl_ray.envs.judgement import Judgement
 from spirl_ray.envs.spec import MakeRenderer
@@ -31,7 +32,7 @@ from spirl_ray.errors import SpirlError
 from spirl_ray.files import layout
 from spirl_ray.files.atomic import write_atomically, write_json
 from spirl_ray.files.untrusted import read_artifact_card
-from spirl_ray.rl.offline_labels import Labeller, Labels
+from spirl_ray.rl.offline_labels import Labeller
 from spirl_ray.rl.policy_network import PolicyObserver, PolicySpec
 from spirl_ray.skills.artifact import load_skills, read_skill_card
 from spirl_ray.skills.execution import at_limit, unlimited

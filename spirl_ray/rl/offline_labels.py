@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings
+from spirl_ray.config_train import Labels
 from spirl_ray.envs.judgement import Judgement, judged, recorded_judgement
 from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.dataset import read_card, read_episodes
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 
-Labels = Literal["environment", "recorded", "learned"]
 _POSSIBLE = {"success": (0.0, 1.0), "success - 1": (-1.0, 0.0)}
 """The rewards of a step where ``interface.reward`` replaces those of the environment."""
 

@@ -15,6 +15,7 @@ from ray.rllib.core.columns import Columns
 
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
+from spirl_ray.config_train import Labels
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.config import method_and_policy
@@ -29,7 +30,7 @@ from spirl_ray.rl.offline_decisions import (
     write_card,
     write_part,
 )
-from spirl_ray.rl.offline_labels import Labeller, Labels
+from spirl_ray.rl.offline_labels import Labeller
 from spirl_ray.rl.policy_network import PolicyObserver
 from spirl_ray.rl.rewards import rewards_of_demonstrations
 from spirl_ray.skills.artifact import load_skills

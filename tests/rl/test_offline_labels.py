@@ -15,9 +15,10 @@ from stored import write_dataset
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings
 from spirl_ray.config_environment import InterfaceSettings
+from spirl_ray.config_train import Labels
 from spirl_ray.episodes.episode import Episode
 from spirl_ray.errors import SpirlError
-from spirl_ray.rl.offline_labels import Labeller, Labels
+from spirl_ray.rl.offline_labels import Labeller
 
 PADS = "spirl/PointPads-v0"
 

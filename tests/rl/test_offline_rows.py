@@ -15,10 +15,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from spirl_ray.config import EnvironmentSettings
+from spirl_ray.config_train import Labels
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learned_labels import LearnedLabels
 from spirl_ray.rl.offline_decisions import STEPS, Encoding, write_card, write_part
-from spirl_ray.rl.offline_labels import Labels
 from spirl_ray.rl.offline_rows import OfflineRows
 from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE
 
