@@ -1,8 +1,9 @@
-"""What ``spirl sweep`` prints: data and trials while they run, then the results."""
+"""``spirl sweep`` prints data and trials while they run, then the results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,15 @@ class SweepDisplay(SweepListener):
     """Shows a sweep while it runs. It is a context manager, because a sweep that fails leaves its table."""
 
     def __init__(self) -> None:
-        self._stages = StageDisplay()
+        self._open = ExitStack()
+        self._stages = self._open.enter_context(StageDisplay())
         self._table: SweepTable | None = None
 
     def __enter__(self) -> SweepDisplay:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stages.__exit__(*error)
-        if self._table is not None:
-            self._table.__exit__(*error)
+        self._open.__exit__(*error)
 
     def event(self, event: Event) -> None:
         self._stages(event)
@@ -49,7 +49,7 @@ class SweepDisplay(SweepListener):
         ended = sum(record.ended for record in ledger.records)
         console.print(f"{trials} trials to run, {ended} have ended, {concurrency} at the same time")
         table = SweepTable(f"Sweep {sweep.file.name}", list(sweep.space), sweep.file.metric, ledger.records)
-        self._table = table.__enter__()
+        self._table = self._open.enter_context(table)
 
     def changed(self, record: TrialRecord) -> None:
         assert self._table is not None  # since `started`

@@ -201,8 +201,8 @@ def _write_shard(shard: _Shard) -> dict[str, Any]:
         partial_file(shard.file) as partial,
         DatasetFile(partial, shard.features, shard.action_dim) as written,
     ):
-        episodes = shard.source.read(shard.indices)
-        for episode in _readable(shard.source, shard.indices, problems) if shard.skip_bad else episodes:
+        source, indices = shard.source, shard.indices
+        for episode in _readable(source, indices, problems) if shard.skip_bad else source.read(indices):
             if episode.terminated and episode.truncated:
                 episode = replace(episode, truncated=False)  # a time limit in the step in which the task ended
             found = check_episode(episode, shard.features, shard.action_dim, shard.actions)

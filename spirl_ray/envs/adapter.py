@@ -227,7 +227,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
         self._box, self._actions = env.action_space, described.actions
         self.observation_space = observation_space(described.features)
         self.action_space = spaces.Box(-1.0, 1.0, (described.action_dim,), np.float32)
-        self._judge = SuccessDetector(settings.interface, str(settings.id))
+        self._success = SuccessDetector(settings.interface, str(settings.id))
         self._reward = settings.interface.reward
         self._completed = named_function(settings.interface.completed, "interface.completed")
         self._return, self._succeeded = 0.0, False
@@ -245,7 +245,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
             given = self.env.reset(seed=seed, options=options)
         observation, info = self._observer.begin(given)
         self._return, self._succeeded = 0.0, False
-        self._judge.begin()
+        self._success.begin()
         return observation, self._told(info, None, judged=False)
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
@@ -257,7 +257,7 @@ class AdaptedEnv(gymnasium.Wrapper[dict[str, Array], NDArray[np.float32], Any, A
             given = self.env.step(command)
         observation, reward, terminated, truncated, info = self._observer.step(given)
         self._return += reward
-        now = self._judge(info, terminated, self._return, ended=terminated or truncated)
+        now = self._success(info, terminated, self._return, ended=terminated or truncated)
         self._succeeded |= bool(now)
         if self._reward != "env":
             reward = float(bool(now)) - (1.0 if self._reward == "success - 1" else 0.0)

@@ -1,4 +1,4 @@
-"""What an environment knows of recorded episodes: images of them for people, and the tries of its expert."""
+"""An environment knows images of recorded episodes for people, and the tries of its expert."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recorded_images(card: DatasetCard) -> RenderRecorded | None:
 
 
 def recorded_tries(card: DatasetCard) -> Tries | None:
-    """What finds the tries of a dataset's scripted expert; None where its environment says nothing of them."""
+    """The function that finds the tries of a dataset's scripted expert; None where its environment has none."""
     spec = _described(card)
     return None if spec is None else spec.expert_tries
 

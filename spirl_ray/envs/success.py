@@ -1,4 +1,4 @@
-"""The judge of success in the steps of somebody else's environment."""
+"""The detector of success in the steps of somebody else's environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 
 class SuccessDetector:
-    """The judge says whether a step is a success, after `InterfaceSettings.success`.
+    """The detector says whether a step is a success, after `InterfaceSettings.success`.
 
     Args:
         settings: interface whose ``success`` is read.

@@ -1,4 +1,4 @@
-"""What is wrong with an experiment's settings is said before any work, not hours later."""
+"""The checks of an experiment's settings, made before any work, so that an error is not hours late."""
 
 from __future__ import annotations
 

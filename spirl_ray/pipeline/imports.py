@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,7 +70,7 @@ class Imports:
             contents: True reads the files of its sources, unless that has been done.
         """
         noted = {self._settings: dataset.name}
-        try:
+        with contextlib.suppress(SpirlError):  # the sources may be gone
             own = self._of_sources()
             if own != dataset:
                 if self._of_same_contents() == dataset:  # else a file has changed since it was imported
@@ -78,8 +79,6 @@ class Imports:
                 key = self._key(_contents)
                 if self._of_sources() == dataset:  # else a file has changed meanwhile
                     noted |= {sizes: dataset.name, key: dataset.name}
-        except SpirlError:
-            pass  # the sources are gone
         known = self._noted()
         if not noted.items() <= known.items():
             write_json(self.file, {**known, **noted})

@@ -218,7 +218,7 @@ def _passes(every: int, before: int, now: int) -> bool:
 
 
 class _Notices:
-    """What is told of a training beside its rows: env runners that are lost, and what rewards are worth."""
+    """The notices of a training beside its rows: env runners that are lost, and what rewards are worth."""
 
     def __init__(
         self, run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC, monitor: Monitor, progress: Progress
@@ -227,7 +227,7 @@ class _Notices:
         self._monitor, self._progress = monitor, progress
         self._lost: Row = {}
         self._settled: bool | None = None
-        """Whether rewards had settled when they were told of; None before."""
+        """True where rewards had settled when they were told of; None before."""
 
     def give(self) -> None:
         """Shows another number of lost env runners; tells of rewards after the warm-up, and once they have settled."""

@@ -56,7 +56,7 @@ class FeatureEncoder(nn.Module):
     """
 
     class Options(Settings):
-        """What ``skills.encoders.FEATURE.options`` may hold; an encoder that has options declares its own class."""
+        """The options in ``skills.encoders.FEATURE.options``; an encoder that has some declares its own class."""
 
     options: Settings
     images: bool | None = None

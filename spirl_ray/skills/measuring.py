@@ -1,4 +1,4 @@
-"""What stage 1 measures of its model, as means over the windows of all workers: losses, and what latents decide."""
+"""Stage 1 measures its model by means over the windows of all workers: losses, and what latents decide."""
 
 from __future__ import annotations
 
