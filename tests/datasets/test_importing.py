@@ -7,8 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,94 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from opened import generated, given, sources
+from made_source import FEATURES, good, load_all, made
+from opened import generated, sources
 from ray import cloudpickle
 
 from spirl_ray.datasets import importing
 from spirl_ray.datasets.importing import import_dataset
-from spirl_ray.datasets.opened import OpenedData
-from spirl_ray.datasets.sources import Chunk, Description, Identity
-from spirl_ray.envs.spec import EnvironmentSpec
 from spirl_ray.episodes.dataset import read_card, read_episodes
 from spirl_ray.episodes.episode import Episode
-from spirl_ray.episodes.features import Feature
 from spirl_ray.episodes.validation import validate_dataset
 from spirl_ray.errors import SpirlError, user_error_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 PADS = "spirl/PointPads-v0"
-FEATURES = {"place": Feature(shape=(2,)), "camera": Feature(shape=(3, 4, 3), role="image")}
-ACTION_DIM = 2
 
 # Ray's workers cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-def good(index: int) -> Episode:
-    rng = np.random.default_rng(index)
-    length = 3 + index % 4
-    return Episode(
-        id=f"e{index:03d}",
-        observations={
-            "place": rng.normal(size=(length + 1, 2)).astype(np.float32),
-            "camera": rng.integers(0, 256, (length + 1, 3, 4, 3), dtype=np.uint8),
-        },
-        actions=rng.uniform(-1, 1, (length, ACTION_DIM)).astype(np.float32),
-        rewards=np.zeros(length, np.float32),
-        terminated=True,
-        truncated=False,
-        metadata={"index": index},
-    )
-
-
-def with_nan(index: int) -> Episode:
-    episode = good(index)
-    episode.observations["place"][1, 0] = np.nan
-    return episode
-
-
-@dataclass(frozen=True)
-class MadeSource:
-    """Episodes made by a function of the index."""
-
-    count: int
-    make: Callable[[int], Episode | None] = good
-    name: str = "made"
-
-    def chunks(self) -> list[Chunk]:
-        return [(index,) for index in range(self.count)]
-
-    def read(self, chunk: Chunk) -> Iterator[Episode]:
-        for index in chunk:
-            episode = self.make(index)
-            if episode is not None:
-                yield episode
-
-    def description(self) -> Description:
-        return Description(self.name, "none", "nobody")
-
-    def identity(self) -> Identity:
-        return Identity(self.name, {"count": self.count})
-
-    @property
-    def attempts(self) -> int:
-        return 0
-
-
-def some_bad(index: int) -> Episode:
-    return with_nan(index) if index in (2, 5) else good(index)
-
-
-SPEC = EnvironmentSpec(id="spirl/Test-v0", features=FEATURES, action_dim=ACTION_DIM, max_episode_steps=9)
-
-
-def made(count: int, make: Callable[[int], Episode | None] = good) -> OpenedData:
-    return given(MadeSource(count, make), SPEC)
-
-
-def load_all(folder: Path) -> dict[str, Episode]:
-    return {episode.id: episode for episode in read_episodes(folder)}
 
 
 def test_an_import_is_a_valid_dataset_with_all_episodes(tmp_path: Path) -> None:
@@ -237,57 +164,6 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     import_dataset(made(1), tmp_path / "out", environment="spirl/Test-v0")
     assert validate_dataset(tmp_path / "out") == []
-
-
-def test_bad_episodes_are_listed_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(SpirlError) as caught:
-        import_dataset(made(6, some_bad), tmp_path / "out", environment="spirl/Test-v0", shards=2)
-    lines = str(caught.value).splitlines()
-    assert "skip_bad" in lines[0]
-    assert lines[1:] == [
-        "  made: e002: place: row 1, column 0 is nan (1 such values)",
-        "  made: e005: place: row 1, column 0 is nan (1 such values)",
-    ]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_long_list_of_bad_episodes_is_cut_at_ten(tmp_path: Path) -> None:
-    with pytest.raises(SpirlError) as caught:
-        import_dataset(made(15, with_nan), tmp_path / "out", environment="spirl/Test-v0", shards=2)
-    lines = str(caught.value).splitlines()
-    assert [line.split(": ")[1] for line in lines[1:11]] == [f"e{n:03d}" for n in range(10)]
-    assert lines[11].strip() == "and 5 or more"
-
-
-def test_bad_episodes_are_left_out_on_request(tmp_path: Path) -> None:
-    report = import_dataset(made(6, some_bad), tmp_path / "out", environment="spirl/Test-v0", shards=6, skip_bad=True)
-    assert [problem.episode for problem in report.skipped] == ["e002", "e005"]
-    assert (report.card.episodes, len(report.card.files), report.missing) == (4, 4, 0)
-    assert sorted(load_all(tmp_path / "out")) == ["e000", "e001", "e003", "e004"]
-    assert validate_dataset(tmp_path / "out") == []
-
-
-def test_episodes_that_the_source_refuses_are_left_out_on_request(tmp_path: Path) -> None:
-    def refused(index: int) -> Episode:
-        if index in (2, 5):
-            raise SpirlError(f"tape {index} is torn")
-        return good(index)
-
-    with pytest.raises(SpirlError, match="tape 2 is torn"):
-        import_dataset(made(7, refused), tmp_path / "no", environment="spirl/Test-v0", shards=1)
-    report = import_dataset(made(7, refused), tmp_path / "out", environment="spirl/Test-v0", shards=1, skip_bad=True)
-    assert [str(problem) for problem in report.skipped] == [
-        "made: number 2: tape 2 is torn",
-        "made: number 5: tape 5 is torn",
-    ]
-    assert (report.card.episodes, report.missing) == (5, 0)
-    assert sorted(load_all(tmp_path / "out")) == ["e000", "e001", "e003", "e004", "e006"]
-
-
-def test_nothing_but_bad_episodes_is_an_error_even_so(tmp_path: Path) -> None:
-    with pytest.raises(SpirlError, match="at least one must be good"):
-        import_dataset(made(2, with_nan), tmp_path / "out", environment="spirl/Test-v0", skip_bad=True)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_indices_without_an_episode_are_counted(tmp_path: Path) -> None:
