@@ -288,10 +288,9 @@ class Trial:
         """The folder of an evaluation in an environment that may differ from the one of the training."""
         card = self.policy / layout.POLICY_CARD
         policy = read_policy_card(self.policy).sha256 if card.exists() else None
-        elsewhere = [] if env == self.experiment.env else [env]
-        key = fingerprint(
-            self.config_hash, policy, self.experiment.evaluate.episodes, self._episode_settings, *elsewhere
-        )
+        # The hash of a policy that was trained elsewhere does not say in what environment it is evaluated here.
+        where = acting_environment(self.experiment.model_copy(update={"env": env}))
+        key = fingerprint(self.config_hash, policy, where, self.experiment.evaluate.episodes, self._episode_settings)
         return self.workspace.folder / layout.EVALUATION / f"{self.method}-s{self.seed}-{key}"
 
     @property

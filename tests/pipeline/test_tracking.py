@@ -263,10 +263,12 @@ def test_weights_and_biases_writes_offline_runs_with_one_id(tmp_path: Path, monk
     events = [PROGRESS, evaluated(tmp_path / "final"), reported(tmp_path)]
     assert [warning for _, warning in told(place, *events)] == [False]
     run = json.loads((place.trial(**TRIAL).policy / "tracked-wandb.json").read_text())["run"]
-    folders = sorted((place.folder / "wandb").glob(f"offline-run-*-{run}"))
-    assert folders
-    written = b"".join(path.read_bytes() for folder in folders for path in folder.glob("*.wandb"))
-    assert all(word in written for word in (b"sampled_return", b"final_sampled_return", b"train.actor_lr"))
+    # Two runs that begin in the same second have folders "…-ID" and "…-ID-1".
+    files = sorted((place.folder / "wandb").glob(f"offline-run-*/run-{run}.wandb"))
+    assert len(files) == 2
+    written = b"".join(path.read_bytes() for path in files)
+    for word in (b"final_sampled_return", b"train.actor_lr"):
+        assert word in written
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="no W&B: pip install 'spirl-ray[wandb]'")
