@@ -11,9 +11,9 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -28,14 +28,12 @@ from spirl_ray.pipeline.user_code import shipped_paths
 from spirl_ray.registry import TRUSTED_CODECS
 
 _MEGABYTE = 2**20
-_POLL_S = 0.1
 _NOISE = re.compile(
     rb"core_worker\.cc:\d+\S* Actor with class name: .* has constructor arguments in the object store"
     rb"|Set ray log level from environment variable"
     rb"|Failed to determine local IP via external connectivity"
 )
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -125,8 +123,8 @@ def _connected(settings: RaySettings, address: str | None, needs: Needs, ship: S
         raise
     finally:
         _silence_threads()
-        # A thread of Ray Train that still asks something would end the process with another status. Where the process
-        # ends anyhow, the cluster notices that itself; a Ray of our own has to be ended.
+        # A thread that still asks Ray something would end the process with another status. Where the process ends
+        # anyhow, the cluster notices that itself; a Ray of our own has to be ended.
         if not ends:
             ray.shutdown()
         if in_main_thread:
@@ -205,30 +203,6 @@ def deferred_termination() -> Iterator[threading.Event]:
         yield notice
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def interruptible(work: Callable[[], Result]) -> Result:
-    """Runs ``work`` in its own thread, so that this program handles Ctrl-C.
-
-    Ray Train takes over SIGINT in the main thread, ends the process with status 0, and keeps the handler when it
-    is done.
-    """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def finished_tasks(references: Iterable[ray.ObjectRef]) -> Iterator[tuple[ray.ObjectRef, Any]]:

@@ -39,7 +39,6 @@ from spirl_ray.pipeline.rollouts import (
     write_episodes,
 )
 from spirl_ray.pipeline.scores import experiment_scores
-from spirl_ray.pipeline.session import interruptible
 from spirl_ray.pipeline.training import is_trained, noted_findings, train_policy
 from spirl_ray.pipeline.training_run import TrainingRun
 from spirl_ray.pipeline.workspace import Trial, Workspace
@@ -127,7 +126,7 @@ def train_skills(trial: Trial, progress: Progress = silent) -> SkillsResult:
             progress(row["update"], settings.updates, metrics=row)
 
         with monitor.at_work({"update": float(rows[-1]["update"]) if rows else 0}):
-            metrics = interruptible(lambda: pretrain(job, out, on_row=on_row))
+            metrics = pretrain(job, out, on_row=on_row)
     return _skills(trial, True, metrics)
 
 

@@ -89,7 +89,7 @@ def pretrain(
     # On the driver's node, because the loss of another node must not end it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         _train_worker,
         train_loop_config={
             "job": job,
@@ -129,6 +129,15 @@ def pretrain(
         package_version=__version__,
     )
     return metrics
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Ray's trainer, which leaves Ctrl-C to this program. Ray's own handler ends the process, and stays when the
+    training is over. In a thread of its own, where Ray has no handler, a trainer that still waits would end the process
+    with status 1 once Ray has been shut down."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 def _train_worker(config: dict[str, Any]) -> None:

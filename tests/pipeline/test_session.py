@@ -16,7 +16,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from spirl_ray.errors import SpirlError
 from spirl_ray.pipeline import session
-from spirl_ray.pipeline.session import finished_tasks, interruptible, readable_cause
+from spirl_ray.pipeline.session import finished_tasks, readable_cause
 
 
 @pytest.mark.slow
@@ -61,12 +61,6 @@ def test_what_a_user_can_act_on_is_found_in_errors_of_tasks_and_training_workers
         assert "culprit" in str(readable_cause(error))
     for bug in (ValueError("a bug"), ConnectionResetError(104, "Connection reset by peer")):
         assert readable_cause(RayTaskError("f", "traceback", bug)) is None
-
-
-def test_interruptible_work_returns_and_raises_as_if_it_were_called() -> None:
-    assert interruptible(lambda: 3) == 3
-    with pytest.raises(SpirlError, match="inside"):
-        interruptible(lambda: (_ for _ in ()).throw(SpirlError("inside")))
 
 
 def test_threads_that_outlive_the_connection_are_silent_and_later_ones_are_heard(

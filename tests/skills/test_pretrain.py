@@ -98,7 +98,9 @@ def same_tensors(one: Path, other: Path) -> bool:
 def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
     """One worker from start to end: the artifact's folder and the rows that it reported."""
     out, rows = tmp_path_factory.mktemp("unbroken"), []
+    handler = signal.getsignal(signal.SIGINT)
     pretrain(make_job(dataset), out, on_row=rows.append)
+    assert signal.getsignal(signal.SIGINT) is handler  # Ctrl-C stays with the caller
     return out, rows
 
 
