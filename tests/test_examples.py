@@ -237,7 +237,7 @@ def test_the_judge_of_ogbench_gives_the_rewards_of_its_environments(
     import mujoco
 
     monkeypatch.syspath_prepend(EXAMPLES / "ogbench")
-    play = importlib.import_module("ogbench_play")
+    judge = importlib.import_module("ogbench_judge").judge
     rng, found, given = np.random.default_rng(0), [], []
     for task in range(1, 6):
         env: Any = gymnasium.make(f"{environment}-singletask-v0", reward_task_id=task).unwrapped
@@ -255,7 +255,7 @@ def test_the_judge_of_ogbench_gives_the_rewards_of_its_environments(
             state = np.asarray(env.compute_observation(), np.float32)
             # The state before the step counts, whatever is after it.
             episode = SimpleNamespace(observations={"observation": np.stack([state, rng.permutation(state)])})
-            [reward], [end] = play.judge({"reward_task_id": task}, episode)
+            [reward], [end] = judge({"reward_task_id": task}, episode)
             found.append(reward)
             given.append(env.compute_reward())
             assert end == (reward == 0.0)
@@ -264,7 +264,7 @@ def test_the_judge_of_ogbench_gives_the_rewards_of_its_environments(
     assert len(set(found)) >= {"cube-single": 2, "cube-double": 3, "scene": 4}[environment]
     for wrong in ({"reward_task_id": 0}, {"reward_task_id": 6}, {}):
         with pytest.raises(SpirlError, match=r"env\.kwargs\.reward_task_id"):
-            play.judge(wrong, episode)
+            judge(wrong, episode)
 
 
 @needs_ogbench
