@@ -132,12 +132,11 @@ def pretrain(
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Ray's trainer, which leaves Ctrl-C to this program. Ray's own handler ends the process, and stays when the
-    training is over. In a thread of its own, where Ray has no handler, a trainer that still waits would end the process
-    with status 1 once Ray has been shut down."""
+    """Ray's trainer, which leaves Ctrl-C to this program, and so can run in the main thread. In a thread of its own,
+    one that still waits would end the process with status 1 once Ray has been shut down."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        pass
+        """Registers none, because Ray's own handler ends the process, and stays when the training is over."""
 
 
 def _train_worker(config: dict[str, Any]) -> None:

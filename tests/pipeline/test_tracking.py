@@ -267,8 +267,7 @@ def test_weights_and_biases_writes_offline_runs_with_one_id(tmp_path: Path, monk
     files = sorted((place.folder / "wandb").glob(f"offline-run-*/run-{run}.wandb"))
     assert len(files) == 2
     written = b"".join(path.read_bytes() for path in files)
-    for word in (b"final_sampled_return", b"train.actor_lr"):
-        assert word in written
+    assert all(word in written for word in (b"sampled_return", b"final_sampled_return", b"train.actor_lr"))
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="no W&B: pip install 'spirl-ray[wandb]'")
