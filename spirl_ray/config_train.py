@@ -65,6 +65,9 @@ class LearnerSettings(Settings):
     or ``none``, SAC in a bounded box whose entropy is in the policy's loss alone, so that values count rewards."""
     offline_fraction: float | None = Field(default=None, ge=0.0, lt=1.0)
     """The part of each batch that is offline decisions, windows of the demonstrations; None is the preset's."""
+    offline_updates: int = Field(default=0, ge=0, le=MANY)
+    """Updates on offline decisions alone, between the warm-up and the first with the agent's own, for methods with
+    offline decisions: what demonstrations say of the task is learned before the agent practises."""
     novelty_bonus: float = Field(default=0.1, ge=0.0)
     """The most that a learned label adds to the reward of a decision that is unlike those of the agent."""
     features: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -123,6 +126,15 @@ class TrainSettings(LearnerSettings):
     keep_checkpoints: int = Field(default=2, ge=1, le=MANY)
     publish: Publish = "best"
     """The snapshot that becomes the policy: the best in the evaluations made during training, or the last one."""
+
+    @model_validator(mode="after")
+    def _labels_before_updates(self) -> TrainSettings:
+        if self.offline_updates and self.offline_labels == "learned":
+            raise ValueError(
+                f"offline_updates {self.offline_updates} need rewards, and offline_labels: learned has none before the "
+                "agent has practised; set offline_updates to 0, or other labels"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_shard_for_each_learner(self) -> TrainSettings:

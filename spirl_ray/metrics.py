@@ -100,8 +100,8 @@ def learner_metrics(update: Mapping[str, Any]) -> dict[str, float]:
     Args:
         update: tensors of one update, by name: ``critic_loss``, ``policy_loss``, ``alpha`` (scalars); ``values``,
             ``latent_std``; ``divergence`` [B] and ``phase`` [B] (where in the episode the skill began, from 0 to 1, or
-            less than 0 where the decision is not the agent's own, so that its divergence does not count); and whatever
-            else a learner of one's own gives.
+            less than 0 where the decision is not the agent's own, so that its divergence does not count beside those
+            that are); and whatever else a learner of one's own gives.
     """
     found = {}
     for metric in training_metrics("train"):
@@ -139,7 +139,9 @@ def _quantile(level: float) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _own_divergence(update: Mapping[str, Any]) -> Any:
-    return update["divergence"][update["phase"] >= 0.0]
+    """The divergences of the agent's own decisions, or all where the batch has none of its own."""
+    own = update["phase"] >= 0.0
+    return update["divergence"][own] if own.any() else update["divergence"]
 
 
 def _row(stage: Stage, name: str, meaning: str, unit: str = "", *, signed: bool = False, **more: Any) -> TrainingMetric:
@@ -161,7 +163,7 @@ _ROWS = (
     _row("train", "env_steps", "Primitive environment steps so far", "steps", panel="Environment steps", counter=True,
          brief="steps"),
     _row("train", "decisions", "Decisions of the policy so far, each of which is one skill", counter=True),
-    _row("train", "updates", "Gradient updates so far", counter=True),
+    _row("train", "updates", "Gradient updates so far", counter=True, brief="updates"),
     _row("train", "episodes", "Training episodes so far", counter=True, brief="episodes"),
     _row("train", "wall_clock_s", "Seconds of training so far, without interruptions", "s", counter=True),
     _row("train", *_DISK, panel="Disk of the output"),

@@ -138,9 +138,13 @@ SNAPSHOTS = "snapshots"
 _STEP = "step-"
 
 
-def step_folder(parent: Path, env_steps: int) -> Path:
-    """The folder of the checkpoint or snapshot after this many environment steps; its names sort by steps."""
-    return parent / f"{_STEP}{env_steps:012d}"
+def step_folder(parent: Path, env_steps: int, offline_updates: int = 0) -> Path:
+    """The folder of the checkpoint or snapshot after this many environment steps; its names sort by steps.
+
+    Updates on offline decisions alone come without a step, so a checkpoint among them has their number in its name,
+    too.
+    """
+    return parent / (f"{_STEP}{env_steps:012d}" + (f"-{offline_updates:012d}" if offline_updates else ""))
 
 
 def step_folders(parent: Path) -> list[Path]:
@@ -150,7 +154,7 @@ def step_folders(parent: Path) -> list[Path]:
 
 def steps_of(folder: Path) -> int:
     """The environment steps that a folder of `step_folder` is named after."""
-    return int(folder.name.removeprefix(_STEP))
+    return int(folder.name.removeprefix(_STEP).partition("-")[0])
 
 
 _SNAPSHOT_EVALUATION = "evaluation-"

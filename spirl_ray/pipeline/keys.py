@@ -22,7 +22,9 @@ NOT_LEARNED_FROM = {
     *("cuda_graph", "compile"),
 }
 """The settings of stage 2 that do not change what a policy learns."""
-_IN_THE_METHOD = {"target_divergence", "latent_limit", "policy_init", "regulariser", "offline_fraction"}
+_IN_THE_METHOD = {
+    *("target_divergence", "latent_limit", "policy_init", "regulariser", "offline_fraction", "offline_updates"),
+}
 """The settings that `MethodConfig` holds."""
 _ONLY_SOMETIMES = {"offline_labels", "novelty_bonus", "policy_polyak", "policy_value"}
 """The settings that have no effect with some methods or values, and must not lead to another policy then."""
@@ -133,7 +135,8 @@ def policy_key(skills_key: str, experiment: Experiment, method: MethodConfig, of
         settings["policy_polyak"] = train.policy_polyak
     if train.policy_value != "minimum" and train.critics > 1:
         settings["policy_value"] = train.policy_value
-    return fingerprint(skills_key, acting_environment(experiment), settings, method)
+    chosen = method.model_dump(mode="json", exclude=None if method.offline_updates else {"offline_updates"})
+    return fingerprint(skills_key, acting_environment(experiment), settings, chosen)
 
 
 def acting_environment(experiment: Experiment) -> EnvironmentSettings:

@@ -13,6 +13,9 @@ from spirl_ray.files import layout
 from spirl_ray.files.tables import read_csv, write_csv
 from spirl_ray.rl.algorithm import SkillPriorSAC
 
+_A_ROW_EVERY = 1000
+_PROGRESS = ("env_steps", "offline_updates")
+"""The counters of which either makes a row: updates on offline decisions alone come without any step."""
 Row = dict[str, Any]
 
 
@@ -30,9 +33,9 @@ class TrainingClock:
         """Sets ``wall_clock_s`` among the counters of the algorithm."""
         self._counters["wall_clock_s"] = time.perf_counter() - self._began
 
-    @property
-    def steps_since_row(self) -> int:
-        return self._counters["env_steps"] - self._last["env_steps"]
+    def row_is_due(self, *, now: bool) -> bool:
+        """True where there is enough for another row, or anything at all if one is wanted ``now``."""
+        return any(self._counters[name] - self._last[name] >= (1 if now else _A_ROW_EVERY) for name in _PROGRESS)
 
     def row(self) -> Row:
         """The next row of metrics."""
@@ -42,7 +45,7 @@ class TrainingClock:
         return {
             **{name: now[name] for name in ("env_steps", "decisions", "updates", "episodes")},
             "wall_clock_s": round(now["wall_clock_s"], 2),
-            **algorithm.episode_metrics(),
+            **algorithm.episodes.mean(),
             **algorithm.learner_metrics,
             "reward_scale": algorithm.rewards.factor,
             "env_steps_per_s": (now["env_steps"] - last["env_steps"]) / seconds,
@@ -53,10 +56,12 @@ class TrainingClock:
 class MetricsLog:
     """``metrics.csv`` and TensorBoard. Rows from after the restored checkpoint are dropped when a run resumes."""
 
-    def __init__(self, out: Path, env_steps: int) -> None:
+    def __init__(self, out: Path, env_steps: int, updates: int) -> None:
         self.path = out / layout.METRICS
         self.rows: list[Row] = [
-            dict(row.cells) for row in read_csv(self.path, ["env_steps"]) if row.number("env_steps") <= env_steps
+            dict(row.cells)
+            for row in read_csv(self.path, ["env_steps", "updates"])
+            if row.number("env_steps") <= env_steps and row.number("updates") <= updates
         ]
         try:
             self.board = SummaryWriter(out / layout.TENSORBOARD, purge_step=env_steps)

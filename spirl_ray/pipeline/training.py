@@ -39,7 +39,7 @@ from spirl_ray.rl.algorithm import SkillPriorSAC, SkillPriorSACConfig
 from spirl_ray.rl.learners import LearnerLost
 from spirl_ray.rl.methods import MethodConfig, kept_divergence
 
-_STEPS_PER_ROW = 1000
+_OFFLINE_UPDATES_A_CHECKPOINT = 10_000
 _LOST_IN_A_ROW = 3
 """The number of times that lost learners are replaced without a new checkpoint, before a run gives up."""
 Row = dict[str, Any]
@@ -156,7 +156,7 @@ def _train(
     try:
         if saved is not None:
             algorithm.load_checkpoint(str(saved))
-        algorithm.scores = scores
+        algorithm.episodes.scores = scores
         counters = algorithm.counters
         history = _note_provenance(run.out, counters["env_steps"])
         evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
@@ -182,26 +182,29 @@ def _loop(
 ) -> None:
     train, limit = run.experiment.train, run.experiment.train.env_steps
     counters = algorithm.counters
-    log, clock = MetricsLog(run.out, counters["env_steps"]), TrainingClock(algorithm)
+    log, clock = MetricsLog(run.out, counters["env_steps"], counters["updates"]), TrainingClock(algorithm)
     notices = _Notices(run, attempt, algorithm, monitor, progress)
     if counters["env_steps"] == 0:
         evaluations.snapshot(algorithm, 0)
     with contextlib.closing(log), deferred_termination() as termination:
         while (before := counters["env_steps"]) < limit:
+            offline_before = counters["offline_updates"]
             algorithm.train()
             clock.tick()
             notices.give()
-            steps, leaves = counters["env_steps"], termination.is_set()
+            steps, offline, leaves = counters["env_steps"], counters["offline_updates"], termination.is_set()
             ends = steps >= limit
-            saves = ends or leaves or _passes(train.checkpoint_every, before, steps)
+            begins = offline > offline_before and not algorithm.offline_updates_left  # begins to practise
+            saves = ends or leaves or begins or _passes(train.checkpoint_every, before, steps)
+            saves = saves or _passes(_OFFLINE_UPDATES_A_CHECKPOINT, offline_before, offline)
             # Also before a checkpoint: what it covers is not measured again after a restart.
-            if clock.steps_since_row >= (1 if saves else _STEPS_PER_ROW):
+            if clock.row_is_due(now=saves):
                 attempt.check()
                 row = clock.row()
                 log.add(row)
                 monitor.show(row, evaluations.newest)
                 progress(steps, limit, metrics=row, scores=_newest_scores(evaluations, row))
-            if ends or _passes(train.evaluate_every, before, steps):
+            if ends or begins or _passes(train.evaluate_every, before, steps):
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
             if saves:
@@ -236,8 +239,12 @@ class _Notices:
             self._monitor.show(lost)
         rewards, limit = self._algorithm.rewards, self._run.experiment.train.env_steps
         if rewards.warmed_up and self._settled != rewards.settled:
+            findings = self.note_rewards()
+            if self._settled is None and (count := self._run.method.offline_updates):
+                text = f"{count:,} updates on offline decisions alone come before the first with the agent's own"
+                findings += (Finding(f"{text} (train.offline_updates)."),)
             self._settled = rewards.settled
-            self._progress(self._algorithm.counters["env_steps"], limit, findings=self.note_rewards())
+            self._progress(self._algorithm.counters["env_steps"], limit, findings=findings)
 
     def note_rewards(self) -> tuple[Finding, ...]:
         """Writes what is known of rewards to ``rewards.json``, and returns what it says."""
@@ -321,7 +328,10 @@ def checkpoints(out: Path) -> list[Path]:
 
 def _checkpoint(run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC) -> None:
     """Writes a checkpoint and removes the oldest ones; an attempt that a newer one has overtaken publishes nothing."""
-    target = layout.step_folder(run.out / layout.CHECKPOINTS, algorithm.counters["env_steps"])
+    counters = algorithm.counters
+    only_offline = counters["offline_updates"] == counters["updates"]  # no further step has been made
+    offline = counters["offline_updates"] if only_offline else 0
+    target = layout.step_folder(run.out / layout.CHECKPOINTS, counters["env_steps"], offline)
     remove_partial_folders(target.parent)  # of attempts that have ended, or are about to
     if not target.exists():
         with partial_folder(target) as partial:

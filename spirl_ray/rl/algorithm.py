@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from ray.tune.registry import register_env
 import spirl_ray.envs as envs
 from spirl_ray.config import EnvironmentSettings, TrainSettings
 from spirl_ray.config_train import LearnerSettings
-from spirl_ray.envs.metrics import EpisodeOutcome
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl import checkpoint
 from spirl_ray.rl.config import (
@@ -41,10 +38,11 @@ from spirl_ray.rl.policy_network import PolicySpec
 from spirl_ray.rl.replay import decisions
 from spirl_ray.rl.rewards import RewardScale, rewards_of_demonstrations
 from spirl_ray.rl.sampling import Sampler
-from spirl_ray.rl.skill_env import last_info
+from spirl_ray.rl.training_episodes import TrainingEpisodes
 from spirl_ray.skills.artifact import read_skill_card
 
-_RECENT_EPISODES = 50
+_OFFLINE_UPDATES_A_ROUND = 250
+"""The updates on offline decisions alone in a round, after which a driver can save, and stop."""
 _POLICY, _AVERAGE = "policy.", "average."
 """The prefixes of the names of the policy's parameters, and of those of its average."""
 _RL_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
@@ -231,28 +229,28 @@ class SkillPriorSAC(Algorithm):
         self.learners = Learners(self.learner_group)
         self.rewards = RewardScale(self.settings, read_skill_card(Path(self.config.env_config["skills"])).spec.horizon)
         self.counters: dict[str, Any] = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
+        self.counters["offline_updates"] = 0
+        self._offline_updates = MethodConfig.model_validate(self.config.method).offline_updates
         environment = EnvironmentSettings.model_validate(self.config.env_config["environment"])
         self.environment = envs.environment(environment)
         self._rewards_are_replaced = environment.interface.reward != "env"
-        self.scores = envs.declared_scores(environment)
-        """The metrics of the training episodes; a driver may set others before it trains."""
-        self.recent: deque[dict[str, float]] = deque(maxlen=_RECENT_EPISODES)
-        """The metrics of the newest training episodes, by name."""
+        self.episodes = TrainingEpisodes(envs.declared_scores(environment))
         self.learner_metrics: dict[str, float] = {}
         """The newest losses, divergences and alpha, by name."""
         self._owed_updates = 0.0
-        self._running: dict[str, tuple[float, int]] = {}
         self._sample_s = 0.0
         self.sampler = Sampler(self.env_runner_group, self.config)
         self.timings = {"sample_s": 0.0, "wait_s": 0.0, "learn_s": 0.0}
 
     def training_step(self) -> None:
         waiting = time.perf_counter()
-        fragments = self._collect()
+        # Env runners keep what they have sampled until the updates on offline decisions alone are over.
+        offline = self.offline_updates_left > 0
+        fragments = [] if offline else self._collect()
         learning = time.perf_counter()
-        if fragments:
-            for runner, episodes in fragments:
-                self._remember(runner, episodes)
+        for runner, episodes in fragments:
+            self._remember(runner, episodes)
+        if fragments or offline:
             self._learn()
         learned = time.perf_counter() - learning
         self.timings = {"wait_s": learning - waiting, "learn_s": learned, "sample_s": self._sample_s}
@@ -293,25 +291,20 @@ class SkillPriorSAC(Algorithm):
         count = len(rows[Columns.REWARDS])
         self.counters["decisions"] += count
         self._owed_updates += count * self.settings.updates_per_decision
-        for episode in episodes:
-            infos = episode.get_infos()[1:]
-            steps = int(sum(info["primitive_steps"] for info in infos))
-            self.counters["env_steps"] += steps
-            total, length = self._running.pop(episode.id_, (0.0, 0))
-            total, length = total + float(sum(episode.get_rewards())), length + steps
-            if not episode.is_done:
-                self._running[episode.id_] = total, length
-                continue
-            self.counters["episodes"] += 1
-            last = last_info(infos[-1])
-            outcome = EpisodeOutcome(total, length, bool(episode.is_terminated), bool(episode.is_truncated), last)
-            measured = self.scores.of(outcome)
-            self.recent.append({name: value for name, value in measured.items() if math.isfinite(value)})
+        steps, ended = self.episodes.add(episodes)
+        self.counters["env_steps"] += steps
+        self.counters["episodes"] += ended
 
     # --- learning ---
 
+    @property
+    def offline_updates_left(self) -> int:
+        """The number of updates on offline decisions alone that are made before any further step; 0 in the warm-up."""
+        return self._offline_updates - self.counters["offline_updates"] if self.rewards.warmed_up else 0
+
     def _learn(self) -> None:
-        """Makes the updates owed for the sampled decisions, in one call to the learners."""
+        """Makes the updates owed for the sampled decisions, or some of those on offline decisions alone that come
+        before them, in one call to the learners."""
         wanted = min(self.settings.warmup_decisions, self.settings.replay_capacity)
         if self.counters["decisions"] < wanted or not all(self.learners.decisions):
             self._owed_updates = 0.0
@@ -322,19 +315,20 @@ class SkillPriorSAC(Algorithm):
                 self.config.dataset, self.environment, offline, replaced=self._rewards_are_replaced
             )
             self.rewards.end_warm_up(self.learners.mean_divergence(), known)
-        updates = int(self._owed_updates)
+        alone = min(self.offline_updates_left, _OFFLINE_UPDATES_A_ROUND)
+        updates = alone or int(self._owed_updates)
         if not updates:
             return
-        self._owed_updates -= updates
-        self.learner_metrics.update(self.learners.learn(updates, self.rewards.factor))
+        if alone:
+            self.counters["offline_updates"] += alone
+            self.sampler.is_not_asked()
+        else:
+            self._owed_updates -= updates
+        self.learner_metrics.update(self.learners.learn(updates, self.rewards.factor, offline=alone > 0))
         self.counters["updates"] += updates
         self.metrics.log_dict(self.learner_metrics, key=(LEARNER_RESULTS, DEFAULT_MODULE_ID), window=1)
 
     # --- results of a round ---
-
-    def episode_metrics(self) -> dict[str, float]:
-        """The means of the episode metrics over the last 50 training episodes; those without a value are left out."""
-        return self.scores.mean(self.recent)
 
     def policy_state(self) -> dict[str, torch.Tensor]:
         """The state dict of the `PolicyNetwork`, from the (first) learner, for the policy artifact: that of its average
@@ -365,7 +359,7 @@ class SkillPriorSAC(Algorithm):
                 "rewards": self.rewards.state(),
                 "counters": dict(self.counters),
                 "owed_updates": self._owed_updates,
-                "recent": list(self.recent),
+                "recent": list(self.episodes.recent),
                 "iteration": self.iteration,
             },
         )
@@ -386,9 +380,7 @@ class SkillPriorSAC(Algorithm):
         self.rewards.restore(state["rewards"])
         self.counters.update(state["counters"])
         self._owed_updates = state["owed_updates"]
-        self._running.clear()
-        self.recent.clear()
-        self.recent.extend(state["recent"])
+        self.episodes.restore(state["recent"])
         self._iteration = state["iteration"]
         for index, rng in zip(runners.healthy_env_runner_ids() or [None], state["runner_rng"], strict=False):
             remote = None if index is None else [index]

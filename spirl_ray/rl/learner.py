@@ -67,7 +67,7 @@ class SkillPriorSACLearner(TorchLearner):
         if (make_rows := METHODS[method.name].rows) is not None:
             self.rows = make_rows(self)
         elif method.offline_fraction:
-            self.rows = OfflineRows(self.config, self.replay, module.policy, rank)
+            self.rows = self._offline_rows = OfflineRows(self.config, self.replay, module.policy, rank)
         self._gradients = None
         if self.config.num_learners > 1:
             self._gradients = AveragedGradients([each for each in module.parameters() if each.requires_grad])
@@ -119,12 +119,13 @@ class SkillPriorSACLearner(TorchLearner):
 
     # --- updates ---
 
-    def learn(self, updates: int, reward_scale: float) -> dict[str, float]:
+    def learn(self, updates: int, reward_scale: float, *, offline: bool = False) -> dict[str, float]:
         """Makes updates from rows of the replay.
 
         Args:
             updates: the number of updates.
             reward_scale: the factor on rewards.
+            offline: True for batches of offline decisions alone.
 
         Returns:
             The metrics of the last update, by name.
@@ -135,9 +136,10 @@ class SkillPriorSACLearner(TorchLearner):
         self._weights_seq_no += 1  # env runners take only weights with a higher number than their own
         size, last = self._settings.batch_size, {}
         at_a_time = max(1, _ROWS_AT_A_TIME // size)
+        sample = self._offline_rows.sample_offline if offline else self.rows.sample
         for first in range(0, updates, at_a_time):
             count = min(at_a_time, updates - first)
-            drawn = self.rows.sample(count * size)
+            drawn = sample(count * size)
             drawn[Columns.REWARDS] = reward_scale * drawn[Columns.REWARDS]
             for index in range(count):
                 some = slice(index * size, (index + 1) * size)

@@ -47,9 +47,9 @@ class Learners:
         # Not waited for: a learner makes its updates after what was sent before.
         self._ask(lambda learner: learner.replay.add(rows), to=to, waits=False)
 
-    def learn(self, updates: int, reward_scale: float) -> dict[str, float]:
+    def learn(self, updates: int, reward_scale: float, *, offline: bool = False) -> dict[str, float]:
         """Makes updates on all learners at once; returns the first one's metrics, see `SkillPriorSACLearner.learn`."""
-        return self._ask(lambda learner: learner.learn(updates, reward_scale))[0]
+        return self._ask(lambda learner: learner.learn(updates, reward_scale, offline=offline))[0]
 
     def mean_divergence(self) -> float:
         """The mean divergence (nats) of the policy at the first decisions in the replays."""

@@ -67,6 +67,8 @@ def alpha_loss(log_alpha: Tensor, divergence: Tensor, target_divergence: float) 
 
 
 def mean_of_own(values: Tensor, phase: Tensor) -> Tensor:
-    """The mean of ``values`` [B] over the agent's own decisions, whose ``phase`` [B] is not below 0."""
-    own = (phase >= 0.0).to(values.dtype)
-    return (own * values).sum() / own.sum().clamp_min(1.0)
+    """The mean of ``values`` [B] over the agent's own decisions, whose ``phase`` [B] is not below 0, or over all where
+    the batch has none of its own."""
+    own = phase >= 0.0
+    counted = (own | ~own.any()).to(values.dtype)
+    return (counted * values).sum() / counted.sum()

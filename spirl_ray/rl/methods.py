@@ -105,6 +105,7 @@ class MethodConfig(Settings):
     """The features that the policy observes; None leaves the choice to `spirl_ray.rl.policy_network.policy_spec`."""
     policy_head: str = "auto"
     offline_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    offline_updates: int = Field(default=0, ge=0)
 
     @property
     def divergence_counts(self) -> bool:
@@ -204,6 +205,7 @@ def method_config(name: str, train: TrainSettings, spec: SkillSpec) -> MethodCon
         features=train.features,
         policy_head=train.policy_head,
         offline_fraction=fraction,
+        offline_updates=train.offline_updates if fraction else 0,
     )
 
 

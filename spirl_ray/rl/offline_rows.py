@@ -83,6 +83,10 @@ class OfflineRows:
             for name in online
         }
 
+    def sample_offline(self, count: int) -> dict[str, Tensor]:
+        """Draws ``count`` offline decisions, without any of the agent's own."""
+        return self.offline.sample(count)
+
     def state(self) -> dict[str, Any]:
         labels = None if self.labels is None else self.labels.state()
         return {"card": self._identity, "rng": self.offline.generator.get_state(), "labels": labels}

@@ -79,6 +79,10 @@ class Sampler:
             self.group.foreach_env_runner_async(_try_to_sample, tag="sample", remote_worker_ids=list(found))
         return list(found.values())
 
+    def is_not_asked(self) -> None:
+        """Notes that nobody collects samples now, so that the time does not count as one without an answer."""
+        self._heard_at = time.monotonic()
+
     def lost(self) -> dict[str, int]:
         """Counts the env runners that do not answer now, and all that were lost so far, by the names of the metrics."""
         missing = self.group.num_remote_env_runners() - self.group.num_healthy_remote_env_runners()

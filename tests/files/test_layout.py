@@ -82,3 +82,12 @@ def test_folders_of_steps_sort_by_steps(tmp_path: Path) -> None:
         layout.step_folder(tmp_path, number).mkdir()
     (tmp_path / ".step-000000000001.partial-host-1").mkdir()
     assert [layout.steps_of(folder) for folder in layout.step_folders(tmp_path)] == steps
+
+
+def test_folders_of_updates_without_a_step_come_after_that_step_and_before_the_next(tmp_path: Path) -> None:
+    wanted = [(300, 0), (300, 5_000), (300, 20_000), (301, 0)]
+    for steps, updates in reversed(wanted):
+        layout.step_folder(tmp_path, steps, updates).mkdir()
+    found = layout.step_folders(tmp_path)
+    assert found == [layout.step_folder(tmp_path, *one) for one in wanted]
+    assert [layout.steps_of(folder) for folder in found] == [300, 300, 300, 301]

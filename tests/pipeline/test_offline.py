@@ -12,6 +12,7 @@ from workspaces import trial as toy_trial
 
 from spirl_ray.config import parse_experiment
 from spirl_ray.errors import SpirlError
+from spirl_ray.files.tables import read_csv
 from spirl_ray.pipeline import stages
 from spirl_ray.pipeline.offline import offline_decisions
 from spirl_ray.pipeline.results import Finding
@@ -34,6 +35,7 @@ def prepared(folder: Path, *methods: str, **changes: Any) -> list[Trial]:
 @pytest.mark.usefixtures("local_ray")
 def test_presets_with_offline_decisions_learn_from_both(tmp_path: Path) -> None:
     many = {"critics": 3, "critics_in_minimum": 2, "critic_layer_norm": True, "updates_per_decision": 2.0}
+    many |= {"offline_updates": 30}
     trials = prepared(tmp_path, "spirl_offline", "supe", "rlpd", "flow_offline", train=many)
     told: list[Finding] = []
 
@@ -43,7 +45,7 @@ def test_presets_with_offline_decisions_learn_from_both(tmp_path: Path) -> None:
     for trial in trials:
         stages.train_skills(trial)
         result = stages.train(trial, tell)
-        assert result.updates > 0
+        assert result.updates > 30
         assert trial.offline is not None
         card = read_offline_card(trial.offline)
         assert (card.parts, card.labels) == (2, "environment")  # one for each file of the dataset
@@ -51,6 +53,10 @@ def test_presets_with_offline_decisions_learn_from_both(tmp_path: Path) -> None:
         [finding] = [f for f in result.findings if f"{card.decisions:,} offline decisions" in f.text]
         assert not finding.warning
         assert finding in told
+        [alone] = [f for f in told if "30 updates on offline decisions alone" in f.text]
+        told.remove(alone)
+        steps = [row.whole_number("env_steps") for row in read_csv(trial.policy / "evaluations.csv")]
+        assert len(set(steps)) == 3  # before, after the updates without a step, and at the end
     names = {trial.offline.name for trial in trials if trial.offline is not None}
     assert len(names) == 4
 

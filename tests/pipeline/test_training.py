@@ -16,6 +16,7 @@ from spirl_ray.config import TrainSettings
 from spirl_ray.envs import declared_scores
 from spirl_ray.errors import SpirlError
 from spirl_ray.files.attempts import Attempt
+from spirl_ray.files.tables import read_csv
 from spirl_ray.pipeline import training
 from spirl_ray.pipeline.events import silent
 from spirl_ray.pipeline.metrics_log import MetricsLog
@@ -39,14 +40,14 @@ def test_the_learner_is_told_the_scale_of_rewards(tmp_path: Path) -> None:
 
 
 def test_metrics_from_after_the_restored_checkpoint_are_dropped(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, 0)
-    for steps in (100, 200, 300):
-        log.add({"env_steps": steps, "alpha": 0.5})
+    log = MetricsLog(tmp_path, 0, 0)
+    for steps, updates in ((100, 0), (200, 0), (200, 50), (200, 90), (300, 90)):
+        log.add({"env_steps": steps, "updates": updates, "alpha": 0.5})
     log.close()
-    log = MetricsLog(tmp_path, 200)
-    log.add({"env_steps": 310, "alpha": 0.5, "critic_loss": 1.0})
+    log = MetricsLog(tmp_path, 200, 50)
+    log.add({"env_steps": 310, "updates": 60, "alpha": 0.5, "critic_loss": 1.0})
     log.close()
-    assert steps_in(tmp_path / "metrics.csv") == [100, 200, 310]
+    assert steps_in(tmp_path / "metrics.csv") == [100, 200, 200, 310]
 
 
 def test_provenance_names_the_processes_whose_steps_were_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,17 +67,22 @@ class Algorithm:
     """Counts 50 steps a round; ``events`` happen during the round that reaches these steps."""
 
     def __init__(self, events: dict[int, Callable[[], Any]]) -> None:
-        self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
+        self.counters = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0, "offline_updates": 0}
+        self.episodes = SimpleNamespace(mean=lambda: {})
+        self.offline_updates_left = 0
         self.events, self.learner_metrics = events, dict[str, float]()
         self.rewards = RewardScale(TrainSettings(), horizon=10)
         self.sampler = SimpleNamespace(lost=lambda: {"env_runners_lost": self.counters["env_steps"] // 150})
 
     def train(self) -> None:
-        self.counters["env_steps"] += 50
+        if self.offline_updates_left:
+            self.offline_updates_left -= 2500
+            self.counters["offline_updates"] += 2500
+            self.counters["updates"] += 2500
+        else:
+            self.counters["env_steps"] += 50
+            self.counters["updates"] += bool(self.counters["offline_updates"])
         self.events.get(self.counters["env_steps"], lambda: None)()
-
-    def episode_metrics(self) -> dict[str, float]:
-        return {}
 
     def save_checkpoint(self, folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -115,6 +121,34 @@ def test_a_notice_leads_to_a_checkpoint_of_the_running_round_and_the_end(tmp_pat
     assert saved(run) == [300]
     assert steps_in(run.out / "metrics.csv") == [300]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_updates_without_a_step_are_logged_saved_and_evaluated(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=200, checkpoint_every=1000)
+    run.out.mkdir(parents=True)
+    algorithm, snapshots = Algorithm({}), list[int]()
+    algorithm.events[100] = lambda: setattr(
+        algorithm, "offline_updates_left", 15_000 - algorithm.counters["offline_updates"]
+    )
+    algorithm.events[-100] = lambda: seen.append(sorted(path.name for path in (run.out / "checkpoints").glob("s*")))
+    seen: list[list[str]] = []
+    evaluations: Any = SimpleNamespace(
+        snapshot=lambda _, steps: snapshots.append(steps),
+        collect=lambda *_: None,
+        newest={},
+        scores=declared_scores("spirl/PointPads-v0"),
+    )
+    monitor: Any = SimpleNamespace(show=lambda *_: None)
+    training._loop(run, Attempt.begin(run.out), algorithm, evaluations, monitor, silent)  # type: ignore[arg-type]
+    updates = [row.whole_number("updates") for row in read_csv(run.out / "metrics.csv")]
+    assert updates == [2500, 5000, 7500, 10_000, 12_500, 15_000, 15_002]
+    assert steps_in(run.out / "metrics.csv") == [100] * 6 + [200]
+    assert snapshots == [0, 100, 200]  # before, after what demonstrations say, and at the end
+    assert seen == [[], ["step-000000000100-000000010000"]]
+    assert [folder.name for folder in training.checkpoints(run.out)] == [
+        "step-000000000100-000000015000",
+        "step-000000000200",
+    ]
 
 
 def test_an_overlapping_attempt_takes_over_and_the_older_one_writes_nothing_more(tmp_path: Path) -> None:

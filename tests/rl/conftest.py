@@ -86,3 +86,27 @@ def make_learner(make_config: Callable[..., Any]) -> Callable[..., Any]:
         return learner
 
     return make
+
+
+@pytest.fixture
+def offline_folder(make_learner: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
+    """Writes a folder of 200 random offline decisions of the skills and policy of `make_config`."""
+    from made_decisions import made_decisions
+
+    from spirl_ray.config import EnvironmentSettings
+    from spirl_ray.config_train import Labels
+    from spirl_ray.rl.offline_decisions import STEPS, Encoding, write_card, write_part
+    from spirl_ray.rl.replay import DISCOUNTS, PHASE
+
+    def write(labels: Labels = "environment", latent_limit: float | None = None) -> Path:
+        plain = make_learner()
+        rows = made_decisions(plain.networks.policy.observation_dim, plain.networks.latent_dim, 200, seed=5)
+        rows[STEPS] = np.full(200, 4, np.float32)
+        del rows[DISCOUNTS], rows[PHASE]
+        rows |= {"judged_rewards": np.zeros(200, np.float32), "judged_lengths": np.array([200.0], np.float32)}
+        folder, pads = tmp_path / f"offline-{labels}", EnvironmentSettings(id="spirl/PointPads-v0")
+        encoding = Encoding(plain.config.skills_folder, plain.config.policy, pads, latent_limit, labels, seed=0)
+        write_card(folder, encoding, "d" * 64, [write_part(folder, 0, rows, latent_limit)])
+        return folder
+
+    return write

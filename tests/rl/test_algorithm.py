@@ -99,7 +99,7 @@ def as_saved(entry: Any, value: torch.Tensor) -> np.ndarray:
 
 def test_learning_waits_for_the_warm_up_and_then_keeps_its_ratio(build: Callable[..., Any]) -> None:
     algorithm = build(warmup_decisions=2 * DECISIONS, updates_per_decision=0.3)
-    algorithm.scores = declared_scores("spirl/PointPads-v0")
+    algorithm.episodes.scores = declared_scores("spirl/PointPads-v0")
     algorithm.train()
     assert algorithm.counters["updates"] == 0
     assert len(learner(algorithm).replay) == DECISIONS
@@ -112,8 +112,8 @@ def test_learning_waits_for_the_warm_up_and_then_keeps_its_ratio(build: Callable
     steps = [4, 4, 4, 4, 4, 4, 4, 2]  # episodes of 30 primitive steps
     finished, running = divmod(counters["decisions"] // 2, len(steps))
     assert counters["env_steps"] == 2 * (finished * sum(steps) + sum(steps[:running]))
-    assert counters["episodes"] == 2 * finished == len(algorithm.recent)
-    metrics = algorithm.episode_metrics()
+    assert counters["episodes"] == 2 * finished == len(algorithm.episodes.recent)
+    metrics = algorithm.episodes.mean()
     assert metrics["return"] == pytest.approx(metrics["subtasks"])
     assert metrics["length"] == sum(steps)
     assert {"critic_loss", "alpha", "divergence_p99"} <= algorithm.learner_metrics.keys()
@@ -205,6 +205,37 @@ def test_restored_run_is_bit_equal_and_learns_on(
     before = restored.counters["updates"]
     restored.train()
     assert restored.counters["updates"] > before
+
+
+@pytest.mark.parametrize("env_runners", [0, 1])
+def test_updates_on_offline_decisions_alone_come_between_warm_up_and_practice(
+    build: Callable[..., Any],
+    offline_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    env_runners: int,
+) -> None:
+    monkeypatch.setattr("spirl_ray.rl.algorithm._OFFLINE_UPDATES_A_ROUND", 10)
+    settings = {
+        **{"offline": offline_folder(), "offline_fraction": 0.5, "offline_updates": 25},
+        **{"warmup_decisions": DECISIONS, "updates_per_decision": 0.5, "env_runners": env_runners},
+    }
+    algorithm = build(**settings)
+    train_until(algorithm, lambda: algorithm.counters["updates"] > 0)
+    steps = algorithm.counters["env_steps"]
+    assert (algorithm.counters["updates"], algorithm.offline_updates_left) == (10, 15)
+    algorithm.save_checkpoint(str(tmp_path / "first"))
+    resumed = build(**settings)
+    resumed.load_checkpoint(str(tmp_path / "first"))
+    for each in (algorithm, resumed):
+        for left in (5, 0):
+            each.train()
+            assert (each.offline_updates_left, each.counters["env_steps"]) == (left, steps)
+        assert each.counters["updates"] == each.counters["offline_updates"] == 25
+        while each.counters["updates"] == 25:
+            each.train()
+        assert each.counters["env_steps"] > steps
+        assert each.counters["offline_updates"] == 25
 
 
 def test_the_learner_gets_scaled_rewards_and_the_replay_keeps_them_as_they_are(

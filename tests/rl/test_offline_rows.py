@@ -7,18 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from made_decisions import made_decisions
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from spirl_ray.config import EnvironmentSettings
 from spirl_ray.config_train import Labels
 from spirl_ray.errors import SpirlError
 from spirl_ray.rl.learned_labels import LearnedLabels
-from spirl_ray.rl.offline_decisions import STEPS, Encoding, write_card, write_part
 from spirl_ray.rl.offline_rows import OfflineRows
 from spirl_ray.rl.replay import DISCOUNTS, OFFLINE_PHASE, PHASE
 
@@ -27,21 +24,11 @@ ONLINE, OFFLINE = 0.0, OFFLINE_PHASE
 
 
 @pytest.fixture
-def make_offline_learner(make_learner: MakeLearner, tmp_path: Path) -> MakeLearner:
+def make_offline_learner(make_learner: MakeLearner, offline_folder: Callable[..., Path]) -> MakeLearner:
     """A learner with a folder of 200 offline decisions: ``make(labels=…, **training)``."""
 
     def make(labels: Labels = "environment", latent_limit: float | None = None, **training: Any) -> Any:
-        plain = make_learner()
-        width, latents = plain.networks.policy.observation_dim, plain.networks.latent_dim
-        rows = made_decisions(width, latents, 200, seed=5)
-        rows[STEPS] = np.full(200, 4, np.float32)
-        del rows[DISCOUNTS], rows[PHASE]
-        rows |= {"judged_rewards": np.zeros(200, np.float32), "judged_lengths": np.array([200.0], np.float32)}
-        folder, skills = tmp_path / f"offline-{labels}", plain.config.skills_folder
-        pads = EnvironmentSettings(id="spirl/PointPads-v0")
-        encoding = Encoding(skills, plain.config.policy, pads, latent_limit, labels, seed=0)
-        write_card(folder, encoding, "d" * 64, [write_part(folder, 0, rows, latent_limit)])
-        learner = make_learner(offline=folder, **training)
+        learner = make_learner(offline=offline_folder(labels, latent_limit), **training)
         learner.replay.columns[PHASE][:] = ONLINE
         return learner
 
@@ -64,6 +51,27 @@ def test_a_discount_a_primitive_step_is_that_of_the_decisions_length(make_offlin
     learner = make_offline_learner(offline_fraction=0.5, discount=0.9, discount_per="primitive_step")
     drawn = learner.rows.sample(32)
     assert drawn[DISCOUNTS][drawn[PHASE] == OFFLINE].unique().tolist() == [pytest.approx(0.9**4)]
+
+
+def test_updates_on_offline_decisions_alone_draw_no_others_and_keep_the_target_divergence(
+    make_offline_learner: MakeLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make_offline_learner(offline_fraction=0.5, target_divergence=1e-6, alpha_lr=0.01, actor_lr=0.01)
+    drawn: list[torch.Tensor] = []
+    update = learner._update_from
+
+    def noted(batch: Any) -> Any:
+        drawn.append(batch[PHASE])
+        return update(batch)
+
+    monkeypatch.setattr(learner, "_update_from", noted)
+    found = learner.learn(20, 1.0, offline=True)
+    assert len(drawn) == 20
+    assert torch.cat(drawn).eq(OFFLINE).all()
+    assert found["divergence"] > 1e-6  # measured on offline decisions, and alpha follows it
+    assert found["alpha"] > 0.5
+    learner.learn(1, 1.0)
+    assert drawn[-1].eq(ONLINE).sum() == 16
 
 
 def test_without_a_fraction_only_the_replay_is_drawn_from(make_learner: MakeLearner) -> None:
