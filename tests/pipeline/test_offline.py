@@ -122,7 +122,7 @@ def test_what_determines_the_labels_is_in_the_key_of_decisions_and_policy(tmp_pa
         assert not {*keys(train={name: chosen})} & {*first}
     plain, bounded = (keys(method="rlpd", train={"regulariser": kind}) for kind in ("preset", "prior"))
     assert plain[0] != bounded[0]  # with a prior, policy observations hold its parameters
-    for setting, value in (("target_divergence", 3.0), ("offline_fraction", 0.25)):
+    for setting, value in (("target_divergence", 3.0), ("offline_fraction", 0.25), ("offline_updates", 100)):
         decisions, policy = keys(train={setting: value})
         assert decisions == first[0]
         assert policy != first[1]

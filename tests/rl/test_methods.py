@@ -52,6 +52,14 @@ def test_offline_decisions_are_a_switch_that_presets_set() -> None:
     assert configured("supe", offline_fraction=0.0).offline_fraction == 0.0
 
 
+def test_updates_without_a_step_are_for_methods_with_offline_decisions_and_known_labels() -> None:
+    assert configured("spirl_offline", offline_updates=100).offline_updates == 100
+    assert configured("spirl_offline", offline_updates=100, offline_fraction=0.0).offline_updates == 0
+    assert configured("spirl_cl", offline_updates=100).offline_updates == 0
+    with pytest.raises(ValueError, match="offline_labels: learned has none"):
+        configured("spirl_offline", offline_updates=100, offline_labels="learned")
+
+
 @pytest.mark.parametrize(("batch_size", "fraction"), [(4, 0.95), (4, 0.1), (1, 0.5)])
 def test_a_share_of_all_or_nothing_is_refused(batch_size: int, fraction: float) -> None:
     with pytest.raises(SpirlError, match=r"train\.offline_fraction.*train\.batch_size"):
