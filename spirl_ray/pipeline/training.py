@@ -136,7 +136,7 @@ def _train_through_lost_learners(
                 ) from error
             steps = layout.steps_of(saved[-1]) if saved else 0
             found = Finding(f"{error}, so training resumes from step {steps:,} with new ones.", warning=True)
-            progress(steps, run.experiment.train.env_steps, findings=(found,))
+            progress(steps, _in_all(run), findings=(found,))
 
 
 def _train(
@@ -203,7 +203,7 @@ def _loop(
                 row = clock.row()
                 log.add(row)
                 monitor.show(row, evaluations.newest)
-                progress(steps, limit, metrics=row, scores=_newest_scores(evaluations, row))
+                progress(steps + offline, _in_all(run), metrics=row, scores=_newest_scores(evaluations, row))
             if ends or begins or _passes(train.evaluate_every, before, steps):
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
@@ -213,6 +213,11 @@ def _loop(
                 sys.exit(TERMINATED)
     if algorithm.rewards.warmed_up:
         notices.note_rewards()
+
+
+def _in_all(run: TrainingRun) -> int:
+    """The steps of a training, and its updates without a step."""
+    return run.experiment.train.env_steps + run.method.offline_updates
 
 
 def _passes(every: int, before: int, now: int) -> bool:
@@ -237,14 +242,15 @@ class _Notices:
         if (lost := self._algorithm.sampler.lost()) != self._lost:
             self._lost = lost
             self._monitor.show(lost)
-        rewards, limit = self._algorithm.rewards, self._run.experiment.train.env_steps
+        rewards = self._algorithm.rewards
         if rewards.warmed_up and self._settled != rewards.settled:
             findings = self.note_rewards()
             if self._settled is None and (count := self._run.method.offline_updates):
                 text = f"{count:,} updates on offline decisions alone come before the first with the agent's own"
                 findings += (Finding(f"{text} (train.offline_updates)."),)
             self._settled = rewards.settled
-            self._progress(self._algorithm.counters["env_steps"], limit, findings=findings)
+            counters = self._algorithm.counters
+            self._progress(counters["env_steps"] + counters["offline_updates"], _in_all(self._run), findings=findings)
 
     def note_rewards(self) -> tuple[Finding, ...]:
         """Writes what is known of rewards to ``rewards.json``, and returns what it says."""

@@ -139,7 +139,14 @@ def test_updates_without_a_step_are_logged_saved_and_evaluated(tmp_path: Path) -
         scores=declared_scores("spirl/PointPads-v0"),
     )
     monitor: Any = SimpleNamespace(show=lambda *_: None)
-    training._loop(run, Attempt.begin(run.out), algorithm, evaluations, monitor, silent)  # type: ignore[arg-type]
+    done = list[float]()
+    attempt = Attempt.begin(run.out)
+
+    def tell(now: float, total: float, **newest: Any) -> None:
+        done.append(now)
+
+    training._loop(run, attempt, algorithm, evaluations, monitor, tell)  # type: ignore[arg-type]
+    assert done == [2600, 5100, 7600, 10_100, 12_600, 15_100, 15_200]
     updates = [row.whole_number("updates") for row in read_csv(run.out / "metrics.csv")]
     assert updates == [2500, 5000, 7500, 10_000, 12_500, 15_000, 15_002]
     assert steps_in(run.out / "metrics.csv") == [100] * 6 + [200]
