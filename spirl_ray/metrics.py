@@ -164,6 +164,7 @@ _ROWS = (
          brief="steps"),
     _row("train", "decisions", "Decisions of the policy so far, each of which is one skill", counter=True),
     _row("train", "updates", "Gradient updates so far", counter=True, brief="updates"),
+    _row("train", "offline_updates", "Updates on offline decisions alone so far", counter=True),
     _row("train", "episodes", "Training episodes so far", counter=True, brief="episodes"),
     _row("train", "wall_clock_s", "Seconds of training so far, without interruptions", "s", counter=True),
     _row("train", *_DISK, panel="Disk of the output"),

@@ -234,6 +234,9 @@ def reward_findings(
                 f"ended. Now it is {number(scale)}."
             )
         )
+    if method.offline_updates:
+        alone = f"{method.offline_updates:,} updates on offline decisions alone"
+        found.append(Finding(f"{alone} come between the warm-up and the agent's practice (train.offline_updates)."))
     return (*found, *_reward_warnings(numbers, train, method))
 
 

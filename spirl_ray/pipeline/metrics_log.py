@@ -43,7 +43,7 @@ class TrainingClock:
         self._last = now
         seconds = now["wall_clock_s"] - last["wall_clock_s"]
         return {
-            **{name: now[name] for name in ("env_steps", "decisions", "updates", "episodes")},
+            **{name: now[name] for name in ("env_steps", "decisions", "updates", "offline_updates", "episodes")},
             "wall_clock_s": round(now["wall_clock_s"], 2),
             **algorithm.episodes.mean(),
             **algorithm.learner_metrics,
@@ -64,7 +64,7 @@ class MetricsLog:
             if row.number("env_steps") <= env_steps and row.number("updates") <= updates
         ]
         try:
-            self.board = SummaryWriter(out / layout.TENSORBOARD, purge_step=env_steps)
+            self.board = SummaryWriter(out / layout.TENSORBOARD, purge_step=env_steps + 1)
         except OSError as error:
             raise SpirlError(f"Cannot write to {out}: {error.strerror}. Choose another `output`.") from error
 

@@ -51,6 +51,8 @@ class TrackedRecord(Settings):
     """The id of the run in the tracker."""
     step: int = -1
     """The step up to which rows of ``metrics.csv`` have been sent."""
+    rows_at_step: int = 1
+    """The number of these that have just this step, because offline updates come without one."""
     evaluations: tuple[str, ...] = ()
     """The evaluations that have been sent."""
     files: dict[str, str] = Field(default_factory=dict)
@@ -78,8 +80,9 @@ class TrackedResult:
             for row in read_csv(self.folder / layout.METRICS)
         ]
         evaluations = _evaluated(self.folder) | dict(self.evaluations)
+        again = [row for row in rows if row.step == record.step]
         return (
-            [row for row in rows if row.step > record.step],
+            [*again[record.rows_at_step :], *(row for row in rows if row.step > record.step)],
             {name: point for name, point in evaluations.items() if name not in record.evaluations},
         )
 
@@ -282,7 +285,8 @@ class _Sender:
         _, run = self._open[result.folder]
         run.log([*rows, *evaluations.values()])
         last = max((row.step for row in rows), default=record.step)
-        record = note(step=last, evaluations=(*record.evaluations, *evaluations))
+        at_last = sum(row.step == last for row in rows) + (record.rows_at_step if last == record.step else 0)
+        record = note(step=last, rows_at_step=at_last, evaluations=(*record.evaluations, *evaluations))
         for name, (file, digest) in files.items():
             run.attach(file, name)
             record = note(files={**record.files, name: digest})

@@ -158,8 +158,10 @@ def _train(
             algorithm.load_checkpoint(str(saved))
         algorithm.episodes.scores = scores
         counters = algorithm.counters
-        history = _note_provenance(run.out, counters["env_steps"])
-        evaluations = SnapshotEvaluations(run, counters["env_steps"], on_evaluation)
+        history = _note_provenance(run.out, counters["env_steps"], counters["updates"])
+        # In the midst of updates without a step, the snapshot of this step is of the time after them.
+        kept = counters["env_steps"] - bool(algorithm.offline_updates_left)
+        evaluations = SnapshotEvaluations(run, kept, on_evaluation)
         monitor = Monitor(run.experiment.name, f"{run.method.name}-s{run.seed}", "train", scores, run.out)
         target = kept_divergence(run.method, run.experiment.train)
         with monitor.at_work({"env_steps": counters["env_steps"], "target_divergence": target}):
@@ -187,14 +189,14 @@ def _loop(
     if counters["env_steps"] == 0:
         evaluations.snapshot(algorithm, 0)
     with contextlib.closing(log), deferred_termination() as termination:
-        while (before := counters["env_steps"]) < limit:
+        while (before := counters["env_steps"]) < limit or algorithm.offline_updates_left:
             offline_before = counters["offline_updates"]
             algorithm.train()
             clock.tick()
             notices.give()
             steps, offline, leaves = counters["env_steps"], counters["offline_updates"], termination.is_set()
-            ends = steps >= limit
-            begins = offline > offline_before and not algorithm.offline_updates_left  # begins to practise
+            practises = not algorithm.offline_updates_left
+            ends, begins = practises and steps >= limit, practises and offline > offline_before
             saves = ends or leaves or begins or _passes(train.checkpoint_every, before, steps)
             saves = saves or _passes(_OFFLINE_UPDATES_A_CHECKPOINT, offline_before, offline)
             # Also before a checkpoint: what it covers is not measured again after a restart.
@@ -204,7 +206,7 @@ def _loop(
                 log.add(row)
                 monitor.show(row, evaluations.newest)
                 progress(steps + offline, _in_all(run), metrics=row, scores=_newest_scores(evaluations, row))
-            if ends or begins or _passes(train.evaluate_every, before, steps):
+            if ends or begins or (practises and _passes(train.evaluate_every, before, steps)):
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
             if saves:
@@ -244,13 +246,10 @@ class _Notices:
             self._monitor.show(lost)
         rewards = self._algorithm.rewards
         if rewards.warmed_up and self._settled != rewards.settled:
-            findings = self.note_rewards()
-            if self._settled is None and (count := self._run.method.offline_updates):
-                text = f"{count:,} updates on offline decisions alone come before the first with the agent's own"
-                findings += (Finding(f"{text} (train.offline_updates)."),)
             self._settled = rewards.settled
             counters = self._algorithm.counters
-            self._progress(counters["env_steps"] + counters["offline_updates"], _in_all(self._run), findings=findings)
+            done = counters["env_steps"] + counters["offline_updates"]
+            self._progress(done, _in_all(self._run), findings=self.note_rewards())
 
     def note_rewards(self) -> tuple[Finding, ...]:
         """Writes what is known of rewards to ``rewards.json``, and returns what it says."""
@@ -304,11 +303,15 @@ def _publish(snapshot: Path, out: Path) -> None:
         write_atomically(out / file, (snapshot / file).read_bytes())
 
 
-def _note_provenance(out: Path, env_steps: int) -> list[Row]:
-    """Adds this process to ``provenance.json``: its commit, its first step and its hardware."""
-    path = out / layout.PROVENANCE
-    history = [entry for entry in read_provenance(out) if entry["from_env_steps"] < env_steps]
-    history.append({"from_env_steps": env_steps, "commit": commit(), "versions": versions(), "hardware": hardware()})
+def _note_provenance(out: Path, env_steps: int, updates: int) -> list[Row]:
+    """Adds this process to ``provenance.json``: its commit, its first step and update, and its hardware."""
+    path, first = out / layout.PROVENANCE, {"from_env_steps": env_steps, "from_updates": updates}
+    history = [
+        entry
+        for entry in read_provenance(out)
+        if (entry["from_env_steps"], entry.get("from_updates", 0)) < (env_steps, updates)
+    ]
+    history.append({**first, "commit": commit(), "versions": versions(), "hardware": hardware()})
     write_json(path, {"processes": history})
     return history
 
@@ -335,7 +338,7 @@ def checkpoints(out: Path) -> list[Path]:
 def _checkpoint(run: TrainingRun, attempt: Attempt, algorithm: SkillPriorSAC) -> None:
     """Writes a checkpoint and removes the oldest ones; an attempt that a newer one has overtaken publishes nothing."""
     counters = algorithm.counters
-    only_offline = counters["offline_updates"] == counters["updates"]  # no further step has been made
+    only_offline = counters["offline_updates"] == counters["updates"]  # no further update has been made
     offline = counters["offline_updates"] if only_offline else 0
     target = layout.step_folder(run.out / layout.CHECKPOINTS, counters["env_steps"], offline)
     remove_partial_folders(target.parent)  # of attempts that have ended, or are about to

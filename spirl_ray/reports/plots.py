@@ -265,11 +265,14 @@ def _aligned(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _thinned(run: Run) -> Run:
-    """Returns the finite points by rising x, averaged in equal groups where they are too many to distinguish."""
+    """Returns the finite points by rising x, and the last where x is equal; averaged in equal groups where they are too
+    many to distinguish."""
     x, y = np.asarray(run[0], dtype=np.float64), np.asarray(run[1], dtype=np.float64)
     finite = np.isfinite(x) & np.isfinite(y)
     order = np.argsort(x[finite], kind="stable")
     x, y = x[finite][order], y[finite][order]
+    last = np.append(np.diff(x) > 0.0, True)[: x.size]
+    x, y = x[last], y[last]
     if x.size <= _MAX_POINTS:
         return x, y
     groups = math.ceil(x.size / _MAX_POINTS)

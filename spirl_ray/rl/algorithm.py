@@ -300,7 +300,8 @@ class SkillPriorSAC(Algorithm):
     @property
     def offline_updates_left(self) -> int:
         """The number of updates on offline decisions alone that are made before any further step; 0 in the warm-up."""
-        return self._offline_updates - self.counters["offline_updates"] if self.rewards.warmed_up else 0
+        left = self._offline_updates - self.counters["offline_updates"]
+        return max(0, left) if self.rewards.warmed_up else 0
 
     def _learn(self) -> None:
         """Makes the updates owed for the sampled decisions, or some of those on offline decisions alone that come
@@ -321,7 +322,7 @@ class SkillPriorSAC(Algorithm):
             return
         if alone:
             self.counters["offline_updates"] += alone
-            self.sampler.is_not_asked()
+            self.sampler.pause()
         else:
             self._owed_updates -= updates
         self.learner_metrics.update(self.learners.learn(updates, self.rewards.factor, offline=alone > 0))

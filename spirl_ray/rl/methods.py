@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spirl_ray.config import Settings, SkillSettings, TrainSettings
 from spirl_ray.episodes.actions import ActionRange
@@ -106,6 +106,12 @@ class MethodConfig(Settings):
     policy_head: str = "auto"
     offline_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     offline_updates: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _updates_need_decisions(self) -> MethodConfig:
+        if self.offline_updates and not self.offline_fraction:
+            raise ValueError("offline_updates need offline decisions: set offline_fraction, or no updates")
+        return self
 
     @property
     def divergence_counts(self) -> bool:

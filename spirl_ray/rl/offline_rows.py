@@ -48,6 +48,11 @@ class OfflineRows:
         folder, learners, seed = Path(config.offline), max(1, config.num_learners), (config.seed or 0) + learner
         self.card = read_offline_card(folder)
         check_decisions(self.card, folder, Path(config.skills_folder), config.policy, method.latent_limit)
+        if method.offline_updates and self.card.labels == "learned":
+            raise SpirlError(
+                f"{folder}: these offline decisions have no rewards of their own (offline_labels: learned), so no "
+                "updates can be made on them alone. Set train.offline_updates to 0, or make decisions with labels."
+            )
         most = min(self.card.decisions, learners * replay.capacity) // learners + self.card.parts
         self.offline = DecisionReplay(most, replay.observation_dim, replay.latent_dim, _OTHER_SEED + seed, device)
         before, per_decision = 0, settings.discount_per == "decision"

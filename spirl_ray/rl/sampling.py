@@ -79,7 +79,7 @@ class Sampler:
             self.group.foreach_env_runner_async(_try_to_sample, tag="sample", remote_worker_ids=list(found))
         return list(found.values())
 
-    def is_not_asked(self) -> None:
+    def pause(self) -> None:
         """Notes that nobody collects samples now, so that the time does not count as one without an answer."""
         self._heard_at = time.monotonic()
 

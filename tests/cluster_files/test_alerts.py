@@ -41,12 +41,15 @@ class Case:
 
 
 STEPS, UPDATES, DISK = "ray_spirl_env_steps", "ray_spirl_pretrain_update", "ray_node_disk_utilization_percentage"
+ALONE = "ray_spirl_offline_updates"
 DIVERGENCE, TARGET = "ray_spirl_divergence", {"ray_spirl_target_divergence": "2x120"}
 LOST, MISSING = "ray_spirl_env_runners_lost", "ray_spirl_env_runners_missing"
 CASES = (
     Case("SpirlNoProgress", "stage 2 stops", {STEPS: "0+100x18 1800x102"}, {3: False, 13: False, 16: True}),
     Case("SpirlNoProgress", "stage 2 never starts", {STEPS: "0x120"}, {9: False, 11: True}),
     Case("SpirlNoProgress", "a row every 8 minutes", {STEPS: "0x48 1000x48 2000x24"}, {15: False, 19: False}),
+    Case("SpirlNoProgress", "updates without a step", {STEPS: "2000x120", ALONE: "0+100x120"}, {13: False, 19: False}),
+    Case("SpirlNoProgress", "both stop", {STEPS: "2000x120", ALONE: "9x120"}, {9: False, 11: True}),
     Case("SpirlNoProgress", "stage 2 has ended", {STEPS: "0+100x18 1800x30 _x72"}, {13: False, 19: False}),
     Case("SpirlNoProgress", "stage 1 stops", {UPDATES: "20x120"}, {11: True}, source="pretrain"),
     Case("SpirlNoProgress", "stage 1 works", {UPDATES: "0+20x120"}, {19: False}, source="pretrain"),

@@ -179,6 +179,14 @@ def test_a_resumed_run_continues_its_tracked_run_and_sends_nothing_twice(
     ]
 
 
+def test_rows_without_a_new_step_are_sent_once_each(place: Workspace, tracker: Tracker) -> None:
+    for steps in ((100, 200), (100, 200, 200, 200), (100, 200, 200, 200), (100, 200, 200, 200, 200, 300)):
+        measure(place, *steps)
+        told(place, PROGRESS)
+    sent = [step for step, values in tracker.got["mlflow-0"] if "alpha" in values]
+    assert sent == [100, 200, 200, 200, 200, 300]
+
+
 def test_another_server_gets_a_run_of_its_own(place: Workspace, tracker: Tracker, tmp_path: Path) -> None:
     told(place, PROGRESS)
     told(tracked_by(tmp_path, {"mlflow": {"experiment_name": "elsewhere"}}), PROGRESS)

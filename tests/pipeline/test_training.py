@@ -52,11 +52,15 @@ def test_metrics_from_after_the_restored_checkpoint_are_dropped(tmp_path: Path) 
 
 def test_provenance_names_the_processes_whose_steps_were_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_provenance(tmp_path) == []
-    for commit, steps in (("first", 0), ("lost", 100), ("second", 100)):
+    for commit, steps, updates in (("first", 0, 0), ("lost", 100, 0), ("second", 100, 0), ("alone", 100, 500)):
         monkeypatch.setattr(training, "commit", lambda commit=commit: commit)
-        training._note_provenance(tmp_path, steps)
+        training._note_provenance(tmp_path, steps, updates)
     history = read_provenance(tmp_path)
-    assert [(entry["commit"], entry["from_env_steps"]) for entry in history] == [("first", 0), ("second", 100)]
+    assert [(entry["commit"], entry["from_env_steps"]) for entry in history] == [
+        ("first", 0),
+        ("second", 100),
+        ("alone", 100),
+    ]
     assert set(history[0]["hardware"]) >= {"cpu", "cores", "gpu"}
 
 
@@ -123,39 +127,70 @@ def test_a_notice_leads_to_a_checkpoint_of_the_running_round_and_the_end(tmp_pat
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_updates_without_a_step_are_logged_saved_and_evaluated(tmp_path: Path) -> None:
-    run = run_in(tmp_path, env_steps=200, checkpoint_every=1000)
-    run.out.mkdir(parents=True)
-    algorithm, snapshots = Algorithm({}), list[int]()
-    algorithm.events[100] = lambda: setattr(
-        algorithm, "offline_updates_left", 15_000 - algorithm.counters["offline_updates"]
-    )
-    algorithm.events[-100] = lambda: seen.append(sorted(path.name for path in (run.out / "checkpoints").glob("s*")))
-    seen: list[list[str]] = []
+class OfflineFirst(Algorithm):
+    """Makes 15,000 updates without a step once it has made 100 steps."""
+
+    def __init__(self, events: dict[int, Callable[[], Any]]) -> None:
+        super().__init__({100: self.begin, **events})
+
+    def begin(self) -> None:
+        self.offline_updates_left = 15_000 - self.counters["offline_updates"]
+
+
+def course(run: TrainingRun, algorithm: Algorithm) -> tuple[list[int], list[float]]:
+    """The steps of the snapshots of a training, and its progress."""
+    snapshots, done = list[int](), list[float]()
     evaluations: Any = SimpleNamespace(
         snapshot=lambda _, steps: snapshots.append(steps),
         collect=lambda *_: None,
         newest={},
         scores=declared_scores("spirl/PointPads-v0"),
     )
-    monitor: Any = SimpleNamespace(show=lambda *_: None)
-    done = list[float]()
-    attempt = Attempt.begin(run.out)
 
     def tell(now: float, total: float, **newest: Any) -> None:
         done.append(now)
 
+    attempt, monitor = Attempt.begin(run.out), SimpleNamespace(show=lambda *_: None)
     training._loop(run, attempt, algorithm, evaluations, monitor, tell)  # type: ignore[arg-type]
+    return snapshots, done
+
+
+def test_updates_without_a_step_are_logged_saved_and_evaluated(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=200, checkpoint_every=1000, evaluate_every=100)
+    seen: list[list[str]] = []
+    checkpoints = run.out / "checkpoints"
+    algorithm = OfflineFirst({-100: lambda: seen.append(sorted(path.name for path in checkpoints.glob("s*")))})
+    snapshots, done = course(run, algorithm)
+    assert snapshots == [0, 100, 200]  # before, once after the updates without a step, and at the end
     assert done == [2600, 5100, 7600, 10_100, 12_600, 15_100, 15_200]
     updates = [row.whole_number("updates") for row in read_csv(run.out / "metrics.csv")]
     assert updates == [2500, 5000, 7500, 10_000, 12_500, 15_000, 15_002]
     assert steps_in(run.out / "metrics.csv") == [100] * 6 + [200]
-    assert snapshots == [0, 100, 200]  # before, after what demonstrations say, and at the end
     assert seen == [[], ["step-000000000100-000000010000"]]
-    assert [folder.name for folder in training.checkpoints(run.out)] == [
-        "step-000000000100-000000015000",
-        "step-000000000200",
-    ]
+    left = [folder.name for folder in training.checkpoints(run.out)]
+    assert left == ["step-000000000100-000000015000", "step-000000000200"]
+
+
+def test_a_training_that_ends_with_the_warm_up_makes_its_updates_without_a_step(tmp_path: Path) -> None:
+    run, algorithm = run_in(tmp_path, env_steps=100), OfflineFirst({})
+    assert course(run, algorithm)[0] == [0, 100]
+    assert algorithm.counters["updates"] == 15_000
+
+
+def test_a_notice_amid_updates_without_a_step_saves_them(tmp_path: Path) -> None:
+    run = run_in(tmp_path, env_steps=200, checkpoint_every=1000)
+    algorithm = OfflineFirst({})
+    rounds, train = iter(range(10)), algorithm.train
+
+    def notified() -> None:
+        train()
+        if next(rounds) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    algorithm.train = notified  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        course(run, algorithm)
+    assert [folder.name for folder in training.checkpoints(run.out)] == ["step-000000000100-000000005000"]
 
 
 def test_an_overlapping_attempt_takes_over_and_the_older_one_writes_nothing_more(tmp_path: Path) -> None:

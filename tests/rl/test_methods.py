@@ -56,6 +56,8 @@ def test_updates_without_a_step_are_for_methods_with_offline_decisions_and_known
     assert configured("spirl_offline", offline_updates=100).offline_updates == 100
     assert configured("spirl_offline", offline_updates=100, offline_fraction=0.0).offline_updates == 0
     assert configured("spirl_cl", offline_updates=100).offline_updates == 0
+    with pytest.raises(ValueError, match="offline_updates need offline decisions"):
+        MethodConfig.model_validate({**configured("spirl_cl").model_dump(), "offline_updates": 100})
     with pytest.raises(ValueError, match="offline_labels: learned has none"):
         configured("spirl_offline", offline_updates=100, offline_labels="learned")
 

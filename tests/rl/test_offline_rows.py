@@ -74,6 +74,11 @@ def test_updates_on_offline_decisions_alone_draw_no_others_and_keep_the_target_d
     assert drawn[-1].eq(ONLINE).sum() == 16
 
 
+def test_decisions_without_rewards_of_their_own_are_not_learned_from_alone(make_offline_learner: MakeLearner) -> None:
+    with pytest.raises(SpirlError, match=r"offline-learned: .*train\.offline_updates to 0"):
+        make_offline_learner("learned", offline_fraction=0.5, offline_updates=10)
+
+
 def test_without_a_fraction_only_the_replay_is_drawn_from(make_learner: MakeLearner) -> None:
     learner = make_learner()
     assert learner.rows is learner.replay

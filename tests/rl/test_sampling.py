@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from spirl_ray.errors import SpirlError
+from spirl_ray.rl import sampling
 from spirl_ray.rl.sampling import Sampler
 
 
@@ -53,6 +54,21 @@ def test_what_a_user_can_repair_is_told_without_a_traceback() -> None:
     with pytest.raises(SpirlError) as caught:
         collected(SpirlError("the reward of step 7 is nan"))
     assert str(caught.value) == "the reward of step 7 is nan"
+
+
+def test_time_in_which_nobody_asks_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=lambda _: None)
+    monkeypatch.setattr(sampling, "time", clock)
+    group = Group(KeyError("hand"))
+    group.foreach_env_runner_async = lambda *_, **__: None  # type: ignore[method-assign]
+    sampler = Sampler(group, SimpleNamespace(sample_timeout_s=60.0, silence_limit_s=60.0))
+    now = 100.0
+    sampler.pause()
+    assert sampler.collect(lambda _: None) == []
+    now = 200.0
+    with pytest.raises(SpirlError, match="No env runner has answered"):
+        sampler.collect(lambda _: None)
 
 
 def test_any_other_error_is_told_with_the_traceback_of_the_env_runner() -> None:
