@@ -20,7 +20,7 @@ from spirl_ray.pipeline.user_code import make_importable
 FOLDER = Path(__file__).parents[1] / "examples" / "ogbench"
 COLUMNS = (
     *("env_steps", "mode", "evaluation", "success", "episodes", "wall_clock_s", "config_hash", "commit"),
-    *("latent_nats", "error_removed"),
+    *("latent_nats", "error_removed", "return"),
 )
 
 
