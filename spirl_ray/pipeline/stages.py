@@ -182,7 +182,7 @@ def train(
     with trial.workspace.locked(trial.policy):
         done = is_trained(run)
         if not done and offline_decisions(trial, progress) is not None:
-            progress(0, trial.experiment.train.env_steps, findings=noted_offline(trial))
+            progress(0, run.length, findings=noted_offline(trial))
         trained = train_policy(run, progress, on_evaluation)
     return TrainingResult(
         folder=trial.policy,

@@ -136,7 +136,7 @@ def _train_through_lost_learners(
                 ) from error
             steps = layout.steps_of(saved[-1]) if saved else 0
             found = Finding(f"{error}, so training resumes from step {steps:,} with new ones.", warning=True)
-            progress(steps, _in_all(run), findings=(found,))
+            progress(steps, run.length, findings=(found,))
 
 
 def _train(
@@ -205,7 +205,7 @@ def _loop(
                 row = clock.row()
                 log.add(row)
                 monitor.show(row, evaluations.newest)
-                progress(steps + offline, _in_all(run), metrics=row, scores=_newest_scores(evaluations, row))
+                progress(steps + offline, run.length, metrics=row, scores=_newest_scores(evaluations, row))
             if ends or begins or (practises and _passes(train.evaluate_every, before, steps)):
                 evaluations.snapshot(algorithm, steps)
             evaluations.collect(counters["wall_clock_s"])
@@ -215,11 +215,6 @@ def _loop(
                 sys.exit(TERMINATED)
     if algorithm.rewards.warmed_up:
         notices.note_rewards()
-
-
-def _in_all(run: TrainingRun) -> int:
-    """The steps of a training, and its updates without a step."""
-    return run.experiment.train.env_steps + run.method.offline_updates
 
 
 def _passes(every: int, before: int, now: int) -> bool:
@@ -249,7 +244,7 @@ class _Notices:
             self._settled = rewards.settled
             counters = self._algorithm.counters
             done = counters["env_steps"] + counters["offline_updates"]
-            self._progress(done, _in_all(self._run), findings=self.note_rewards())
+            self._progress(done, self._run.length, findings=self.note_rewards())
 
     def note_rewards(self) -> tuple[Finding, ...]:
         """Writes what is known of rewards to ``rewards.json``, and returns what it says."""

@@ -27,6 +27,11 @@ class TrainingRun:
     offline: Path | None = None
     """The demonstrations as decisions, for methods with offline decisions."""
 
+    @property
+    def length(self) -> int:
+        """The number of steps of the training, and of its updates without a step, by which progress is measured."""
+        return self.experiment.train.env_steps + self.method.offline_updates
+
 
 def algorithm_config(run: TrainingRun) -> SkillPriorSACConfig:
     """The RLlib config of a run."""
