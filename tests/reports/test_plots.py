@@ -19,6 +19,14 @@ def test_mean_curve_leaves_out_what_was_not_recorded():
     assert mean.tolist() == [1, 3]
 
 
+def test_many_rows_of_one_step_leave_the_other_steps_as_they_are():
+    steps = np.concatenate([np.full(5000, 10.0), np.arange(20.0, 40.0)])
+    values = np.concatenate([np.arange(5000.0), np.arange(20.0)])
+    x, mean = mean_curve([(steps, values)])
+    assert x.tolist() == [10, *range(20, 40)]
+    assert mean.tolist() == [4999, *range(20)]
+
+
 def test_drawing_takes_its_colours_from_the_page_and_is_the_same_each_time():
     runs = [(np.arange(5.0), np.arange(5.0) + seed) for seed in range(3)]
     panel = Panel("Title", [Series("a", runs, colour=1, band=True)], "x")
