@@ -228,8 +228,8 @@ class SkillPriorSAC(Algorithm):
         self.settings = self.config.settings
         self.learners = Learners(self.learner_group)
         self.rewards = RewardScale(self.settings, read_skill_card(Path(self.config.env_config["skills"])).spec.horizon)
-        self.counters: dict[str, Any] = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0}
-        self.counters["offline_updates"] = 0
+        counted = ("env_steps", "decisions", "updates", "offline_updates", "episodes")
+        self.counters: dict[str, Any] = dict.fromkeys(counted, 0)
         self._offline_updates = MethodConfig.model_validate(self.config.method).offline_updates
         environment = EnvironmentSettings.model_validate(self.config.env_config["environment"])
         self.environment = envs.environment(environment)
@@ -322,7 +322,6 @@ class SkillPriorSAC(Algorithm):
             return
         if alone:
             self.counters["offline_updates"] += alone
-            self.sampler.pause()
         else:
             self._owed_updates -= updates
         self.learner_metrics.update(self.learners.learn(updates, self.rewards.factor, offline=alone > 0))

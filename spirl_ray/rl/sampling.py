@@ -54,7 +54,8 @@ class Sampler:
 
     def __init__(self, group: Any, config: Any) -> None:
         self.group, self.config = group, config
-        self._heard_at = time.monotonic()
+        self._waiting_since: float | None = None
+        """The time of the first call that got no samples; None where the last one got some."""
 
     def collect(self, send_weights: Callable[[list[int] | None], None]) -> list[Sampled]:
         """Returns what has been sampled since the last call, and requests the next samples before that.
@@ -79,10 +80,6 @@ class Sampler:
             self.group.foreach_env_runner_async(_try_to_sample, tag="sample", remote_worker_ids=list(found))
         return list(found.values())
 
-    def pause(self) -> None:
-        """Notes that nobody collects samples now, so that the time does not count as one without an answer."""
-        self._heard_at = time.monotonic()
-
     def lost(self) -> dict[str, int]:
         """Counts the env runners that do not answer now, and all that were lost so far, by the names of the metrics."""
         missing = self.group.num_remote_env_runners() - self.group.num_healthy_remote_env_runners()
@@ -93,7 +90,8 @@ class Sampler:
         """Returns the samples by env runner; waits for the first, and sends requests to the idle ones."""
         group = self.group
         group.foreach_env_runner_async(_try_to_sample, tag="sample")  # no more than one request a runner
-        deadline = time.monotonic() + self.config.sample_timeout_s
+        began = time.monotonic()
+        deadline = began + self.config.sample_timeout_s
         results: list[tuple[int, Sampled | SpirlError | str]] = []
         while not results and group.num_in_flight_async_reqs("sample") and time.monotonic() < deadline:
             results = group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.0)
@@ -106,14 +104,14 @@ class Sampler:
             if isinstance(sampled, str):
                 raise RuntimeError(f"The environment of env runner {index} failed:\n{sampled}")
             samples[index] = sampled
-        now = time.monotonic()
         if samples:
-            self._heard_at = now
-        elif now - self._heard_at > self.config.silence_limit_s:
+            self._waiting_since = None
+            return samples
+        self._waiting_since = began if self._waiting_since is None else self._waiting_since
+        if time.monotonic() - self._waiting_since > self.config.silence_limit_s:
             raise SpirlError(
                 f"No env runner has answered for {self.config.silence_limit_s:.0f} s. Check that the cluster has a "
                 "free CPU for each (`ray status`), then start the command again: it resumes from the last checkpoint."
             )
-        else:
-            time.sleep(_PAUSE_S)
+        time.sleep(_PAUSE_S)
         return samples

@@ -94,16 +94,28 @@ class Algorithm:
         self.events.get(-self.counters["env_steps"], lambda: None)()
 
 
-def loop(run: TrainingRun, events: dict[int, Callable[[], Any]], show: Callable[..., None] = lambda *_: None) -> None:
-    attempt = Attempt.begin(run.out)
+def course(
+    run: TrainingRun, algorithm: Algorithm, show: Callable[..., None] = lambda *_: None
+) -> tuple[list[int], list[float]]:
+    """The steps of the snapshots of a training, and its progress."""
+    snapshots, done = list[int](), list[float]()
     evaluations: Any = SimpleNamespace(
-        snapshot=lambda *_: None,
+        snapshot=lambda _, steps: snapshots.append(steps),
         collect=lambda *_: None,
         newest={},
         scores=declared_scores("spirl/PointPads-v0"),
     )
-    monitor: Any = SimpleNamespace(show=show)
-    training._loop(run, attempt, Algorithm(events), evaluations, monitor, silent)  # type: ignore[arg-type]
+
+    def tell(now: float, total: float, **newest: Any) -> None:
+        done.append(now)
+
+    attempt, monitor = Attempt.begin(run.out), SimpleNamespace(show=show)
+    training._loop(run, attempt, algorithm, evaluations, monitor, tell)  # type: ignore[arg-type]
+    return snapshots, done
+
+
+def loop(run: TrainingRun, events: dict[int, Callable[[], Any]], show: Callable[..., None] = lambda *_: None) -> None:
+    course(run, Algorithm(events), show)
 
 
 def test_a_lost_env_runner_is_shown_at_once_and_each_loss_once(tmp_path: Path) -> None:
@@ -135,24 +147,6 @@ class OfflineFirst(Algorithm):
 
     def begin(self) -> None:
         self.offline_updates_left = 15_000 - self.counters["offline_updates"]
-
-
-def course(run: TrainingRun, algorithm: Algorithm) -> tuple[list[int], list[float]]:
-    """The steps of the snapshots of a training, and its progress."""
-    snapshots, done = list[int](), list[float]()
-    evaluations: Any = SimpleNamespace(
-        snapshot=lambda _, steps: snapshots.append(steps),
-        collect=lambda *_: None,
-        newest={},
-        scores=declared_scores("spirl/PointPads-v0"),
-    )
-
-    def tell(now: float, total: float, **newest: Any) -> None:
-        done.append(now)
-
-    attempt, monitor = Attempt.begin(run.out), SimpleNamespace(show=lambda *_: None)
-    training._loop(run, attempt, algorithm, evaluations, monitor, tell)  # type: ignore[arg-type]
-    return snapshots, done
 
 
 def test_updates_without_a_step_are_logged_saved_and_evaluated(tmp_path: Path) -> None:

@@ -64,7 +64,6 @@ def test_time_in_which_nobody_asks_is_no_silence(monkeypatch: pytest.MonkeyPatch
     group.foreach_env_runner_async = lambda *_, **__: None  # type: ignore[method-assign]
     sampler = Sampler(group, SimpleNamespace(sample_timeout_s=60.0, silence_limit_s=60.0))
     now = 100.0
-    sampler.pause()
     assert sampler.collect(lambda _: None) == []
     now = 200.0
     with pytest.raises(SpirlError, match="No env runner has answered"):
